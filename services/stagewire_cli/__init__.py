@@ -1,0 +1,1 @@
+"""The `stagewire` command, and what it needs of supervisord."""

@@ -1,0 +1,1 @@
+"""status-service: counters in, a snapshot of them out. It holds no keys and sees no packets."""

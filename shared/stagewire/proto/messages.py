@@ -93,7 +93,7 @@ def parse_handshake_untrusted(data: bytes) -> HandshakeMessage:
         case c.TYPE_COOKIE_REPLY, c.COOKIE_REPLY_LENGTH:
             _, receiver, nonce, cookie = _COOKIE_REPLY.unpack(data)
             return CookieReply(receiver, nonce, cookie)
-        case (c.TYPE_INITIATION | c.TYPE_RESPONSE | c.TYPE_COOKIE_REPLY), _:
+        case ((c.TYPE_INITIATION | c.TYPE_RESPONSE | c.TYPE_COOKIE_REPLY), _):
             raise BadMessage("bad_length")
         case _:
             raise BadMessage("bad_type")

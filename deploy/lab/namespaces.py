@@ -1,0 +1,344 @@
+"""Network namespaces: hosts of a small network inside one machine.
+
+A namespace's name carries the pid of the run (`sw-<pid>-<label>`), so two runs can be side by side. Leaving
+the context closes the sockets made here, ends the processes started here, kills whatever else still lives in
+the namespace (daemons, their children), and deletes it, each step even when the one before failed.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Final, Self, TypeVar
+
+from lab.wait import until
+
+T = TypeVar("T")
+
+CLONE_NEWNET: Final = 0x40000000
+SO_SNDBUFFORCE: Final = 32
+SO_RCVBUFFORCE: Final = 33
+"""As SO_RCVBUF, beyond rmem_max, which is too small for a burst while Python is busy elsewhere."""
+NETLINK_NETFILTER: Final = 12
+CTNETLINK_DELETE: Final = 1 << 8 | 2
+NLM_F_REQUEST_ACK: Final = 1 | 4
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Namespace:
+    """One network namespace, with `lo` up and without IPv6 duplicate address detection."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.name = f"sw-{os.getpid()}-{label}"
+        self._interfaces: set[str] = set()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._sockets: list[socket.socket] = []
+
+    def __repr__(self) -> str:
+        return f"Namespace({self.name})"
+
+    def __enter__(self) -> Self:
+        _ip("netns", "add", self.name)
+        try:
+            self.run("ip", "link", "set", "lo", "up")
+            # An address under duplicate address detection cannot be bound for a second or two.
+            for scope in ("all", "default"):
+                self.sysctl(f"net.ipv6.conf.{scope}.accept_dad", 0)
+                self.sysctl(f"net.ipv6.conf.{scope}.dad_transmits", 0)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends everything in the namespace and removes it. Does nothing the second time."""
+        if not self.exists():
+            return
+        with contextlib.ExitStack() as steps:  # runs from the last to the first, whatever one of them raises
+            steps.callback(_ip, "netns", "delete", self.name)
+            steps.callback(self._kill_everything)
+            for process in self._processes:
+                steps.callback(stop, process)
+            for opened in self._sockets:
+                steps.callback(opened.close)
+
+    def exists(self) -> bool:
+        """Whether the namespace is there now."""
+        return self.path.exists()
+
+    @property
+    def path(self) -> Path:
+        """The file that names the namespace."""
+        return Path("/run/netns") / self.name
+
+    def pids(self) -> list[int]:
+        """The processes that live in the namespace now, this one excepted."""
+        found = _ip("netns", "pids", self.name).stdout.split()
+        return [pid for pid in map(int, found) if pid != os.getpid()]
+
+    def _kill_everything(self) -> None:
+        def none_left() -> bool:
+            # Asked again after each round: a supervisor may have started another child meanwhile.
+            pids = self.pids()
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return not pids
+
+        until(none_left, 5, f"the processes in {self.name} to die")
+
+    def run(
+        self,
+        *argv: str | Path,
+        check: bool = True,
+        timeout: float = 10,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,  # noqa: A002 - subprocess.run calls it so
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end in the namespace. `env` adds to the environment."""
+        result = subprocess.run(
+            self._entering(argv),
+            check=False,
+            timeout=timeout,
+            env={**os.environ, **(env or {})},
+            input=input,
+            stdin=None if input is not None else subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        return _checked(result) if check else result
+
+    def popen(
+        self,
+        *argv: str | Path,
+        env: Mapping[str, str] | None = None,
+        output: int | IO[bytes] = subprocess.DEVNULL,
+        stdin: int | IO[bytes] = subprocess.DEVNULL,
+    ) -> subprocess.Popen[bytes]:
+        """Starts a command, which ends with the namespace at the latest. `output` gets stdout and stderr."""
+        process = subprocess.Popen(
+            self._entering(argv),
+            env={**os.environ, **(env or {})},
+            stdin=stdin,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        self._processes.append(process)
+        return process
+
+    def _entering(self, argv: Sequence[str | Path]) -> list[str]:
+        # `ip netns exec` becomes the command (no fork), so the pid is the command's own.
+        return ["ip", "netns", "exec", self.name, *map(str, argv)]
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Calls `function` inside the namespace, in a thread of its own, so the caller stays where it is.
+
+        A socket (or TUN device) belongs to the namespace where it was made, whoever uses it afterwards.
+        """
+
+        def entered() -> T:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                # os.setns is there only from Python 3.12 on.
+                if _libc.setns(descriptor, CLONE_NEWNET) != 0:
+                    error = ctypes.get_errno()
+                    raise OSError(error, os.strerror(error), self.name)
+            finally:
+                os.close(descriptor)
+            return function()
+
+        with ThreadPoolExecutor(max_workers=1) as one_thread:
+            return one_thread.submit(entered).result()
+
+    def udp_socket(self, address: str = "0.0.0.0", port: int = 0, buffer: int = 8 << 20) -> socket.socket:
+        """A UDP socket bound in the namespace, with large buffers; closed with it at the latest."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        made = self.call(lambda: socket.socket(family, socket.SOCK_DGRAM))
+        self._sockets.append(made)
+        made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer)
+        made.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, buffer)
+        made.bind((address, port))
+        return made
+
+    def sysctl(self, key: str, value: int | str) -> None:
+        """Sets a `net.` kernel parameter of the namespace."""
+        # /proc/sys/net shows the namespace of the thread that looks.
+        self.call(lambda: Path("/proc/sys", *key.split(".")).write_text(f"{value}\n"))
+
+    def new_interface_name(self, wanted: str) -> str:
+        """`wanted`, or `wanted` and a number when a link already has that name; at most 15 characters."""
+        name, number = wanted[:15], 2
+        while name in self._interfaces:
+            name, number = f"{wanted[:12]}{number}", number + 1
+        self._interfaces.add(name)
+        return name
+
+
+class Link:
+    """Two namespaces joined by a veth pair, which goes when either of them does."""
+
+    def __init__(self, a: Namespace, a_interface: str, b: Namespace, b_interface: str) -> None:
+        self.a, self.a_interface = a, a_interface
+        self.b, self.b_interface = b, b_interface
+
+    def up(self) -> None:
+        """Sets both ends up and waits for the carrier; IPv6 sends nothing before it."""
+        self.a.run("ip", "link", "set", self.a_interface, "up")
+        self.b.run("ip", "link", "set", self.b_interface, "up")
+        until(self._carrier, 5, f"the link {self.a.name} - {self.b.name} to be up")
+
+    def down(self) -> None:
+        """Cuts the link. The kernel forgets the IPv6 addresses and the routes of the end in `a`."""
+        self.a.run("ip", "link", "set", self.a_interface, "down")
+
+    def _carrier(self) -> bool:
+        ends = ((self.a, self.a_interface), (self.b, self.b_interface))
+        return all("state UP" in end.run("ip", "-o", "link", "show", name).stdout for end, name in ends)
+
+
+def veth(a: Namespace, b: Namespace, a_addresses: Sequence[str], b_addresses: Sequence[str], mtu: int = 1500) -> Link:
+    """Joins two namespaces by interfaces `to-<label of the other>`; addresses carry their prefix length."""
+    a_interface, b_interface = a.new_interface_name(f"to-{b.label}"), b.new_interface_name(f"to-{a.label}")
+    _ip(
+        *("link", "add", a_interface, "mtu", str(mtu), "netns", a.name, "type", "veth"),
+        *("peer", "name", b_interface, "mtu", str(mtu), "netns", b.name),
+    )
+    add_addresses(a, a_interface, a_addresses)
+    add_addresses(b, b_interface, b_addresses)
+    link = Link(a, a_interface, b, b_interface)
+    link.up()
+    return link
+
+
+def add_addresses(namespace: Namespace, interface: str, addresses: Sequence[str]) -> None:
+    """Gives an interface its addresses, the IPv6 ones usable at once."""
+    for address in addresses:
+        at_once = ("nodad",) if ":" in address else ()
+        namespace.run("ip", "address", "add", address, "dev", interface, *at_once)
+
+
+class Topology:
+    """A - C - B, where C routes. Documentation addresses: what has one is recognisably the outer network."""
+
+    A4: Final = "192.0.2.1"
+    A6: Final = "2001:db8:a::1"
+    B4: Final = "198.51.100.1"
+    B6: Final = "2001:db8:b::1"
+    # C's addresses, towards A and towards B.
+    CA4: Final = "192.0.2.254"
+    CA6: Final = "2001:db8:a::fe"
+    CB4: Final = "198.51.100.254"
+    CB6: Final = "2001:db8:b::fe"
+
+    def __init__(self, label: str = "", mtu: int = 1500) -> None:
+        """`label` tells the topologies of one process apart."""
+        self.a, self.b, self.c = (Namespace(f"{label}{letter}") for letter in "abc")
+        self._mtu = mtu
+        self._stack = contextlib.ExitStack()
+        self.link_a: Link
+        self.link_b: Link
+
+    def __enter__(self) -> Self:
+        with self._stack:
+            for namespace in (self.a, self.b, self.c):
+                self._stack.enter_context(namespace)
+            self._join()
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _join(self) -> None:
+        self.c.sysctl("net.ipv4.ip_forward", 1)
+        self.c.sysctl("net.ipv6.conf.all.forwarding", 1)
+        self.link_a = veth(*(self.a, self.c), *_pair(self.A4, self.A6, self.CA4, self.CA6), self._mtu)
+        self.link_b = veth(*(self.b, self.c), *_pair(self.B4, self.B6, self.CB4, self.CB6), self._mtu)
+        for end, via4, via6 in ((self.a, self.CA4, self.CA6), (self.b, self.CB4, self.CB6)):
+            end.run("ip", "-4", "route", "add", "default", "via", via4)
+            end.run("ip", "-6", "route", "add", "default", "via", via6)
+
+
+def _pair(end4: str, end6: str, router4: str, router6: str) -> tuple[Sequence[str], Sequence[str]]:
+    return (f"{end4}/24", f"{end6}/64"), (f"{router4}/24", f"{router6}/64")
+
+
+class Nat:
+    """Source address translation of what leaves a router by one interface."""
+
+    def __init__(self, namespace: Namespace, interface: str) -> None:
+        self._namespace, self._interface = namespace, interface
+
+    def apply(self, udp_ports: tuple[int, int] | None = None) -> None:
+        """(Re)places the rules. `udp_ports` is the range that UDP source ports are mapped to."""
+        rule = f'add rule inet lab_nat out oifname "{self._interface}"'
+        lines = [
+            "add table inet lab_nat",
+            "add chain inet lab_nat out { type nat hook postrouting priority srcnat; }",
+            "flush chain inet lab_nat out",
+        ]
+        if udp_ports:
+            lines.append(f"{rule} meta l4proto udp masquerade to :{udp_ports[0]}-{udp_ports[1]}")
+        lines.append(f"{rule} masquerade\n")
+        self._namespace.run("nft", "-f", "-", input="\n".join(lines))
+
+    def forget(self) -> None:
+        """Drops every mapping, as a restarting router does. The next one often gets the same port again."""
+        self._namespace.call(_flush_conntrack)
+
+    def rebind(self, port: int, last: int | None = None) -> None:
+        """Drops every mapping; from now on UDP flows get `port` (up to `last`, when there are several)."""
+        self.apply((port, last or port))
+        self.forget()
+
+
+def masquerade(namespace: Namespace, interface: str) -> Nat:
+    """Makes a router hide what is behind it from the network at `interface`, in IPv4 and IPv6."""
+    nat = Nat(namespace, interface)
+    nat.apply()
+    return nat
+
+
+def _flush_conntrack() -> None:
+    """Deletes all of the namespace's connections (Debian's `conntrack -F`, which is not always installed)."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
+        # nlmsghdr (length, type, flags, sequence, port) and nfgenmsg (family, version, resource).
+        netlink.send(struct.pack("=IHHIIBBH", 20, CTNETLINK_DELETE, NLM_F_REQUEST_ACK, 1, 0, 0, 0, 0))
+        netlink.settimeout(2)
+        error = -struct.unpack_from("=i", netlink.recv(4096), 16)[0]
+    if error:
+        raise OSError(error, os.strerror(error), "flush of the connection table")
+
+
+def stop(process: subprocess.Popen[bytes], patience: float = 3) -> int:
+    """Ends a child: asks first, kills after `patience` seconds. Returns its exit status."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        return process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def _ip(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return _checked(subprocess.run(["ip", *arguments], check=False, timeout=10, capture_output=True, text=True))
+
+
+def _checked(result: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """As `check=True`, and with the command's own words in the message."""
+    if result.returncode != 0:
+        said = (result.stderr + result.stdout).strip()
+        raise RuntimeError(f"{' '.join(map(str, result.args))} exited {result.returncode}: {said}")
+    return result

@@ -1,0 +1,129 @@
+"""A Stagewire gateway in a namespace, driven through its own commands and nothing else."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Self
+
+from lab.namespaces import Namespace
+
+SOCKET_PATH_LIMIT: Final = 107
+"""Bytes in the path of a Unix socket."""
+LONGEST_SOCKET_NAME: Final = 40
+"""Room left for the names of the sockets in the run directory."""
+
+
+class Gateway:
+    """`stagewire up` to `stagewire down`, with everything it writes beneath `directory`."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        name: str,
+        directory: Path,
+        config_text: str,
+        workers: int = 2,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """`directory` wants a short path (see the fixture `lab_directory`): the pipes are Unix sockets."""
+        self.namespace, self.name = namespace, name
+        self.config_path = directory / f"{name}.conf"
+        self._config_text = config_text
+        self.run_directory, self.state_directory, self.log_directory = (
+            directory / each for each in ("run", "state", "log")
+        )
+        if len(os.fsencode(self.run_directory / name)) + LONGEST_SOCKET_NAME > SOCKET_PATH_LIMIT:
+            raise ValueError(f"{self.run_directory / name} is too long a path for Unix sockets")
+        self._env = {
+            "STAGEWIRE_RUN_DIR": str(self.run_directory),
+            "STAGEWIRE_STATE_DIR": str(self.state_directory),
+            "STAGEWIRE_LOG_DIR": str(self.log_directory),
+            "STAGEWIRE_WORKERS": str(workers),
+            **(env or {}),
+        }
+
+    def __enter__(self) -> Self:
+        self.write_config(self._config_text)
+        for directory in (self.run_directory, self.state_directory, self.log_directory):
+            directory.mkdir(exist_ok=True)
+        try:
+            self.up()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Takes the gateway down if it can be; what doesn't go by itself is killed with the namespace."""
+        with contextlib.suppress(subprocess.TimeoutExpired, FileNotFoundError):
+            self.command("down", self.name, check=False)
+
+    def write_config(self, text: str) -> None:
+        """(Re)places the configuration file, which holds the private key, so only root may read it."""
+        with os.fdopen(os.open(self.config_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(text)
+
+    def up(self) -> None:
+        """`stagewire up FILE`."""
+        self.command("up", str(self.config_path), timeout=60)
+
+    def down(self) -> None:
+        """`stagewire down NAME`; raises when it fails."""
+        self.command("down", self.name)
+
+    def status(self) -> dict[str, Any]:
+        """`stagewire status --json NAME`."""
+        answer = json.loads(self.command("status", "--json", self.name).stdout)
+        if not isinstance(answer, dict):
+            raise TypeError(f"stagewire status --json answered {answer!r}")
+        return answer
+
+    def command(self, *arguments: str, check: bool = True, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+        """`stagewire <arguments>` in the namespace and the gateway's environment."""
+        return self.namespace.run(executable("stagewire"), *arguments, check=check, timeout=timeout, env=self._env)
+
+    def supervisorctl(
+        self, *arguments: str, check: bool = True, timeout: float = 30
+    ) -> subprocess.CompletedProcess[str]:
+        """`supervisorctl <arguments>` to the gateway's supervisord."""
+        configuration = self.run_directory / self.name / "supervisord.conf"
+        return self.namespace.run(
+            executable("supervisorctl"),
+            "-c",
+            configuration,
+            *arguments,
+            check=check,
+            timeout=timeout,
+            env=self._env,
+        )
+
+    def pid(self, program: str | None = None) -> int:
+        """The process of a program as supervisord calls it (`group:name`), or of supervisord itself."""
+        answer = self.supervisorctl("pid", *([program] if program else [])).stdout.strip()
+        # It prints 0 for a program that is not running, and a signal to 0 would go to our own process group.
+        if not answer.isdigit() or answer == "0":
+            raise RuntimeError(f"{program or 'supervisord'} is not running: {answer}")
+        return int(answer)
+
+    def kill(self, program: str, signal: int) -> int:
+        """Sends a signal to a program's process and returns the pid it had."""
+        pid = self.pid(program)
+        os.kill(pid, signal)
+        return pid
+
+    def logs(self) -> dict[str, str]:
+        """The text of each file in the log directory, by its name."""
+        files = sorted(path for path in self.log_directory.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.log_directory)): path.read_text(errors="replace") for path in files}
+
+
+def executable(name: str) -> Path:
+    """A command installed beside the running Python."""
+    return Path(sys.executable).parent / name

@@ -1,0 +1,286 @@
+"""The shell around `proto.gate`.
+
+UDP ──▶ transport? ──▶ cipher-in.<n>, n from its receiver index     read only while the pipes have room
+    └─▶ Gate ────────▶ handshake-in (through a queue: its length is the load)
+cipher-out    ──▶ UDP                                               read only while the sockets have room
+handshake-out ──▶ UDP
+"""
+
+import errno
+import secrets
+import socket
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+
+import zmq
+
+from conn_service import udp
+from conn_service.names import Resolver
+from stagewire.ipc import endpoints, trains
+from stagewire.ipc.control import ConnSettings, FromKey, Hello, Resolve, SnapshotEnd, Welcome
+from stagewire.ipc.loop import boot_time
+from stagewire.ipc.outlet import Outlet
+from stagewire.ipc.stage import ControlLine, Stage
+from stagewire.proto import device, gate
+from stagewire.proto import endpoint as places
+from stagewire.proto.endpoint import Endpoint
+
+WORKER_PATIENCE = 0.05
+"""s that a worker may take nothing before its packets are dropped for it."""
+BIND_RETRY = 1.0
+ENDPOINT_CACHE = 4096
+
+
+class ConnService:
+    """The UDP side of one interface."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._settings: ConnSettings | None = None
+        self._pending: ConnSettings | None = None
+        self._version = 0
+        self._gate: gate.Gate | None = None
+        self._sockets: list[socket.socket] = []
+        self._workers: list[Outlet] = []
+        self._queue: deque[bytes] = deque()
+        self._blocked: deque[tuple[bytes, bytes]] = deque()
+        self._endpoints: dict[bytes, Endpoint] = {}
+        self._retry: float | None = None
+
+    def set_up(self) -> None:
+        """Opens the pipes. The sockets are opened when key-service says where."""
+        stage, pipes = self._stage, self._stage.pipes
+        self._line = ControlLine(stage, self)
+        self._resolver = Resolver(stage.loop, self._line.say)
+        self._handshake_out = pipes.bind(zmq.PULL, endpoints.HANDSHAKE_OUT)
+        self._cipher_out = pipes.bind(zmq.PULL, endpoints.CIPHER_OUT)
+        self._handshake_in = pipes.connect(zmq.PUSH, endpoints.HANDSHAKE_IN)
+        stage.loop.add(self._handshake_out, self._on_handshake_out)
+        stage.loop.add(self._cipher_out, self._on_cipher_out)
+        stage.loop.add_timed(self)
+
+    # --- in ------------------------------------------------------------------------------------------------
+
+    def _on_udp(self, opened: socket.socket, now: float) -> None:
+        runs: dict[int, list[tuple[bytes, list[bytes]]]] = {}
+        received = 0
+        for _ in range(trains.MAX_PACKETS):
+            try:
+                data, source = udp.receive(opened)
+            except BlockingIOError:
+                break
+            except OSError:
+                continue  # an ICMP error that belongs to something we sent
+            received += 1
+            if not device.is_transport(data):
+                self._on_handshake_in(opened, data, source, now)
+                continue
+            worker = device.worker_of_datagram(data)
+            packed = source.pack()
+            train = runs.setdefault(worker, [])
+            if train and train[-1][0] == packed:
+                train[-1][1].append(data)
+            else:
+                train.append((packed, [data]))
+        self._stage.counters["datagrams_in"] += received
+        for worker, train in runs.items():
+            weight = sum(len(datagrams) for _, datagrams in train)
+            if worker < len(self._workers):
+                self._workers[worker].offer(trains.pack_cipher(train, now), weight, now)
+            else:
+                self._stage.counters["unknown_worker"] += weight
+
+    def _on_handshake_in(self, opened: socket.socket, data: bytes, source: Endpoint, now: float) -> None:
+        assert self._gate is not None  # noqa: S101 - the sockets are opened after it is made
+        passed, answer = self._gate.judge_untrusted(data, source, now)
+        if answer:
+            with suppress(OSError):
+                udp.send(opened, answer, source)
+        if not passed:
+            return
+        if len(self._queue) >= gate.QUEUE_LIMIT:
+            self._stage.counters["key_full"] += 1
+            return
+        self._queue.append(trains.pack_handshake(source.pack(), data, now))
+        self._gate.note_queue(len(self._queue), now)
+        self._pass_on(now)
+
+    def _pass_on(self, _now: float) -> None:
+        while self._queue:
+            try:
+                self._handshake_in.send(self._queue[0], zmq.DONTWAIT)
+            except zmq.Again:
+                self._stage.loop.when_writable(self._handshake_in, self._pass_on)
+                return
+            self._queue.popleft()
+        self._stage.loop.when_writable(self._handshake_in, None)
+
+    # --- out -----------------------------------------------------------------------------------------------
+
+    def _on_handshake_out(self, now: float) -> None:
+        for _ in range(trains.MAX_PACKETS):
+            try:
+                endpoint, message = trains.unpack_handshake_untrusted(self._handshake_out.recv(zmq.DONTWAIT), now)
+            except zmq.Again:
+                return
+            except trains.BadTrain as bad:
+                self._stage.counters[bad.reason] += 1
+                continue
+            self._send(endpoint, [message])
+
+    def _on_cipher_out(self, now: float) -> None:
+        try:
+            runs = trains.unpack_cipher_untrusted(self._cipher_out.recv(zmq.DONTWAIT), now)
+        except zmq.Again:
+            return
+        except trains.BadTrain as bad:
+            self._stage.counters[bad.reason] += 1
+            return
+        for endpoint, datagrams in runs:
+            self._send(endpoint, datagrams)
+
+    def _send(self, packed: bytes, datagrams: Sequence[bytes]) -> None:
+        endpoint = self._endpoint(packed)
+        opened = self._socket_for(endpoint) if endpoint else None
+        if endpoint is None or opened is None:
+            self._stage.counters["send_failed"] += len(datagrams)
+            return
+        for position, datagram in enumerate(datagrams):
+            if self._blocked:
+                self._blocked.extend((packed, later) for later in datagrams[position:])
+                return
+            try:
+                udp.send(opened, datagram, endpoint)
+            except BlockingIOError:
+                self._hold(opened, packed, datagrams[position:])
+                return
+            except OSError as error:
+                endpoint = self._after_error(error, opened, datagram, endpoint)
+                continue
+            self._stage.counters["datagrams_out"] += 1
+
+    def _after_error(self, error: OSError, opened: socket.socket, datagram: bytes, endpoint: Endpoint) -> Endpoint:
+        """Once more from whatever address the routing table says, if ours is gone; otherwise it is lost."""
+        if endpoint.source and error.errno in udp.STALE_SOURCE:
+            endpoint = endpoint._replace(source=b"", source_interface=0)
+            with suppress(OSError):
+                udp.send(opened, datagram, endpoint)
+                self._stage.counters["datagrams_out"] += 1
+                return endpoint
+        self._stage.counters["send_failed"] += 1
+        return endpoint
+
+    def _hold(self, opened: socket.socket, packed: bytes, datagrams: Sequence[bytes]) -> None:
+        self._blocked.extend((packed, datagram) for datagram in datagrams)
+        self._stage.loop.pause(self._cipher_out)
+        self._stage.loop.when_writable(opened.fileno(), lambda _now: self._on_room(opened))
+
+    def _on_room(self, opened: socket.socket) -> None:
+        waiting, self._blocked = self._blocked, deque()
+        self._stage.loop.when_writable(opened.fileno(), None)
+        self._stage.loop.resume(self._cipher_out)
+        for packed, datagram in waiting:
+            self._send(packed, [datagram])
+
+    def _endpoint(self, packed: bytes) -> Endpoint | None:
+        endpoint = self._endpoints.get(packed)
+        if endpoint is None:
+            try:
+                endpoint = places.unpack_untrusted(packed)
+            except ValueError:
+                return None
+            if len(self._endpoints) >= ENDPOINT_CACHE:
+                self._endpoints.clear()
+            self._endpoints[packed] = endpoint
+        return endpoint
+
+    def _socket_for(self, endpoint: Endpoint) -> socket.socket | None:
+        family = socket.AF_INET if len(endpoint.address) == 4 else socket.AF_INET6
+        return next((opened for opened in self._sockets if opened.family == family), None)
+
+    # --- control -------------------------------------------------------------------------------------------
+
+    def hello(self) -> Hello:
+        """The plain one."""
+        return self._stage.hello()
+
+    def on_control(self, message: FromKey, now: float) -> None:
+        """One message from key-service."""
+        match message:
+            case Welcome():
+                self._pending = None
+            case ConnSettings():
+                self._pending = message
+            case SnapshotEnd(version=version):
+                self._version = version
+                self._configure(now)
+            case Resolve():
+                self._resolver.ask(message)
+            case _:
+                self._stage.counters["control_unexpected"] += 1
+
+    def _configure(self, now: float) -> None:
+        wanted = self._pending
+        if wanted is None:
+            return
+        if wanted != self._settings:
+            self._gate = gate.Gate(wanted.public_key, secrets.token_bytes, self._stage.counters, stamped=wanted.stamped)
+            try:
+                self._open_sockets(wanted)
+            except OSError as error:
+                self._stage.set_fault(self._explain(error, wanted))
+                self._retry = now + BIND_RETRY
+                return
+            self._connect_workers(wanted.workers)
+            self._settings = wanted
+        self._retry = None
+        self._stage.set_fault("")
+        self._line.applied(self._version)
+
+    @staticmethod
+    def _explain(error: OSError, wanted: ConnSettings) -> str:
+        if error.errno == errno.EADDRINUSE:
+            return f"UDP port {wanted.listen_port} is taken by another program; choose another ListenPort or stop it"
+        return f"UDP port {wanted.listen_port} cannot be opened: {error.strerror}"
+
+    def _open_sockets(self, wanted: ConnSettings) -> None:
+        loop = self._stage.loop
+        for opened in self._sockets:
+            loop.remove(opened.fileno())
+            opened.close()
+        if self._blocked:
+            self._blocked.clear()
+            loop.resume(self._cipher_out)
+        self._sockets = []
+        self._sockets = [opened for opened in udp.bind(wanted.listen_port, wanted.fwmark) if opened is not None]
+        for opened in self._sockets:
+            loop.add(opened.fileno(), partial(self._on_udp, opened))
+        self._stage.log.info("listening", port=self._sockets[0].getsockname()[1], families=len(self._sockets))
+
+    def _connect_workers(self, workers: int) -> None:
+        sources = [opened.fileno() for opened in self._sockets]
+        for outlet in self._workers:
+            outlet.close()
+        self._workers = [
+            Outlet(
+                self._stage.loop,
+                self._stage.pipes.connect(zmq.PUSH, endpoints.CIPHER_IN, number),
+                self._stage.counters,
+                "worker_full",
+                sources,
+                WORKER_PATIENCE,
+            )
+            for number in range(workers)
+        ]
+
+    # --- time ----------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When to try to open the sockets again."""
+        return self._retry
+
+    def act(self, _now: float) -> None:
+        """Tries to open the sockets again."""
+        self._configure(boot_time())

@@ -1,0 +1,24 @@
+"""`device-service --number N`: runs crypto worker N, in the foreground, until SIGTERM."""
+
+import argparse
+import sys
+
+from device_service.service import DeviceService
+from stagewire.environment import MAX_WORKERS
+from stagewire.ipc.stage import Stage
+
+
+def main() -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="device-service", description="Runs one crypto worker of a Stagewire gateway."
+    )
+    parser.add_argument(
+        "--number", type=int, default=0, choices=range(MAX_WORKERS), metavar="N", help="which one, from 0"
+    )
+    stage = Stage("device", parser.parse_args().number)
+    return stage.run(DeviceService(stage).set_up)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

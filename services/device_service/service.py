@@ -1,0 +1,212 @@
+"""The shell around `proto.device`.
+
+plain-out.<n> ──▶ Device.outbound ──▶ cipher-out      read only while cipher-out has room
+cipher-in.<n> ──▶ Device.inbound  ──▶ plain-in        read only while plain-in has room
+sessions      ──▶ Device.install
+control      ◀──▶ settings, peers, events
+"""
+
+import secrets
+import time
+from collections.abc import Callable
+from ipaddress import ip_network
+from typing import TypeVar
+
+import zmq
+
+from stagewire import privileges
+from stagewire.ipc import endpoints, trains
+from stagewire.ipc.control import (
+    EndpointFound,
+    FromKey,
+    HandshakeGaveUp,
+    HandshakeSent,
+    Hello,
+    LiveSession,
+    PeerTraffic,
+    SessionInstalled,
+    SessionRefused,
+    SnapshotEnd,
+    Traffic,
+    Welcome,
+    WorkerPeer,
+    WorkerPeers,
+    WorkerSettings,
+)
+from stagewire.ipc.handover import Grant, SessionsTaker, WorkerHello
+from stagewire.ipc.loop import Every, boot_time
+from stagewire.ipc.outlet import Outlet
+from stagewire.ipc.stage import ControlLine, Stage
+from stagewire.proto import constants as c
+from stagewire.proto.device import Device, PeerFacts
+from stagewire.proto.session import Session
+from stagewire.proto.tunnel import Output, TunnelSettings
+
+TRAINS_PER_TURN = 4
+"""From one pipe; then the other direction gets its turn."""
+TRAFFIC_INTERVAL = 1.0
+TRAFFIC_BATCH = 1024
+
+T = TypeVar("T")
+
+
+def jitter() -> float:
+    """Seconds, uniformly."""
+    return secrets.randbelow(1000) * c.REKEY_TIMEOUT_JITTER_MAX / 1000
+
+
+class DeviceService:
+    """One crypto worker."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._device = Device(jitter)
+        self._device.drops = stage.counters
+        self._snapshot: set[bytes] = set()
+        self._reported: dict[bytes, tuple[int, int]] = {}
+        self._handshake_times: dict[int, int] = {}
+
+    def set_up(self) -> None:
+        """Opens the pipes; from here on the loop drives everything."""
+        stage, pipes, number = self._stage, self._stage.pipes, self._stage.number
+        loop, counters = stage.loop, stage.counters
+        # First in the poller is first served: no train must wait for a key, nor a key for a train.
+        self._line = ControlLine(stage, self)
+        self._taker = SessionsTaker(
+            loop,
+            pipes.path(endpoints.SESSIONS),
+            privileges.uid_of("key"),
+            WorkerHello(number, stage.generation),
+            self._on_session,
+        )
+        self._plain_out = pipes.bind(zmq.PULL, endpoints.PLAIN_OUT, number)
+        self._cipher_in = pipes.bind(zmq.PULL, endpoints.CIPHER_IN, number)
+        loop.add(self._plain_out, self._on_plain)
+        loop.add(self._cipher_in, self._on_cipher)
+        cipher_out = pipes.connect(zmq.PUSH, endpoints.CIPHER_OUT)
+        plain_in = pipes.connect(zmq.PUSH, endpoints.PLAIN_IN)
+        self._to_conn = Outlet(loop, cipher_out, counters, "conn_full", [self._plain_out])
+        self._to_tun = Outlet(loop, plain_in, counters, "tun_full", [self._cipher_in])
+        loop.add_timed(self)
+        loop.add_timed(Every(TRAFFIC_INTERVAL, self._report_traffic))
+
+    # --- packets -------------------------------------------------------------------------------------------
+
+    def _on_plain(self, now: float) -> None:
+        self._drain(self._plain_out, trains.unpack_plain_untrusted, self._device.outbound, now)
+
+    def _on_cipher(self, now: float) -> None:
+        self._drain(self._cipher_in, trains.unpack_cipher_untrusted, self._device.inbound, now)
+
+    def _drain(
+        self,
+        pipe: "zmq.Socket[bytes]",
+        unpack: Callable[[bytes, float], T],
+        work: Callable[[T, float], Output],
+        now: float,
+    ) -> None:
+        for _ in range(TRAINS_PER_TURN):
+            try:
+                frame = pipe.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            # A train may have waited while the one before it was sealed: its age counts from here.
+            now = boot_time()
+            try:
+                self._emit(work(unpack(frame, now), now), now)
+            except trains.BadTrain as bad:
+                self._stage.counters[bad.reason] += 1
+
+    def _emit(self, out: Output, now: float) -> None:
+        if out.runs:
+            weight = sum(len(datagrams) for _, datagrams in out.runs)
+            self._to_conn.offer(trains.pack_cipher(out.runs, now), weight, now)
+        if out.packets:
+            self._to_tun.offer(trains.pack_plain(out.packets, now), len(out.packets), now)
+        for event in out.events:
+            self._line.say(event)
+
+    # --- sessions ------------------------------------------------------------------------------------------
+
+    def _on_session(self, grant: Grant, session: Session) -> None:
+        now = boot_time()
+        out = self._device.install(grant.public_key, session, grant.endpoint or None, now)
+        if out is None:
+            self._line.say(SessionRefused(grant.index))
+            return
+        self._line.say(SessionInstalled(grant.index))
+        self._handshake_times[grant.index] = time.time_ns()
+        self._emit(out, now)
+
+    # --- time ----------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """The Device's."""
+        return self._device.next_deadline()
+
+    def act(self, now: float) -> None:
+        """What the Device has due."""
+        self._emit(self._device.act(now), now)
+
+    def _report_traffic(self, _now: float) -> None:
+        changed: list[Traffic] = []
+        for tunnel in self._device.tunnels():
+            totals = (tunnel.tx_bytes, tunnel.rx_bytes)
+            if self._reported.get(tunnel.public_key, (0, 0)) != totals and len(changed) < TRAFFIC_BATCH:
+                self._reported[tunnel.public_key] = totals
+                changed.append(Traffic(tunnel.public_key, *totals))
+        if changed:
+            self._line.say(PeerTraffic(tuple(changed)))
+
+    # --- control -------------------------------------------------------------------------------------------
+
+    def hello(self) -> Hello:
+        """With the sessions that run here, for a key-service that doesn't know them."""
+        live = self._device.sessions()
+        standing = {session.index for _, session in live}
+        self._handshake_times = {index: at for index, at in self._handshake_times.items() if index in standing}
+        sessions = tuple(
+            LiveSession(
+                tunnel.public_key, session.index, tunnel.endpoint or b"", self._handshake_times.get(session.index, 0)
+            )
+            for tunnel, session in live
+        )
+        plain = self._stage.hello()
+        return Hello(plain.stage, plain.number, plain.generation, plain.pid, sessions)
+
+    def on_control(self, message: FromKey, now: float) -> None:
+        """One message from key-service."""
+        device = self._device
+        match message:
+            case Welcome():
+                self._snapshot = set()
+            case WorkerSettings():
+                device.settings = TunnelSettings(message.mtu, message.rekey_after_time)
+            case WorkerPeers():
+                for peer in message.peers:
+                    self._set_peer(peer, now)
+            case SnapshotEnd():
+                for public_key in device.public_keys() - self._snapshot:
+                    self._emit(device.remove_peer(public_key), now)
+                self._reported.clear()  # a new key-service has heard nothing of them
+                self._line.applied(message.version)
+                self._emit(device.want_again(now), now)
+            case EndpointFound():
+                device.endpoint_found(message.public_key, message.endpoint)
+            case HandshakeSent():
+                device.handshake_sent(message.public_key, now)
+            case HandshakeGaveUp():
+                device.handshake_gave_up(message.public_key, now)
+            case _:
+                self._stage.counters["control_unexpected"] += 1
+
+    def _set_peer(self, peer: WorkerPeer, now: float) -> None:
+        self._snapshot.add(peer.public_key)
+        facts = PeerFacts(
+            peer.public_key,
+            tuple(map(ip_network, peer.prefixes)),
+            peer.home,
+            peer.persistent_keepalive,
+            peer.endpoint or None,
+        )
+        self._emit(self._device.set_peer(facts, now), now)

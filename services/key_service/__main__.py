@@ -1,0 +1,34 @@
+"""`key-service`: runs one, in the foreground, until SIGTERM."""
+
+import sys
+
+from key_service.service import KeyService
+from key_service.timestamps import TimestampStore
+from stagewire import config, privileges
+from stagewire.ipc.stage import EXIT_MISTAKE, Stage
+
+
+def main() -> int:
+    """Returns the exit status."""
+    stage = Stage("key")
+    environment = stage.environment
+    try:
+        interface = config.load(environment.config)
+    except config.ConfigError as error:
+        for mistake in error.mistakes:
+            stage.log.error("configuration refused", mistake=str(mistake))
+        return EXIT_MISTAKE
+    privileges.make_folder(environment.state, "key", 0o700)
+    path = environment.state / "timestamps"
+    privileges.give(path, "key")
+    service: list[KeyService] = []
+
+    def set_up() -> None:
+        service.append(KeyService(stage, interface, TimestampStore(path)))
+        service[0].set_up()
+
+    return stage.run(set_up)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

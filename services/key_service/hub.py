@@ -1,0 +1,112 @@
+"""The control line's hub: who is there, how they are, and a way to speak to each."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import zmq
+
+from stagewire.ipc import control, endpoints
+from stagewire.ipc.codec import BadControl
+from stagewire.ipc.control import Applied, Beat, FromKey, FromStage, Heartbeat, Hello, StatusQuery
+from stagewire.ipc.stage import Stage
+
+_HELLO_AGAIN = 1.0
+"""s; a stage repeats its Hello until it hears a Welcome, and one answer is enough."""
+
+
+@dataclass(slots=True)
+class Member:
+    """One process of another stage."""
+
+    identity: bytes
+    stage: str
+    number: int
+    generation: int
+    pid: int
+    heard: float
+    welcomed: float
+    fault: str = ""
+    applied: int = 0
+    """The version of the snapshot that it has in force; 0 for none."""
+
+
+class Hub:
+    """Reads `control`, keeps the members, hands messages on with the member that said them."""
+
+    MAX_PER_TURN = 128
+
+    def __init__(
+        self,
+        stage: Stage,
+        on_hello: Callable[[Member, Hello, float], None],
+        on_message: Callable[[Member, FromStage, float], None],
+        on_query: Callable[[bytes], None],
+    ) -> None:
+        self._stage = stage
+        self._on_hello = on_hello
+        self._on_message = on_message
+        self._on_query = on_query
+        self._members: dict[bytes, Member] = {}
+        self._socket = stage.pipes.bind(zmq.ROUTER, endpoints.CONTROL)
+        stage.loop.add(self._socket, self._read)
+
+    def send(self, identity: bytes, message: FromKey) -> None:
+        """Sends to one; what a stage that is away would have heard is in the snapshot it gets when it is back."""
+        with suppress(zmq.ZMQError):
+            self._socket.send_multipart([identity, control.FROM_KEY.pack(message)], zmq.DONTWAIT)
+
+    def member(self, stage: str, number: int = 0) -> Member | None:
+        """The newest process of a stage."""
+        found = [member for member in self._members.values() if member.stage == stage and member.number == number]
+        return max(found, key=lambda member: member.welcomed, default=None)
+
+    def tell(self, stage: str, number: int, message: FromKey) -> None:
+        """Sends to the newest process of a stage, if there is one."""
+        member = self.member(stage, number)
+        if member is not None:
+            self.send(member.identity, message)
+
+    def members(self, now: float) -> Iterator[Member]:
+        """Those that live."""
+        return (member for member in self._members.values() if now - member.heard < control.SILENT_AFTER)
+
+    def forget_silent(self, now: float) -> None:
+        """Forgets processes long gone."""
+        for identity, member in list(self._members.items()):
+            if now - member.heard > 10 * control.SILENT_AFTER:
+                del self._members[identity]
+
+    def _read(self, now: float) -> None:
+        for _ in range(self.MAX_PER_TURN):
+            try:
+                identity, *frames = self._socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            try:
+                message = control.FROM_STAGE.unpack_untrusted(frames[-1] if frames else b"")
+            except BadControl as bad:
+                self._stage.counters[bad.reason] += 1
+                continue
+            self._dispatch(identity, message, now)
+
+    def _dispatch(self, identity: bytes, message: FromStage, now: float) -> None:
+        member = self._members.get(identity)
+        if isinstance(message, StatusQuery):
+            self._on_query(identity)
+        elif isinstance(message, Hello):
+            if member is None or now - member.welcomed > _HELLO_AGAIN:
+                member = Member(identity, message.stage, message.number, message.generation, message.pid, now, now)
+                self._members[identity] = member
+                self._on_hello(member, message, now)
+        elif member is None:
+            self.send(identity, Beat(0))
+        else:
+            member.heard = now
+            if isinstance(message, Heartbeat):
+                member.fault = message.fault
+                self.send(identity, Beat(self._stage.generation))
+            else:
+                if isinstance(message, Applied):
+                    member.applied = message.version
+                self._on_message(member, message, now)

@@ -1,0 +1,157 @@
+"""`stagewire`: what an operator types."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from stagewire import config
+from stagewire.environment import Environment, EnvironmentMistake
+
+CONFIG_FOLDER = Path("/etc/stagewire")
+
+
+def _complain(text: str) -> None:
+    click.echo(f"stagewire: {text}", err=True)
+
+
+def _fail(text: str) -> None:
+    _complain(text)
+    sys.exit(1)
+
+
+def _environment(file_or_name: str) -> Environment:
+    """A path has a slash or ends in .conf; anything else is the name of an interface."""
+    try:
+        if "/" in file_or_name or file_or_name.endswith(".conf"):
+            path = Path(file_or_name).absolute()
+            return Environment.read(os.environ | {"STAGEWIRE_CONFIG": str(path)}, config.interface_name(path))
+        variables = {name: value for name, value in os.environ.items() if name != "STAGEWIRE_CONFIG"}
+        return Environment.read(variables, file_or_name)
+    except (EnvironmentMistake, config.ConfigError) as mistake:
+        _fail(str(mistake))
+        raise
+
+
+def _load(environment: Environment) -> config.InterfaceConfig:
+    try:
+        return config.load(environment.config)
+    except config.ConfigError as error:
+        for mistake in error.mistakes:
+            _complain(str(mistake))
+        sys.exit(1)
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        _fail("this needs root: it makes a network interface and starts services under uids of their own")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="stagewire")
+def main() -> None:
+    """A WireGuard-compatible VPN gateway made of small processes."""
+
+
+@main.command()
+@click.argument("file_or_name", metavar="FILE|NAME")
+def up(file_or_name: str) -> None:
+    """Bring an interface up; returns when traffic can flow.
+
+    FILE is a wg-quick configuration file, whose name without .conf names the interface. NAME stands for
+    /etc/stagewire/NAME.conf.
+    """
+    from stagewire_cli import bring_up
+
+    _need_root()
+    environment = _environment(file_or_name)
+    interface = _load(environment)
+    try:
+        bring_up.up(environment, interface, lambda text: _complain(f"note: {text}"))
+    except bring_up.Failed as failed:
+        _fail(f"{environment.interface}: {failed}")
+
+
+@main.command()
+@click.argument("file_or_name", metavar="FILE|NAME")
+def down(file_or_name: str) -> None:
+    """Take an interface down, and remove all that it made."""
+    from stagewire_cli import bring_up
+
+    _need_root()
+    environment = _environment(file_or_name)
+    try:
+        interface = config.load(environment.config)
+    except config.ConfigError:
+        interface = None  # what is up must come down, whatever became of its file
+    try:
+        bring_up.down(environment, interface)
+    except bring_up.Failed as failed:
+        _fail(str(failed))
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; without NAME, a list of them.")
+def status(name: str | None, as_json: bool) -> None:
+    """Show services, peers, last handshakes and transfer; of all interfaces, or of NAME."""
+    from stagewire_cli import show
+
+    names = [name] if name else _interfaces()
+    found = [answer for each in names if (answer := show.gather(_environment(each))) is not None]
+    if as_json:
+        if name and not found:
+            _fail(f"{name} is not up")
+        click.echo(json.dumps(found[0] if name else found, indent=2))
+        return
+    if not found:
+        _fail(f"{name} is not up" if name else "no interface is up")
+    # Piped, a table is as wide as it needs to be.
+    console = Console(soft_wrap=True) if sys.stdout.isatty() else Console(width=200)
+    for answer in found:
+        show.render(answer, console)
+
+
+def _interfaces() -> list[str]:
+    folder = Path(os.environ.get("STAGEWIRE_RUN_DIR") or "/run/stagewire")
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    except OSError:
+        return []
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def check(file: Path) -> None:
+    """Check a configuration file; every mistake is named with its line."""
+    try:
+        interface = config.load(file)
+    except config.ConfigError as error:
+        for mistake in error.mistakes:
+            click.echo(str(mistake), err=True)
+        sys.exit(1)
+    prefixes = sum(len(peer.allowed_ips) for peer in interface.peers)
+    click.echo(f"{file}: no mistakes; {len(interface.peers)} peers, {prefixes} allowed IPs")
+
+
+@main.command()
+def genkey() -> None:
+    """Print a new private key."""
+    click.echo(config.encode_key(config.generate_private_key(os.urandom(32))))
+
+
+@main.command()
+def pubkey() -> None:
+    """Read a private key from standard input; print its public key."""
+    try:
+        private_key = config.decode_key(click.get_text_stream("stdin").read().strip())
+    except ValueError as error:
+        _fail(f"standard input: {error}")
+    click.echo(config.encode_key(config.public_key(private_key)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""`stagewire up` and `down`: an interface's supervisord, from nothing until traffic can flow, and back to nothing."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from stagewire import privileges
+from stagewire.config import InterfaceConfig
+from stagewire.environment import Environment
+from stagewire_cli import query
+from stagewire_cli.supervision import Supervision
+
+READY_WITHIN = 15.0
+"""s; a cold start of seven Python processes on one slow core takes three."""
+GONE_WITHIN = 10.0
+_POLL = 0.05
+_RULE_PROTOCOL = "87"  # tun-service marks its routes and rules with it
+
+
+class Failed(Exception):  # noqa: N818 - the text is what the operator reads
+    """What went wrong, in one line."""
+
+
+def up(environment: Environment, interface: InterfaceConfig, warn: Callable[[str], None]) -> None:
+    """Starts an interface and returns when traffic can flow. Raises Failed, having left nothing behind."""
+    supervision = Supervision(environment)
+    if supervision.pid() is not None:
+        raise Failed(f"{environment.interface} is up already; `stagewire down {environment.interface}` takes it down")
+    for feature, unused in (("DNS", interface.dns), ("SaveConfig", interface.save_config)):
+        if unused:
+            warn(f"{feature} is read but not applied yet")
+    privileges.make_folder(environment.run, None, 0o710)
+    environment.log.mkdir(parents=True, exist_ok=True)
+    supervision.write_configuration()
+    try:
+        _hooks(interface.pre_up, environment)
+        _start(environment, supervision)
+        _wait_until_ready(environment, supervision)
+        _hooks(interface.post_up, environment)
+    except BaseException:
+        _stop(environment, supervision)
+        raise
+
+
+def down(environment: Environment, interface: InterfaceConfig | None) -> None:
+    """Stops an interface and removes all that it made. Raises Failed."""
+    supervision = Supervision(environment)
+    if supervision.pid() is None and not environment.run.exists():
+        raise Failed(f"{environment.interface} is not up")
+    _hooks(interface.pre_down if interface else (), environment)
+    _stop(environment, supervision)
+    _hooks(interface.post_down if interface else (), environment)
+
+
+def _start(environment: Environment, supervision: Supervision) -> None:
+    supervisord = Path(sys.executable).parent / "supervisord"
+    started = subprocess.run(
+        [str(supervisord), "-c", str(supervision.configuration)],
+        env=supervision.variables(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if started.returncode != 0:
+        last = (started.stderr or started.stdout).strip().splitlines()[-1:] or ["no reason given"]
+        raise Failed(f"supervisord did not start: {last[0]}")
+
+
+def _wait_until_ready(environment: Environment, supervision: Supervision) -> None:
+    deadline = time.monotonic() + READY_WITHIN
+    waiting_for = ["key 0"]
+    while time.monotonic() < deadline:
+        answer = query.key_service(environment)
+        if answer is not None:
+            faults = [f"{stage['stage']}-service: {stage['fault']}" for stage in answer["stages"] if stage["fault"]]
+            if faults:
+                raise Failed("; ".join(faults))
+            if answer["ready"]:
+                return
+            waiting_for = answer["waiting_for"]
+        else:
+            _look_for_the_dead(supervision)
+        time.sleep(_POLL)
+    raise Failed(f"not ready within {READY_WITHIN:.0f} s, waiting for {', '.join(waiting_for)}; see {environment.log}")
+
+
+def _look_for_the_dead(supervision: Supervision) -> None:
+    """A program that refused to work has said why in its log, and is no use being started again."""
+    for process in supervision.processes() or []:
+        if process.state in {"EXITED", "BACKOFF", "FATAL"} and process.log is not None and process.log.exists():
+            complaints = [line for line in process.log.read_text().splitlines() if "level=error" in line]
+            if complaints:
+                raise Failed(f"{process.name}: {complaints[-1]}")
+
+
+def _stop(environment: Environment, supervision: Supervision) -> None:
+    pid = supervision.pid()
+    supervision.shut_down()
+    if pid is not None:
+        _wait_for_end(pid, environment.interface)
+    _remove_interface(environment.interface)
+    shutil.rmtree(environment.run, ignore_errors=True)
+
+
+def _wait_for_end(pid: int, interface: str) -> None:
+    deadline = time.monotonic() + GONE_WITHIN
+    while time.monotonic() < deadline:
+        if not _lives(pid):
+            return
+        time.sleep(_POLL)
+    # It doesn't answer its socket: tell it directly, once.
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + GONE_WITHIN
+    while time.monotonic() < deadline:
+        if not _lives(pid):
+            return
+        time.sleep(_POLL)
+    raise Failed(f"{interface}: supervisord {pid} does not end; its programs may still run")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A zombie of a parent that doesn't wait has ended all the same.
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _remove_interface(interface: str) -> None:
+    """The TUN device is persistent, and its routes go with it; policy rules don't."""
+    described = subprocess.run(
+        ["ip", "-details", "link", "show", "dev", interface], capture_output=True, text=True, check=False
+    )
+    if described.returncode == 0 and " tun " in described.stdout:
+        subprocess.run(["ip", "link", "delete", "dev", interface], capture_output=True, check=False)
+        for family in ("-4", "-6"):
+            _flush_rules(family)
+
+
+def _flush_rules(family: str) -> None:
+    """Removes our policy rules, unless another interface of ours still has its default route."""
+    routes = ["ip", family, "route", "show", "table", "all", "proto", _RULE_PROTOCOL, "default"]
+    if subprocess.run(routes, capture_output=True, text=True, check=False).stdout.strip():
+        return
+    subprocess.run(["ip", family, "rule", "flush", "protocol", _RULE_PROTOCOL], capture_output=True, check=False)
+
+
+def _hooks(commands: Iterable[str], environment: Environment) -> None:
+    for command in commands:
+        command = command.replace("%i", environment.interface)  # noqa: PLW2901
+        shell = shutil.which("bash") or "/bin/sh"
+        done = subprocess.run([shell, "-c", command], check=False)
+        if done.returncode != 0:
+            raise Failed(f"hook failed with {done.returncode}: {command}")

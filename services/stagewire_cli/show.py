@@ -1,0 +1,132 @@
+"""`stagewire status`: what the services say, as one JSON object or as tables."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from stagewire.environment import Environment
+from stagewire_cli import query
+from stagewire_cli.supervision import Process, Supervision
+
+Status = dict[str, Any]
+_DROP_PREFIXES = ("tun_packets", "datagrams")
+
+
+def gather(environment: Environment) -> Status | None:
+    """Everything about one interface; None when it isn't up. What is away is missing, not guessed."""
+    supervision = Supervision(environment)
+    processes = supervision.processes()
+    keys = query.key_service(environment)
+    if processes is None and keys is None:
+        return None
+    counters = query.status_service(environment) or {"services": []}
+    keys = keys or {"interface": environment.interface, "ready": False, "stages": [], "peers": []}
+    stages = {(stage["stage"], stage["number"]): stage for stage in keys.pop("stages")}
+    counted = {(entry["stage"], entry["number"]): entry for entry in counters["services"]}
+    supervised = {_identity(process.name): process for process in processes or []}
+    names = sorted(stages.keys() | counted.keys() | supervised.keys(), key=_order)
+    return keys | {
+        "services": [_service(name, supervised.get(name), stages.get(name), counted.get(name)) for name in names]
+    }
+
+
+def _identity(process: str) -> tuple[str, int]:
+    name, _, number = process.partition("_")
+    return name.removesuffix("-service"), int(number or 0)
+
+
+def _order(name: tuple[str, int]) -> tuple[int, int]:
+    return ("tun", "device", "conn", "key", "status").index(name[0]), name[1]
+
+
+def _service(name: tuple[str, int], process: Process | None, stage: Status | None, counted: Status | None) -> Status:
+    running = process is not None and process.state == "RUNNING"
+    return {
+        "service": f"{name[0]}-service",
+        "number": name[1],
+        "state": process.state if process else "UNSUPERVISED",
+        "pid": process.pid if process else (stage or {}).get("pid"),
+        "uptime_s": int(time.time()) - process.started if process and running else None,
+        "ready": bool(stage and stage["ready"]),
+        "fault": (stage or {}).get("fault", ""),
+        "lives": (counted or {}).get("lives", 0),
+        "counters": (counted or {}).get("counters", {}),
+    }
+
+
+def render(status: Status, console: Console) -> None:
+    """As tables."""
+    state = "[green]up[/green]" if status["ready"] else "[yellow]not ready[/yellow]"
+    console.print(
+        f"[bold]{status['interface']}[/bold]  {state}  port {status.get('listen_port', '?')}  "
+        f"public key {status.get('public_key', '?')}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(_services(status["services"]))
+    console.print(_peers(status["peers"]))
+
+
+def _services(services: list[Status]) -> Table:
+    table = Table("service", "state", "pid", "up for", "drops and failures", box=None, header_style="bold")
+    for service in services:
+        name = service["service"] + (f" {service['number']}" if service["service"] == "device-service" else "")
+        state = (
+            service["state"].lower() if service["ready"] else f"[yellow]{service['state'].lower()}, not ready[/yellow]"
+        )
+        drops = ", ".join(
+            f"{reason} {count:,}"
+            for reason, count in service["counters"].items()
+            if not reason.startswith(_DROP_PREFIXES)
+        )
+        table.add_row(
+            name, state, str(service["pid"] or "-"), span(service["uptime_s"]), service["fault"] or drops or "none"
+        )
+    return table
+
+
+def _peers(peers: list[Status]) -> Table:
+    table = Table(
+        "peer", "endpoint", "last handshake", "received", "sent", "allowed ips", box=None, header_style="bold"
+    )
+    skewed = any(peer["clock_skew_s"] is not None for peer in peers)
+    if skewed:
+        table.add_column("clock skew")
+    for peer in sorted(peers, key=lambda peer: -(peer["last_handshake_unix_s"] or 0)):
+        at = peer["last_handshake_unix_s"]
+        table.add_row(
+            peer["public_key"],
+            peer["endpoint"] or "(unknown)",
+            f"{span(max(0, time.time() - at))} ago" if at else "never",
+            size(peer["rx_bytes"]),
+            size(peer["tx_bytes"]),
+            ", ".join(peer["allowed_ips"]) or "(none)",
+            *([_skew(peer["clock_skew_s"])] if skewed else []),
+        )
+    return table
+
+
+def _skew(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:+.3f} s"
+
+
+def span(seconds: float | None) -> str:
+    """A time as one would say it."""
+    if seconds is None:
+        return "-"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def size(count: int) -> str:
+    """Bytes as one would say them."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"

@@ -1,0 +1,141 @@
+"""supervisord for one interface: its configuration, what we add to it, and how to speak to it.
+
+supervisord's configuration can count processes but not cores, and knows no default for a variable that isn't set. So
+`supervisord.conf` names 64 workers, and an RPC interface of ours, which supervisord makes before it starts anything,
+leaves as many as are wanted.
+"""
+
+import configparser
+import os
+import sys
+import xmlrpc.client
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from supervisor.xmlrpc import SupervisorTransport
+
+from stagewire.environment import Environment, EnvironmentMistake
+
+WORKERS_GROUP = "device-service"
+_RPC_TIMEOUT = 5.0
+
+
+class _Nothing:
+    """An RPC interface without methods."""
+
+
+def make(supervisord: Any, **_settings: str) -> _Nothing:
+    """Called by supervisord before it starts the programs."""
+    # Programs are installed beside supervisord, whose folder need not be on anybody's PATH.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    try:
+        workers = Environment.read(os.environ).workers
+    except EnvironmentMistake as mistake:
+        sys.exit(f"stagewire: {mistake}")
+    processes = supervisord.process_groups[WORKERS_GROUP].processes
+    for name in sorted(processes)[workers:]:
+        del processes[name]
+    return _Nothing()
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One program as supervisord sees it. `started` is in unix s; `state` is supervisord's word."""
+
+    name: str
+    state: str
+    pid: int
+    started: int
+    log: Path | None
+
+
+class Supervision:
+    """The supervisord of one interface."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self.configuration = environment.run / "supervisord.conf"
+        self.pid_file = environment.run / "supervisord.pid"
+        self._socket = environment.run / "supervisor.sock"
+
+    def write_configuration(self) -> None:
+        """The top-level file's programs, with folders of this interface's own, in the background, logging to files."""
+        # Our conf has no %%; supervisord's own expansions must go through as they are.
+        parser = configparser.RawConfigParser(inline_comment_prefixes=None)
+        with template().open() as file:
+            parser.read_file(file)
+        log = self._environment.log
+        parser["supervisord"].update(
+            {"nodaemon": "false", "logfile": str(log / "supervisord.log"), "pidfile": str(self.pid_file),
+             "logfile_maxbytes": "10MB", "logfile_backups": "1", "childlogdir": str(log)}
+        )  # fmt: skip
+        parser["unix_http_server"]["file"] = str(self._socket)
+        parser["supervisorctl"]["serverurl"] = f"unix://{self._socket}"
+        for section in parser.sections():
+            if section.startswith("program:"):
+                # Every process writes to a file of its own, which alone supervisord can rotate.
+                process = parser[section].get("process_name", section.removeprefix("program:"))
+                process = process.replace("%(program_name)s", section.removeprefix("program:"))
+                parser[section].update(
+                    {"stdout_logfile": f"{log}/{process}.log", "stdout_logfile_maxbytes": "10MB",
+                     "stdout_logfile_backups": "1"}
+                )  # fmt: skip
+        with self.configuration.open("w") as file:
+            parser.write(file)
+
+    def variables(self) -> dict[str, str]:
+        """What its programs read from the environment."""
+        environment = self._environment
+        return os.environ | {
+            "STAGEWIRE_INTERFACE": environment.interface,
+            "STAGEWIRE_CONFIG": str(environment.config),
+            "STAGEWIRE_RUN_DIR": str(environment.run.parent),
+            "STAGEWIRE_STATE_DIR": str(environment.state.parent),
+            "STAGEWIRE_LOG_DIR": str(environment.log.parent),
+            "STAGEWIRE_WORKERS": str(environment.workers),
+        }
+
+    def processes(self) -> list[Process] | None:
+        """All programs, or None when this supervisord isn't there."""
+        answer = self._call("getAllProcessInfo")
+        if answer is None:
+            return None
+        return [
+            Process(
+                info["name"], info["statename"], info["pid"], info["start"],
+                Path(info["stdout_logfile"]) if info["stdout_logfile"] else None,
+            )
+            for info in answer
+        ]  # fmt: skip
+
+    def shut_down(self) -> None:
+        """Tells it to stop everything and itself."""
+        self._call("shutdown")
+
+    def pid(self) -> int | None:
+        """Its pid while it lives."""
+        try:
+            pid = int(self.pid_file.read_text())
+            os.kill(pid, 0)
+        except (OSError, ValueError):
+            return None
+        return pid
+
+    def _call(self, method: str) -> Any:
+        if not self._socket.exists():
+            return None
+        proxy = xmlrpc.client.ServerProxy(
+            "http://localhost", transport=cast("Any", SupervisorTransport("", "", f"unix://{self._socket}"))
+        )
+        try:
+            return getattr(proxy.supervisor, method)()
+        except (OSError, xmlrpc.client.Error):
+            return None
+
+
+def template() -> Path:
+    """`supervisord.conf`, from a wheel or from a checkout."""
+    here = Path(__file__).resolve().parent
+    installed = here / "supervisord.conf"
+    return installed if installed.exists() else here.parents[1] / "supervisord.conf"

@@ -1,0 +1,24 @@
+"""`tun-service`: runs one, in the foreground, until SIGTERM."""
+
+import sys
+
+from stagewire.ipc.stage import EXIT_MISTAKE, Stage
+from stagewire.privileges import CAP_NET_ADMIN
+from tun_service import tun
+from tun_service.service import TunService
+
+
+def main() -> int:
+    """Returns the exit status."""
+    stage = Stage("tun")
+    try:
+        clone = tun.open_clone()
+    except tun.TunUnavailable as unavailable:
+        stage.log.error("cannot work", reason=str(unavailable))
+        return EXIT_MISTAKE
+    # NET_ADMIN for the device, its addresses and its routes.
+    return stage.run(TunService(stage, clone).set_up, CAP_NET_ADMIN)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""The TUN device (Linux, Documentation/networking/tuntap.rst). It is persistent: it outlives the process."""
+
+import errno
+import fcntl
+import os
+import struct
+from pathlib import Path
+from typing import Final
+
+MAX_PACKET: Final = 65535
+_TUNSETIFF: Final = 0x400454CA
+_TUNSETPERSIST: Final = 0x400454CB
+_TUNSETOWNER: Final = 0x400454CC
+_IFF_TUN: Final = 0x0001
+_IFF_NO_PI: Final = 0x1000
+_REQUEST: Final = struct.Struct("16sH22x")
+
+
+class TunUnavailable(Exception):  # noqa: N818 - a state of the host, told to the operator
+    """The device can't be had; the text is one line for the operator."""
+
+
+def open_clone() -> int:
+    """Opens /dev/net/tun, for which one must be root (or the node's mode be otherwise). Raises TunUnavailable."""
+    path = Path("/dev/net/tun")
+    try:
+        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise TunUnavailable(f"{path} is missing; load the tun module, or give the container the device") from None
+    except OSError as error:
+        raise TunUnavailable(f"{path}: {error.strerror}; start as root, or give access to the device") from None
+
+
+def attach(clone: int, name: str, owner: int) -> None:
+    """Makes `name`, or takes it over if it is ours from an earlier life, and makes it stay. Raises TunUnavailable."""
+    try:
+        fcntl.ioctl(clone, _TUNSETIFF, _REQUEST.pack(name.encode(), _IFF_TUN | _IFF_NO_PI))
+        fcntl.ioctl(clone, _TUNSETOWNER, owner)
+        fcntl.ioctl(clone, _TUNSETPERSIST, 1)
+    except OSError as error:
+        raise TunUnavailable(_explain(name, error)) from None
+
+
+def _explain(name: str, error: OSError) -> str:
+    match error.errno:
+        case errno.EBUSY:
+            return f"interface {name} is in use by another program; stop it or choose another name"
+        case errno.EINVAL:
+            return f"interface {name} exists and is no TUN device; remove it or choose another name"
+        case errno.EPERM:
+            return f"interface {name} cannot be made: CAP_NET_ADMIN is needed"
+        case _:
+            return f"interface {name} cannot be made: {error.strerror}"

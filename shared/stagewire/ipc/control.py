@@ -1,0 +1,263 @@
+"""Every control message, and who may say it.
+
+    stage -> key    Hello, Heartbeat, Applied                            every stage
+                    WantHandshake, EndpointMoved, SessionConfirmed,
+                    SessionsEnded, SessionInstalled, SessionRefused,
+                    PeerTraffic                                          workers
+                    Resolved                                             conn
+    key -> stage    Welcome, Beat, SnapshotEnd                           every stage
+                    TunSettings, Routes                                  tun
+                    WorkerSettings, WorkerPeers, EndpointFound,
+                    HandshakeSent, HandshakeGaveUp                       workers
+                    ConnSettings, Resolve                                conn
+    stage -> status Counters                                             every stage, on `telemetry`
+    cli -> key      StatusQuery, answered by StatusReply
+    cli -> status   StatusQuery, answered by StatusReply
+
+A snapshot is: Welcome, the stage's settings, its peers or routes in batches, SnapshotEnd. The stage compares it with what
+it has, changes the difference, and says Applied. It is sent on Hello, and again whenever the configuration changes.
+
+No message here carries a key that isn't public: session keys go by `handover`.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from stagewire.ipc.codec import Codec
+from stagewire.proto.events import EndpointMoved, SessionConfirmed, SessionsEnded, WantHandshake
+
+VERSION: Final = 1
+HEARTBEAT_INTERVAL: Final = 0.25
+"""s between two heartbeats of a stage."""
+SILENT_AFTER: Final = 2.0
+"""s without a heartbeat after which a stage counts as away."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSession:
+    """A session that runs in a worker. `handshake_unix_ns` is when its handshake was complete, 0 if it isn't yet."""
+
+    public_key: bytes
+    index: int
+    endpoint: bytes
+    handshake_unix_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A stage has started, or has met a new key-service. `generation` is random, made when the process started."""
+
+    stage: str
+    number: int
+    generation: int
+    pid: int
+    sessions: tuple[LiveSession, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A stage lives. `fault` is what keeps it from its work, in one line for the operator, or empty."""
+
+    generation: int
+    fault: str
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A stage has applied the snapshot of this version."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInstalled:
+    """A worker has the session."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRefused:
+    """A worker was given a session of a peer that isn't at home there."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """UDP payload bytes of one peer since its worker started, handshakes not included."""
+
+    public_key: bytes
+    tx_bytes: int
+    rx_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTraffic:
+    """The peers whose traffic changed since the last report."""
+
+    peers: tuple[Traffic, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """A snapshot begins. `generation` is key-service's."""
+
+    generation: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """key-service lives; a stage that doesn't know this generation says Hello again. 0: it doesn't know the stage."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotEnd:
+    """A snapshot ends."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class TunSettings:
+    """`addresses` as address/length; `table` is auto, off or a number; outer packets carry `fwmark`."""
+
+    addresses: tuple[str, ...]
+    mtu: int
+    table: str
+    fwmark: int
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The prefixes of one peer, and the worker it is at home in."""
+
+    prefixes: tuple[str, ...]
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """Some of the routes."""
+
+    routes: tuple[Route, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """Of every peer: inner MTU (bytes) and rekey interval (s)."""
+
+    mtu: int
+    rekey_after_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPeer:
+    """A peer as a worker needs it. `endpoint` is packed, or empty. `home`: it lives in this worker."""
+
+    public_key: bytes
+    prefixes: tuple[str, ...]
+    home: bool
+    persistent_keepalive: int
+    endpoint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPeers:
+    """Some of the peers."""
+
+    peers: tuple[WorkerPeer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointFound:
+    """A host name was resolved, or resolved anew after nobody answered at the old address."""
+
+    public_key: bytes
+    endpoint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ConnSettings:
+    """`stamped`: some peer's responses carry a timestamp, so their length is let through."""
+
+    public_key: bytes
+    listen_port: int
+    fwmark: int
+    workers: int
+    stamped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeSent:
+    """An initiation has left; the peer's session timers count it as a packet."""
+
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeGaveUp:
+    """Nobody answered for REKEY_ATTEMPT_TIME."""
+
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """Look up a peer's endpoint: conn-service does, as key-service touches no network."""
+
+    public_key: bytes
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """`endpoint` is packed; empty if `error` says why there is none."""
+
+    public_key: bytes
+    endpoint: bytes
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """A stage's counters since it started."""
+
+    stage: str
+    number: int
+    generation: int
+    pid: int
+    names: tuple[str, ...]
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StatusQuery:
+    """The command line asks."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReply:
+    """The answer, as JSON."""
+
+    text: str
+
+
+FromStage = (
+    Hello | Heartbeat | Applied | WantHandshake | EndpointMoved | SessionConfirmed | SessionsEnded | SessionInstalled
+    | SessionRefused | PeerTraffic | Resolved | StatusQuery
+)  # fmt: skip
+FromKey = (
+    Welcome | Beat | SnapshotEnd | TunSettings | Routes | WorkerSettings | WorkerPeers | ConnSettings | EndpointFound
+    | HandshakeSent | HandshakeGaveUp | Resolve | StatusReply
+)  # fmt: skip
+ToStatus = Counters | StatusQuery | StatusReply
+
+FROM_STAGE: Final[Codec[FromStage]] = Codec(VERSION, FromStage.__args__)
+FROM_KEY: Final[Codec[FromKey]] = Codec(VERSION, FromKey.__args__)
+TO_STATUS: Final[Codec[ToStatus]] = Codec(VERSION, ToStatus.__args__)

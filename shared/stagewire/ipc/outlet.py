@@ -1,0 +1,98 @@
+"""The sending end of a pipe: backpressure while its reader is busy, counted loss when it is gone.
+
+A frame that finds the pipe full is held, and the sources whose packets would come next are left unread, so that the
+kernel's queue drops, where a drop costs nothing. A reader that takes nothing for `patience` is taken for gone or hung:
+what is held is dropped and counted, and so is all that follows, without holding anybody up, until it takes one again.
+"""
+
+from collections import Counter, deque
+from collections.abc import Sequence
+
+import zmq
+
+from stagewire.ipc.loop import Loop, Source
+
+MAX_HELD = 64
+"""Frames; beyond what its sources bring, an outlet may be offered a keepalive or a staged train while it is full."""
+
+
+class Outlet:
+    """Sends frames to one reader. `sources` are paused while it is full; `patience` is in s, None for endless."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        socket: "zmq.Socket[bytes]",
+        drops: Counter[str],
+        reason: str,
+        sources: Sequence[Source] = (),
+        patience: float | None = None,
+    ) -> None:
+        self._loop = loop
+        self._socket = socket
+        self._drops = drops
+        self._reason = reason
+        self._sources = sources
+        self._patience = patience
+        self._held: deque[tuple[bytes, int]] = deque()
+        self._gone = False
+        self._deadline: float | None = None
+        loop.add_timed(self)
+
+    def offer(self, frame: bytes, weight: int, now: float) -> None:
+        """Sends a frame with `weight` packets in it, now or when there is room."""
+        if not self._held:
+            if self._send(frame):
+                self._gone = False
+                return
+            if self._gone:
+                self._drops[self._reason] += weight
+                return
+            for source in self._sources:
+                self._loop.pause(source)
+            self._loop.when_writable(self._socket, self._on_room)
+            self._deadline = None if self._patience is None else now + self._patience
+        if len(self._held) < MAX_HELD:
+            self._held.append((frame, weight))
+        else:
+            self._drops[self._reason] += weight
+
+    def close(self) -> None:
+        """Lets go of the pipe and of the sources."""
+        if self._held:
+            self._held.clear()
+            self._release()
+        self._loop.remove_timed(self)
+        self._socket.close()
+
+    def next_deadline(self) -> float | None:
+        """When patience ends."""
+        return self._deadline
+
+    def act(self, _now: float) -> None:
+        """Patience has ended."""
+        self._gone = True
+        self._drops[self._reason] += sum(weight for _, weight in self._held)
+        self._held.clear()
+        self._release()
+
+    def _on_room(self, now: float) -> None:
+        while self._held:
+            if not self._send(self._held[0][0]):
+                self._deadline = None if self._patience is None else now + self._patience
+                return
+            self._held.popleft()
+        self._release()
+
+    def _release(self) -> None:
+        self._deadline = None
+        self._loop.when_writable(self._socket, None)
+        for source in self._sources:
+            self._loop.resume(source)
+
+    def _send(self, frame: bytes) -> bool:
+        try:
+            self._socket.send(frame, zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        return True

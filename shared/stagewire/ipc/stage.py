@@ -1,0 +1,182 @@
+"""What every program is made of beside its own work: environment, log, folders, privileges, loop, control, counters.
+
+    stage = Stage("tun")            read the environment, set the log up, make the folders    (as root)
+    ...                             open what needs root
+    stage.run(...)                  become the stage's own uid, turn the loop until SIGTERM
+
+A stage says Hello to key-service until it is welcomed, says Heartbeat from then on, and says Hello again when it meets
+another key-service. Every second it pushes its counters to status-service.
+"""
+
+import os
+import secrets
+import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+import zmq
+
+from stagewire import logs, privileges
+from stagewire.environment import Environment, EnvironmentMistake
+from stagewire.ipc import control, endpoints
+from stagewire.ipc.codec import BadControl
+from stagewire.ipc.control import Applied, Beat, Counters, FromKey, FromStage, Heartbeat, Hello, SnapshotEnd, Welcome
+from stagewire.ipc.loop import Every, Loop
+
+EXIT_MISTAKE = 2
+"""The operator has to do something; starting again won't help."""
+
+
+class Handler(Protocol):
+    """What a stage does with what key-service says."""
+
+    def hello(self) -> Hello:
+        """The stage as it is now."""
+
+    def on_control(self, message: FromKey, now: float) -> None:
+        """One message, Welcome and SnapshotEnd included."""
+
+
+class Stage:
+    """One process. `name` is tun, device, conn, key or status; `number` is the worker's."""
+
+    def __init__(self, name: str, number: int = 0) -> None:
+        self.name = name
+        self.number = number
+        self.generation = secrets.randbits(63)
+        self.environment = _read_environment()
+        extra = {"worker": number} if name == "device" else {}
+        self.log = logs.set_up(
+            f"{name}-service", self.environment.log_level, interface=self.environment.interface, **extra
+        )
+        self.counters: Counter[str] = Counter()
+        self.loop = Loop()
+        self.fault = ""
+        endpoints.prepare_folders(self.environment.run, name)
+        self.pipes = endpoints.Pipes(zmq.Context(), self.environment.run)
+
+    def set_fault(self, fault: str) -> None:
+        """Says what keeps the stage from its work (empty: nothing does); logged when it changes."""
+        if fault != self.fault:
+            self.fault = fault
+            if fault:
+                self.log.error("cannot work", reason=fault)
+            else:
+                self.log.info("works again")
+
+    def hello(self) -> Hello:
+        """The plain one."""
+        return Hello(self.name, self.number, self.generation, os.getpid())
+
+    def run(self, set_up: Callable[[], None], *capabilities: int) -> int:
+        """Becomes the stage's own uid, calls `set_up`, turns the loop; returns the exit status."""
+        try:
+            privileges.drop(self.name, *capabilities)
+            # From here on every socket is for the services' group, and nobody else.
+            os.umask(0o117)
+            set_up()
+            self._push_counters()
+            self.log.info("started", pid=os.getpid(), generation=self.generation)
+            self.loop.run()
+        except KeyboardInterrupt:
+            pass
+        except Exception:
+            self.log.exception("died of a bug")
+            return 1
+        finally:
+            self.pipes.context.destroy(linger=0)
+        self.log.info("stopped")
+        return 0
+
+    def _push_counters(self) -> None:
+        telemetry = self.pipes.connect(zmq.PUSH, endpoints.TELEMETRY)
+
+        def push(_now: float) -> None:
+            names = tuple(self.counters)
+            message = Counters(
+                self.name,
+                self.number,
+                self.generation,
+                os.getpid(),
+                names,
+                tuple(self.counters[name] for name in names),
+            )
+            with suppress(zmq.Again):  # status-service is away; the next message says it all again
+                telemetry.send(control.TO_STATUS.pack(message), zmq.DONTWAIT)
+
+        self.loop.add_timed(Every(1.0, push))
+
+
+def _read_environment() -> Environment:
+    try:
+        return Environment.read(os.environ)
+    except EnvironmentMistake as mistake:
+        print(f"stagewire: {mistake}", file=sys.stderr)
+        sys.exit(EXIT_MISTAKE)
+
+
+class ControlLine:
+    """A stage's line to key-service."""
+
+    MAX_PER_TURN = 256
+    """A snapshot of 10,000 peers must not keep the packets waiting."""
+
+    def __init__(self, stage: Stage, handler: Handler) -> None:
+        self._stage = stage
+        self._handler = handler
+        # A name of our own, so that key-service knows us again when the connection was lost and made anew.
+        name = f"{stage.name}.{stage.number}.{stage.generation:x}".encode()
+        self._socket = stage.pipes.connect(zmq.DEALER, endpoints.CONTROL, routing_id=name)
+        self._key_generation: int | None = None
+        self._heartbeat = Every(0.05, self._beat)
+        stage.loop.add(self._socket, self._read)
+        stage.loop.add_timed(self._heartbeat)
+
+    @property
+    def welcomed(self) -> bool:
+        """Whether a key-service knows us."""
+        return self._key_generation is not None
+
+    def say(self, message: FromStage) -> bool:
+        """Sends a message; False if key-service is away, which will ask for all it needs when it is back."""
+        try:
+            self._socket.send(control.FROM_STAGE.pack(message), zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        return True
+
+    def applied(self, version: int) -> None:
+        """Says that the snapshot is in force."""
+        self.say(Applied(version))
+
+    def _beat(self, now: float) -> None:
+        if self._key_generation is None:
+            self.say(self._handler.hello())
+            return
+        self.say(Heartbeat(self._stage.generation, self._stage.fault))
+        # Often while nobody knows us, so that a start is quick; rarely after.
+        self._heartbeat.put_off(now + control.HEARTBEAT_INTERVAL)
+
+    def _read(self, now: float) -> None:
+        for _ in range(self.MAX_PER_TURN):
+            try:
+                data = self._socket.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            try:
+                message = control.FROM_KEY.unpack_untrusted(data)
+            except BadControl as bad:
+                self._stage.counters[bad.reason] += 1
+                continue
+            if isinstance(message, Beat):
+                if message.generation != self._key_generation:
+                    self._key_generation = None
+                    self._heartbeat.put_off(now)
+                continue
+            if isinstance(message, Welcome):
+                self._key_generation = message.generation
+            self._handler.on_control(message, now)
+            if isinstance(message, SnapshotEnd):
+                self._stage.log.info("configured", version=message.version)

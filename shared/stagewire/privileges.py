@@ -1,0 +1,92 @@
+"""From root to a uid of one's own: which program runs as whom, and how it gets there.
+
+Accounts named `stagewire-tun` and so on are used where they exist; elsewhere fixed numbers serve, which need no entry
+anywhere. Root is needed to open the TUN device, to set addresses and to read the configuration file; what is needed
+beyond the start (CAP_NET_ADMIN in tun- and conn-service) is kept as that one capability.
+"""
+
+import ctypes
+import os
+import pwd
+import resource
+import struct
+from pathlib import Path
+from typing import Final
+
+CAP_NET_BIND_SERVICE: Final = 10
+CAP_NET_ADMIN: Final = 12
+
+_GROUP_NUMBER: Final = 64820
+_NUMBERS: Final = {"tun": 64821, "device": 64822, "conn": 64823, "key": 64824, "status": 64825}
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_KEEPCAPS: Final = 8
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+_started_as_root: Final = os.geteuid() == 0
+
+
+def uid_of(stage: str) -> int:
+    """The uid that `stage` (tun, device, conn, key, status) runs as; our own when we weren't started as root."""
+    if not _started_as_root:
+        return os.geteuid()
+    try:
+        return pwd.getpwnam(f"stagewire-{stage}").pw_uid
+    except KeyError:
+        return _NUMBERS[stage]
+
+
+def group() -> int:
+    """The gid that all stages share, and nobody else has."""
+    if not _started_as_root:
+        return os.getegid()
+    try:
+        return pwd.getpwnam("stagewire-key").pw_gid
+    except KeyError:
+        return _GROUP_NUMBER
+
+
+def make_folder(path: Path, stage: str | None, mode: int) -> None:
+    """Makes a folder, or sets right the one that is there, owned by `stage` (None: by root) and the shared group."""
+    path.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        os.chown(path, 0 if stage is None else uid_of(stage), group())
+    path.chmod(mode)
+
+
+def give(path: Path, stage: str) -> None:
+    """Makes `stage` the owner of a file, if there is one; it may be left from a life under another account."""
+    if os.geteuid() == 0 and path.exists():
+        os.chown(path, uid_of(stage), group(), follow_symlinks=False)
+
+
+def drop(stage: str, *capabilities: int) -> None:
+    """Becomes `stage` for good, keeping only `capabilities`. Not root: only closes what an ordinary user can close."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if os.geteuid() == 0:
+        uid, gid = uid_of(stage), group()
+        _prctl(_PR_SET_KEEPCAPS, 1)
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        _set_capabilities(capabilities)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    # Not even another process of this uid may look into our memory.
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl {option}")
+
+
+def _set_capabilities(capabilities: tuple[int, ...]) -> None:
+    mask = sum(1 << capability for capability in capabilities)
+    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    # effective, permitted, inheritable: first of capabilities 0 to 31, then of 32 to 63
+    data = struct.pack("<6I", low, low, 0, high, high, 0)
+    if _libc.capset(header, data) != 0:
+        raise OSError(ctypes.get_errno(), "capset")

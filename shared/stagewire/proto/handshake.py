@@ -1,0 +1,161 @@
+"""Noise_IKpsk2 as WireGuard defines it: making and reading the initiation and the response.
+
+WireGuard paper, sections 5.4.2 and 5.4.3. The third step, the empty packet under the session key that confirms, is an
+ordinary transport message and belongs to `tunnel`.
+
+    initiator                                                   responder
+    initiate ──── e, es, s, ss, {timestamp} ────▶ open_initiation_untrusted   who is it?   (1 DH)
+                                                  authenticate_untrusted      is it they?  (precomputed)
+    read_response_untrusted ◀──── e, ee, se, psk, {} ──────── respond
+
+Between two Stagewire gateways `{}` of the response may be `{timestamp}`, a TAI64N: the receiver tells by the length.
+
+Contract: a function that raises has changed nothing. The state that waits for a response outlives every bad response.
+"""
+
+from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from stagewire.proto import constants as c
+from stagewire.proto import messages, noise
+from stagewire.proto.messages import BadMessage, Initiation, Response
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Our long-term key pair."""
+
+    private_key: X25519PrivateKey = field(repr=False)
+    public_key: bytes
+
+    @classmethod
+    def from_private_bytes(cls, private_key: bytes) -> "Identity":
+        """From the 32 bytes of a private key, clamped or not."""
+        key = X25519PrivateKey.from_private_bytes(private_key)
+        return cls(key, noise.public_key_of(key))
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """The other side's long-term facts. `static_shared` is DH(our static, theirs), computed once."""
+
+    public_key: bytes
+    static_shared: bytes = field(repr=False)
+    preshared_key: bytes = field(repr=False, default=bytes(c.KEY_LENGTH))
+
+    @classmethod
+    def of(cls, identity: Identity, public_key: bytes, preshared_key: bytes = bytes(c.KEY_LENGTH)) -> "Remote":
+        """Raises BadMessage when the public key is of low order: nothing must ever be sent to such a peer."""
+        return cls(public_key, noise.dh(identity.private_key, public_key), preshared_key)
+
+
+@dataclass(frozen=True, slots=True)
+class TransportKeys:
+    """What a handshake yields: our sending and our receiving key, 32 bytes each."""
+
+    send: bytes = field(repr=False)
+    receive: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SentInitiation:
+    """What the initiator keeps until the response: its index, its ephemeral and the state after `{timestamp}`."""
+
+    sender: int
+    ephemeral: X25519PrivateKey = field(repr=False)
+    state: noise.SymmetricState = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedInitiation:
+    """An initiation that names its sender, which is not yet proven. Nothing may be stored or answered for it."""
+
+    message: Initiation
+    public_key: bytes
+    state: noise.SymmetricState = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AuthenticInitiation:
+    """An initiation whose sender is proven. It may still be a replay: compare `timestamp` (TAI64N, as bytes)."""
+
+    message: Initiation
+    timestamp: bytes
+    state: noise.SymmetricState = field(repr=False)
+
+
+def initiate(
+    identity: Identity, remote: Remote, sender: int, ephemeral: bytes, timestamp: bytes
+) -> tuple[bytes, SentInitiation]:
+    """Makes an initiation, without its macs. `ephemeral` is 32 fresh random bytes, `timestamp` a TAI64N."""
+    private = X25519PrivateKey.from_private_bytes(ephemeral)
+    public = noise.public_key_of(private)
+    state = noise.initial_state(remote.public_key)
+    state.mix_chain(public)
+    state.mix_hash(public)
+    key = state.mix_key(noise.dh(private, remote.public_key))
+    static = state.seal(key, identity.public_key)
+    key = state.mix_key(remote.static_shared)
+    stamp = state.seal(key, timestamp)
+    return messages.pack_initiation(sender, public, static, stamp), SentInitiation(sender, private, state)
+
+
+def open_initiation_untrusted(identity: Identity, message: Initiation) -> OpenedInitiation:
+    """Finds out who claims to have sent an initiation; costs one DH. Raises BadMessage."""
+    state = noise.initial_state(identity.public_key)
+    state.mix_chain(message.ephemeral)
+    state.mix_hash(message.ephemeral)
+    key = state.mix_key(noise.dh(identity.private_key, message.ephemeral))
+    public_key = state.open_untrusted(key, message.encrypted_static, "initiation_not_for_us")
+    return OpenedInitiation(message, public_key, state)
+
+
+def authenticate_untrusted(opened: OpenedInitiation, remote: Remote) -> AuthenticInitiation:
+    """Proves that the sender holds the private key of `remote`, whose public key it named. Raises BadMessage."""
+    state = opened.state.copy()
+    key = state.mix_key(remote.static_shared)
+    timestamp = state.open_untrusted(key, opened.message.encrypted_timestamp, "initiation_not_authentic")
+    return AuthenticInitiation(opened.message, timestamp, state)
+
+
+def respond(
+    initiation: AuthenticInitiation, remote: Remote, sender: int, ephemeral: bytes, timestamp: bytes = b""
+) -> tuple[bytes, TransportKeys]:
+    """Makes the response, without its macs, and the session's keys. `timestamp` is empty, or a TAI64N to include.
+
+    Raises BadMessage when the initiator's ephemeral is of low order.
+    """
+    private = X25519PrivateKey.from_private_bytes(ephemeral)
+    public = noise.public_key_of(private)
+    state = initiation.state.copy()
+    state.mix_chain(public)
+    state.mix_hash(public)
+    state.mix_chain(noise.dh(private, initiation.message.ephemeral))
+    state.mix_chain(noise.dh(private, remote.public_key))
+    key = state.mix_preshared_key(remote.preshared_key)
+    payload = state.seal(key, timestamp)
+    first, second = state.split()
+    packed = messages.pack_response(sender, initiation.message.sender, public, payload)
+    return packed, TransportKeys(send=second, receive=first)
+
+
+def read_response_untrusted(
+    identity: Identity, remote: Remote, sent: SentInitiation, message: Response, *, stamped: bool
+) -> tuple[TransportKeys, bytes]:
+    """Reads the response to `sent`; returns the session's keys and its timestamp (empty if `stamped` is false).
+
+    `stamped` says which of the two forms is expected; the other is refused. Raises BadMessage.
+    """
+    expected = c.TAG_LENGTH + (c.TIMESTAMP_LENGTH if stamped else 0)
+    if len(message.encrypted_payload) != expected:
+        raise BadMessage("response_without_timestamp" if stamped else "response_with_timestamp")
+    state = sent.state.copy()
+    state.mix_chain(message.ephemeral)
+    state.mix_hash(message.ephemeral)
+    state.mix_chain(noise.dh(sent.ephemeral, message.ephemeral))
+    state.mix_chain(noise.dh(identity.private_key, message.ephemeral))
+    key = state.mix_preshared_key(remote.preshared_key)
+    timestamp = state.open_untrusted(key, message.encrypted_payload, "response_not_authentic")
+    first, second = state.split()
+    return TransportKeys(send=first, receive=second), timestamp

@@ -1,0 +1,401 @@
+"""key-service's whole core: every peer's handshakes, from "a session is wanted" to "its keys are handed over".
+
+Rules:
+  1. Nothing is stored and nothing answered for an initiation that isn't authentic and newer than all before it
+     (paper, section 5.1). The greatest timestamp is remembered, by an effect, before anything follows from it.
+  2. Install before announce: the response to an initiation is held until the home worker has the session.
+  3. Both sides may initiate at once. Our own initiation stays open while we answer theirs, so both sessions come about
+     and either may carry traffic; no timer is needed to untie them (`session.SessionSlots` settles on one).
+  4. A worker is given a session only when it is up and the peer's home; its indices carry its number.
+
+Every method returns effects, to be carried out in their order.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from stagewire.proto import constants as c
+from stagewire.proto import endpoint as places
+from stagewire.proto import handshake, tai64n
+from stagewire.proto.agenda import Agenda
+from stagewire.proto.cookie import MacSealer
+from stagewire.proto.handshake import Identity, Remote, SentInitiation, TransportKeys
+from stagewire.proto.index import IndexTable, worker_of
+from stagewire.proto.messages import BadMessage, CookieReply, Initiation, Response, parse_handshake_untrusted
+from stagewire.proto.timers import HandshakeTimers, Jitter
+
+INSTALL_TIMEOUT = 1.0
+"""Seconds a response is held for its worker's word. Then the handshake is forgotten; its initiator tries again."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendHandshake:
+    """Send a whole message to a packed endpoint. `initiation`: the home worker's timers must hear of it."""
+
+    public_key: bytes
+    endpoint: bytes
+    data: bytes
+    initiation: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InstallSession:
+    """Give a session to worker `worker`, and to nobody else, and tell `installed` when it has it."""
+
+    public_key: bytes
+    worker: int
+    index: int
+    remote_index: int
+    initiator: bool
+    created: float
+    endpoint: bytes
+    keys: TransportKeys
+
+
+@dataclass(frozen=True, slots=True)
+class RememberTimestamp:
+    """Store a TAI64N that survives this process. `kind` is initiation, response (theirs, newest seen) or own (ours)."""
+
+    public_key: bytes
+    kind: str
+    timestamp: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """Nobody answered for REKEY_ATTEMPT_TIME."""
+
+    public_key: bytes
+
+
+Effect = SendHandshake | InstallSession | RememberTimestamp | GaveUp
+
+
+@dataclass(slots=True)
+class Peer:
+    """What key-service knows of one peer. Times are in s on the boot-time clock, unless named unix."""
+
+    public_key: bytes
+    preshared_key: bytes = field(repr=False)
+    worker: int
+    stamped: bool
+    macs: MacSealer
+    timers: HandshakeTimers
+    endpoint: bytes | None = None
+    latest_initiation: bytes = bytes(c.TIMESTAMP_LENGTH)
+    latest_response: bytes = bytes(c.TIMESTAMP_LENGTH)
+    last_consumed: float | None = None
+    last_handshake_unix_ns: int = 0
+    skew_ns: int | None = None
+    """Their wall clock minus ours, as of their last stamped response."""
+    tx_bytes: int = 0
+    rx_bytes: int = 0
+    sent: SentInitiation | None = None
+    sent_at: float = 0.0
+    session_lost: bool = False
+    _static: Remote | None = field(default=None, repr=False)
+
+    def remote(self, identity: Identity) -> Remote:
+        """With the pre-shared key as it is now. Raises BadMessage when nothing must ever be sent to this key."""
+        if self._static is None:
+            if self.public_key == identity.public_key:
+                raise BadMessage("own_key")
+            # When first needed: 10,000 peers would cost half a second at start.
+            self._static = Remote.of(identity, self.public_key)
+        return replace(self._static, preshared_key=self.preshared_key)
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldResponse:
+    peer: Peer
+    endpoint: bytes
+    data: bytes = field(repr=False)
+    until: float
+
+
+class Handshaker:
+    """All handshakes of one interface. `failures` counts, by reason, the handshakes that came to nothing."""
+
+    def __init__(
+        self, identity: Identity, own_timestamp: bytes, random_bytes: Callable[[int], bytes], jitter: Jitter
+    ) -> None:
+        self.identity = identity
+        self.failures: Counter[str] = Counter()
+        self.peers: dict[bytes, Peer] = {}
+        self._random_bytes = random_bytes
+        self._jitter = jitter
+        self._stamper = tai64n.Stamper(own_timestamp)
+        self._indices = IndexTable(random_bytes)
+        self._owner_of_index: dict[int, Peer] = {}
+        self._held: dict[int, _HeldResponse] = {}
+        self._agenda: Agenda[bytes] = Agenda()
+        self._workers: set[int] = set()
+
+    # --- configuration -------------------------------------------------------------------------------------
+
+    def add_peer(self, public_key: bytes, preshared_key: bytes, worker: int, *, stamped: bool = False) -> Peer:
+        """A new peer, at home in a worker. `stamped`: responses carry a TAI64N, both ways."""
+        timers = HandshakeTimers(self._jitter)
+        peer = Peer(public_key, preshared_key, worker, stamped, MacSealer(public_key), timers)
+        self.peers[public_key] = peer
+        return peer
+
+    def remove_peer(self, public_key: bytes) -> None:
+        """Forgets a peer and its handshakes. Its sessions' indices stay taken until their worker says `ended`."""
+        peer = self.peers.pop(public_key, None)
+        if peer is not None:
+            self._forget_initiation(peer)
+            self._agenda.forget(public_key)
+            for index in [index for index, held in self._held.items() if held.peer is peer]:
+                del self._held[index]
+
+    # --- what the workers say ------------------------------------------------------------------------------
+
+    def worker_up(self, worker: int, now: float, unix_ns: int) -> list[Effect]:
+        """A worker is ready for sessions; the peers that lost theirs with its forerunner get new ones at once."""
+        self._workers.add(worker)
+        effects: list[Effect] = []
+        for peer in self.peers.values():
+            if peer.worker == worker and peer.session_lost:
+                effects += self._initiate(peer, now, unix_ns)
+        return effects
+
+    def worker_down(self, worker: int) -> None:
+        """A worker is gone, and with it every session that lived there."""
+        self._workers.discard(worker)
+        for index in [index for index in self._owner_of_index if worker_of(index) == worker]:
+            peer = self._owner_of_index[index]
+            if peer.sent is not None and peer.sent.sender == index:
+                continue  # an initiation that is under way is ours, not the worker's
+            peer.session_lost = True
+            peer.timers.reset()
+            self._release(index)
+
+    def adopt_session(self, public_key: bytes, index: int, endpoint: bytes | None, handshake_unix_ns: int) -> None:
+        """A worker runs a session that another key-service made."""
+        peer = self.peers.get(public_key)
+        if peer is None or worker_of(index) != peer.worker or not self._indices.claim(index):
+            return
+        self._owner_of_index[index] = peer
+        peer.endpoint = endpoint or peer.endpoint
+        peer.last_handshake_unix_ns = max(peer.last_handshake_unix_ns, handshake_unix_ns)
+
+    def installed(self, index: int, now: float) -> list[Effect]:
+        """The home worker has the session: a response that was held may go."""
+        held = self._held.pop(index, None)
+        if held is None:
+            return []
+        peer = held.peer
+        peer.timers.response_sent(now)
+        data = peer.macs.seal(held.data, now)
+        peer.tx_bytes += len(data)
+        return [SendHandshake(peer.public_key, held.endpoint, data, initiation=False)]
+
+    def refused(self, index: int) -> None:
+        """The home worker doesn't take the session."""
+        self.failures["session_refused"] += 1
+        self._release(index)
+
+    def ended(self, worker: int, indices: tuple[int, ...]) -> None:
+        """Sessions came to their end in a worker, which can only speak of its own."""
+        for index in indices:
+            if worker_of(index) == worker:
+                self._release(index)
+
+    def confirmed(self, public_key: bytes, unix_ns: int) -> None:
+        """As responder: the first packet under the new session has come."""
+        peer = self.peers.get(public_key)
+        if peer is not None:
+            peer.last_handshake_unix_ns = unix_ns
+            self._complete(peer)
+            self._forget_initiation(peer)
+
+    def endpoint_moved(self, public_key: bytes, endpoint: bytes) -> None:
+        """An authentic packet came from another place."""
+        peer = self.peers.get(public_key)
+        if peer is not None:
+            peer.endpoint = endpoint
+
+    def want(self, public_key: bytes, now: float, unix_ns: int) -> list[Effect]:
+        """A peer's packets need a session."""
+        peer = self.peers.get(public_key)
+        if peer is None:
+            return []
+        peer.timers.wanted()
+        return self._initiate(peer, now, unix_ns)
+
+    # --- what the network says -----------------------------------------------------------------------------
+
+    def receive_untrusted(self, data: bytes, endpoint: bytes, now: float, unix_ns: int) -> list[Effect]:
+        """A message of type 1 to 3 that passed the gate. Raises BadMessage, having changed nothing."""
+        message = parse_handshake_untrusted(data)
+        match message:
+            case Initiation():
+                return self._on_initiation(message, len(data), endpoint, now, unix_ns)
+            case Response():
+                return self._on_response(message, len(data), endpoint, now, unix_ns)
+            case CookieReply():
+                self._on_cookie_reply(message, now)
+                return []
+
+    def _on_initiation(self, message: Initiation, size: int, endpoint: bytes, now: float, unix_ns: int) -> list[Effect]:
+        opened = handshake.open_initiation_untrusted(self.identity, message)
+        peer = self.peers.get(opened.public_key)
+        if peer is None:
+            raise BadMessage("unknown_peer")
+        remote = peer.remote(self.identity)
+        initiation = handshake.authenticate_untrusted(opened, remote)
+        # Any twelve bytes that grow will do, as with every implementation: some have no clock and count.
+        if initiation.timestamp <= peer.latest_initiation:
+            raise BadMessage("initiation_replayed")
+        if peer.last_consumed is not None and now - peer.last_consumed < 1 / c.INITIATIONS_PER_SECOND:
+            raise BadMessage("initiation_too_soon")
+        if peer.worker not in self._workers:
+            raise BadMessage("no_worker")
+        stamps = [self._stamp(unix_ns)] if peer.stamped else []
+        index = self._indices.allocate(peer.worker)
+        ephemeral = self._random_bytes(c.KEY_LENGTH)
+        try:
+            data, keys = handshake.respond(initiation, remote, index, ephemeral, stamps[0].timestamp if stamps else b"")
+        except BadMessage:
+            self._indices.release(index)
+            raise
+        peer.latest_initiation = initiation.timestamp
+        peer.last_consumed = now
+        peer.endpoint = endpoint
+        peer.rx_bytes += size
+        self._owner_of_index[index] = peer
+        self._held[index] = _HeldResponse(peer, endpoint, data, now + INSTALL_TIMEOUT)
+        return [
+            *stamps,
+            RememberTimestamp(peer.public_key, "initiation", initiation.timestamp),
+            InstallSession(
+                peer.public_key, peer.worker, index, message.sender, False, now, endpoint, keys
+            ),
+        ]  # fmt: skip
+
+    def _on_response(self, message: Response, size: int, endpoint: bytes, now: float, unix_ns: int) -> list[Effect]:
+        peer = self._owner_of_index.get(message.receiver)
+        if peer is None or peer.sent is None or peer.sent.sender != message.receiver:
+            raise BadMessage("unknown_response")
+        keys, timestamp = handshake.read_response_untrusted(
+            self.identity, peer.remote(self.identity), peer.sent, message, stamped=peer.stamped
+        )
+        effects: list[Effect] = []
+        if peer.stamped:
+            theirs_ns = tai64n.decode_untrusted(timestamp)
+            if timestamp <= peer.latest_response:
+                raise BadMessage("response_replayed")
+            peer.latest_response = timestamp
+            # Their stamp was made half a round trip ago, as far as we can tell.
+            peer.skew_ns = theirs_ns - unix_ns + int((now - peer.sent_at) * 1e9) // 2
+            effects.append(RememberTimestamp(peer.public_key, "response", timestamp))
+        peer.sent = None
+        peer.endpoint = endpoint
+        peer.rx_bytes += size
+        self._complete(peer)
+        if peer.worker not in self._workers or worker_of(message.receiver) != peer.worker:
+            # The worker died, or the peer moved to another: a session with this index would be found by nobody.
+            self._release(message.receiver)
+            self.failures["no_worker"] += 1
+            peer.session_lost = True
+            peer.timers.reset()
+            return effects + (self._initiate(peer, now, unix_ns) if peer.worker in self._workers else [])
+        peer.last_handshake_unix_ns = unix_ns
+        effects.append(
+            InstallSession(
+                peer.public_key, peer.worker, message.receiver, message.sender, True, now, endpoint, keys
+            )
+        )  # fmt: skip
+        return effects
+
+    def _on_cookie_reply(self, message: CookieReply, now: float) -> None:
+        # Says nothing about the peer but the cookie: neither its endpoint nor any timer moves.
+        peer = self._owner_of_index.get(message.receiver)
+        if peer is None:
+            raise BadMessage("unknown_cookie_reply")
+        peer.macs.accept_cookie_reply(message, now)
+
+    # --- initiating ----------------------------------------------------------------------------------------
+
+    def _initiate(self, peer: Peer, now: float, unix_ns: int) -> list[Effect]:
+        if not peer.timers.may_initiate(now):
+            return []
+        if peer.endpoint is None:
+            self.failures["no_endpoint"] += 1
+            return []
+        try:
+            remote = peer.remote(self.identity)
+        except BadMessage as error:
+            self.failures[error.reason] += 1
+            return []
+        self._forget_initiation(peer)
+        index = self._indices.allocate(peer.worker)
+        stamp = self._stamp(unix_ns)
+        ephemeral = self._random_bytes(c.KEY_LENGTH)
+        data, peer.sent = handshake.initiate(self.identity, remote, index, ephemeral, stamp.timestamp)
+        data = peer.macs.seal(data, now)
+        self._owner_of_index[index] = peer
+        peer.sent_at = now
+        peer.tx_bytes += len(data)
+        peer.timers.initiation_sent(now)
+        self._enter(peer)
+        return [stamp, SendHandshake(peer.public_key, peer.endpoint, data, initiation=True)]
+
+    def _stamp(self, unix_ns: int) -> RememberTimestamp:
+        return RememberTimestamp(self.identity.public_key, "own", self._stamper.next(unix_ns))
+
+    def _complete(self, peer: Peer) -> None:
+        peer.timers.complete()
+        peer.session_lost = False
+
+    def _forget_initiation(self, peer: Peer) -> None:
+        if peer.sent is not None:
+            self._release(peer.sent.sender)
+            peer.sent = None
+
+    def _release(self, index: int) -> None:
+        self._owner_of_index.pop(index, None)
+        self._held.pop(index, None)
+        self._indices.release(index)
+
+    # --- time ----------------------------------------------------------------------------------------------
+
+    def _enter(self, peer: Peer) -> None:
+        deadline = peer.timers.next_deadline()
+        self._agenda.enter(peer.public_key, deadline[0] if deadline else None)
+
+    def next_deadline(self) -> float | None:
+        """When `act` is to be called (s)."""
+        deadlines = [self._agenda.next_deadline(), *(held.until for held in self._held.values())]
+        return min((when for when in deadlines if when is not None), default=None)
+
+    def act(self, now: float, unix_ns: int) -> list[Effect]:
+        """Does what is due: retransmits, gives up, forgets responses that no worker wanted."""
+        effects: list[Effect] = []
+        for index in [index for index, held in self._held.items() if held.until <= now]:
+            self.failures["install_timed_out"] += 1
+            self._release(index)
+        for public_key in self._agenda.due(now):
+            peer = self.peers.get(public_key)
+            if peer is None:
+                continue
+            match peer.timers.take_due(now):
+                case "retransmit":
+                    effects += self._retransmit(peer, now, unix_ns)
+                case "give_up":
+                    self.failures["gave_up"] += 1
+                    self._forget_initiation(peer)
+                    effects.append(GaveUp(public_key))
+            self._enter(peer)
+        return effects
+
+    def _retransmit(self, peer: Peer, now: float, unix_ns: int) -> list[Effect]:
+        if peer.endpoint is not None:
+            # The address of ours that we spoke from may be what no longer works.
+            peer.endpoint = places.without_source(peer.endpoint)
+        if not peer.timers.may_initiate(now):
+            peer.timers.defer(now)
+            return []
+        return self._initiate(peer, now, unix_ns)

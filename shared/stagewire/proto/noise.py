@@ -1,0 +1,123 @@
+"""The symmetric half of the handshake: hash, HMAC, HKDF and the running (chaining key, hash) pair.
+
+WireGuard paper, section 5.4, and the Noise Protocol Framework, revision 34, section 5.2. HASH is BLAKE2s-256, HMAC is
+HMAC-BLAKE2s (not keyed BLAKE2s), KDFn is HKDF over it without info. The cipher is ChaCha20-Poly1305 (RFC 8439) under
+nonce 0, with the running hash as associated data.
+"""
+
+import hmac
+from dataclasses import dataclass, field
+from hashlib import blake2s
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from stagewire.proto import constants as c
+from stagewire.proto.messages import BadMessage
+
+_ZERO_NONCE: Final = bytes(12)
+
+
+def hash_(*parts: bytes) -> bytes:
+    """BLAKE2s-256 of the parts, one after another."""
+    return blake2s(b"".join(parts)).digest()
+
+
+def hmac_(key: bytes, data: bytes) -> bytes:
+    """HMAC-BLAKE2s (RFC 2104), 32 bytes."""
+    return hmac.digest(key, data, "blake2s")
+
+
+def kdf(chaining_key: bytes, material: bytes, count: int) -> tuple[bytes, ...]:
+    """The first `count` outputs (1 to 3, 32 bytes each) of HKDF (RFC 5869) as the paper defines KDFn."""
+    secret = hmac_(chaining_key, material)
+    outputs: list[bytes] = []
+    previous = b""
+    for number in range(1, count + 1):
+        previous = hmac_(secret, previous + bytes([number]))
+        outputs.append(previous)
+    return tuple(outputs)
+
+
+def clamp(private_key: bytes) -> bytes:
+    """A Curve25519 private key with the bits fixed that RFC 7748, section 5, fixes."""
+    key = bytearray(private_key)
+    key[0] &= 248
+    key[31] = (key[31] & 127) | 64
+    return bytes(key)
+
+
+def public_key_of(private_key: X25519PrivateKey) -> bytes:
+    """The public key, 32 bytes."""
+    return private_key.public_key().public_bytes_raw()
+
+
+def dh(private_key: X25519PrivateKey, public_key: bytes) -> bytes:
+    """X25519. Raises BadMessage for a public key of low order, whose result would be known to everybody (all zeros)."""
+    try:
+        return private_key.exchange(X25519PublicKey.from_public_bytes(public_key))
+    except ValueError:
+        raise BadMessage("low_order_key") from None
+
+
+@dataclass(slots=True)
+class SymmetricState:
+    """The running pair of one handshake. Each `mix_*` and each cipher call moves it on; `copy` forks it."""
+
+    chaining_key: bytes = field(repr=False)
+    hash: bytes = field(repr=False)
+
+    def copy(self) -> "SymmetricState":
+        """A fork: a message that turns out bad must not have moved the state that waits for the good one."""
+        return SymmetricState(self.chaining_key, self.hash)
+
+    def mix_hash(self, data: bytes) -> None:
+        """h = HASH(h || data)."""
+        self.hash = hash_(self.hash, data)
+
+    def mix_chain(self, material: bytes) -> None:
+        """ck = KDF1(ck, material)."""
+        (self.chaining_key,) = kdf(self.chaining_key, material, 1)
+
+    def mix_key(self, material: bytes) -> bytes:
+        """(ck, k) = KDF2(ck, material); returns k."""
+        self.chaining_key, key = kdf(self.chaining_key, material, 2)
+        return key
+
+    def mix_preshared_key(self, preshared_key: bytes) -> bytes:
+        """(ck, t, k) = KDF3(ck, psk), h = HASH(h || t); returns k. Without a pre-shared key, psk is 32 zeros."""
+        self.chaining_key, mixed, key = kdf(self.chaining_key, preshared_key, 3)
+        self.mix_hash(mixed)
+        return key
+
+    def seal(self, key: bytes, plaintext: bytes) -> bytes:
+        """Encrypts under nonce 0 and mixes the ciphertext in."""
+        # Safe with a constant nonce only because each key comes fresh from a KDF and seals one message.
+        ciphertext = ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, plaintext, self.hash)
+        self.mix_hash(ciphertext)
+        return ciphertext
+
+    def open_untrusted(self, key: bytes, ciphertext: bytes, reason: str) -> bytes:
+        """Decrypts what `seal` made and mixes the ciphertext in. Raises BadMessage(reason) if it isn't authentic."""
+        try:
+            plaintext = ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, ciphertext, self.hash)
+        except InvalidTag:
+            raise BadMessage(reason) from None
+        self.mix_hash(ciphertext)
+        return plaintext
+
+    def split(self) -> tuple[bytes, bytes]:
+        """(T1, T2) = KDF2(ck, ""): the initiator sends with T1 and receives with T2."""
+        first, second = kdf(self.chaining_key, b"", 2)
+        return first, second
+
+
+_INITIAL_CHAINING_KEY: Final = hash_(c.CONSTRUCTION)
+_INITIAL_HASH: Final = hash_(_INITIAL_CHAINING_KEY, c.IDENTIFIER)
+
+
+def initial_state(responder_public_key: bytes) -> SymmetricState:
+    """Where both sides start: the construction, the identifier, and the responder's static public key."""
+    return SymmetricState(_INITIAL_CHAINING_KEY, hash_(_INITIAL_HASH, responder_public_key))
