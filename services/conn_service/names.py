@@ -21,6 +21,11 @@ def look_up(question: Resolve) -> Resolved:
         return Resolved(question.public_key, b"", f"{question.host}: {getattr(error, 'strerror', None) or error}")
 
 
+def warm_up() -> None:
+    """Makes the resolver load what it loads when first used: as another uid we may not be able to read it."""
+    look_up(Resolve(b"", "localhost", 1))
+
+
 class Resolver:
     """Answers questions on the loop, one after another."""
 
@@ -30,8 +35,6 @@ class Resolver:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="resolver")
         self._ours, self._theirs = socket.socketpair()
         loop.add(self._ours.fileno(), self._deliver)
-        # Loads what the resolver loads when first used, while we still may read it.
-        look_up(Resolve(b"", "localhost", 1))
 
     def ask(self, question: Resolve) -> None:
         """The answer comes to `on_answer`."""

@@ -39,7 +39,7 @@ class Hub:
     def __init__(
         self,
         stage: Stage,
-        on_hello: Callable[[Member, Hello, float], None],
+        on_hello: Callable[[Member, Hello], None],
         on_message: Callable[[Member, FromStage, float], None],
         on_query: Callable[[bytes], None],
     ) -> None:
@@ -98,7 +98,7 @@ class Hub:
             if member is None or now - member.welcomed > _HELLO_AGAIN:
                 member = Member(identity, message.stage, message.number, message.generation, message.pid, now, now)
                 self._members[identity] = member
-                self._on_hello(member, message, now)
+                self._on_hello(member, message)
         elif member is None:
             self.send(identity, Beat(0))
         else:

@@ -173,7 +173,7 @@ class KeyService:
 
     # --- from the other stages -----------------------------------------------------------------------------
 
-    def _on_hello(self, member: Member, hello: Hello, now: float) -> None:
+    def _on_hello(self, member: Member, hello: Hello) -> None:
         self._stage.log.info("stage said hello", stage=member.stage, number=member.number, pid=member.pid)
         if member.stage == "device":
             self._meet_worker(member.number, hello)
@@ -221,7 +221,7 @@ class KeyService:
         elif member.stage == "device":
             self._consider_worker(member.number, now)
 
-    def _on_worker_connected(self, number: int, generation: int) -> None:
+    def _on_worker_connected(self, number: int) -> None:
         self._consider_worker(number, boot_time())
 
     def _consider_worker(self, number: int, now: float) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import click
 from rich.console import Console
@@ -18,7 +19,7 @@ def _complain(text: str) -> None:
     click.echo(f"stagewire: {text}", err=True)
 
 
-def _fail(text: str) -> None:
+def _fail(text: str) -> NoReturn:
     _complain(text)
     sys.exit(1)
 
@@ -33,7 +34,6 @@ def _environment(file_or_name: str) -> Environment:
         return Environment.read(variables, file_or_name)
     except (EnvironmentMistake, config.ConfigError) as mistake:
         _fail(str(mistake))
-        raise
 
 
 def _load(environment: Environment) -> config.InterfaceConfig:
@@ -83,8 +83,9 @@ def down(file_or_name: str) -> None:
 
     _need_root()
     environment = _environment(file_or_name)
+    remembered = bring_up.remembered_configuration(environment)
     try:
-        interface = config.load(environment.config)
+        interface = config.load(remembered if remembered.exists() else environment.config)
     except config.ConfigError:
         interface = None  # what is up must come down, whatever became of its file
     try:

@@ -37,9 +37,12 @@ def up(environment: Environment, interface: InterfaceConfig, warn: Callable[[str
     privileges.make_folder(environment.run, None, 0o710)
     environment.log.mkdir(parents=True, exist_ok=True)
     supervision.write_configuration()
+    remembered = remembered_configuration(environment)
+    remembered.unlink(missing_ok=True)
+    remembered.symlink_to(environment.config)
     try:
         _hooks(interface.pre_up, environment)
-        _start(environment, supervision)
+        _start(supervision)
         _wait_until_ready(environment, supervision)
         _hooks(interface.post_up, environment)
     except BaseException:
@@ -57,7 +60,12 @@ def down(environment: Environment, interface: InterfaceConfig | None) -> None:
     _hooks(interface.post_down if interface else (), environment)
 
 
-def _start(environment: Environment, supervision: Supervision) -> None:
+def remembered_configuration(environment: Environment) -> Path:
+    """A link to the file that an interface was brought up with, for who names only the interface later."""
+    return environment.run / "config"
+
+
+def _start(supervision: Supervision) -> None:
     supervisord = Path(sys.executable).parent / "supervisord"
     started = subprocess.run(
         [str(supervisord), "-c", str(supervision.configuration)],

@@ -4,7 +4,7 @@ import sys
 
 from stagewire.ipc.stage import EXIT_MISTAKE, Stage
 from stagewire.privileges import CAP_NET_ADMIN
-from tun_service import tun
+from tun_service import network, tun
 from tun_service.service import TunService
 
 
@@ -16,6 +16,7 @@ def main() -> int:
     except tun.TunUnavailable as unavailable:
         stage.log.error("cannot work", reason=str(unavailable))
         return EXIT_MISTAKE
+    network.warm_up()
     # NET_ADMIN for the device, its addresses and its routes.
     return stage.run(TunService(stage, clone).set_up, CAP_NET_ADMIN)
 

@@ -42,7 +42,7 @@ class Wanted:
 
 
 def warm_up() -> None:
-    """Makes pyroute2 load what it loads when first used, while we still may read it."""
+    """Makes pyroute2 load what it loads when first used: as another uid we may not be able to read it."""
     with IPRoute() as netlink:
         netlink.link_lookup(ifname="lo")
 

@@ -45,7 +45,6 @@ class TunService:
     def set_up(self) -> None:
         """Opens the pipes, and the device if nobody else has it."""
         stage = self._stage
-        network.warm_up()
         self._line = ControlLine(stage, self)
         self._plain_in = stage.pipes.bind(zmq.PULL, endpoints.PLAIN_IN)
         stage.loop.add(self._plain_in, self._on_plain_in)

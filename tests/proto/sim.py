@@ -12,7 +12,7 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -292,7 +292,7 @@ class Gateway:
 
     def next_deadline(self) -> float:
         """When `act` has something to do."""
-        owners = (self.handshaker, *self.devices.values())
+        owners: list[Handshaker | Device] = [self.handshaker, *self.devices.values()]
         deadlines = (owner.next_deadline() for owner in owners)
         return min((when for when in deadlines if when is not None), default=float("inf"))
 
@@ -375,7 +375,6 @@ class Pair:
     world: World
     a: Gateway
     b: Gateway
-    lost: list[int] = field(default_factory=list)
 
 
 def pair(seed: int = 1, wire: Wire | None = None, *, b_knows_place: bool = True, **settings: int | bytes) -> Pair:

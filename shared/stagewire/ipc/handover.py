@@ -61,14 +61,14 @@ def _peer_uid(connection: socket.socket) -> int:
 
 
 class SessionsGiver:
-    """key-service's end. `on_up` and `on_down` are told a worker's number and generation."""
+    """key-service's end. `on_up` is told a worker's number, `on_down` its generation as well."""
 
     def __init__(
         self,
         loop: Loop,
         path: Path,
         worker_uid: int,
-        on_up: Callable[[int, int], None],
+        on_up: Callable[[int], None],
         on_down: Callable[[int, int], None],
     ) -> None:
         self._loop = loop
@@ -107,7 +107,7 @@ class SessionsGiver:
         if standing is not None:
             self._close(standing[0])
         self._workers[hello.number] = (connection, hello.generation)
-        self._on_up(hello.number, hello.generation)
+        self._on_up(hello.number)
 
     def _close(self, connection: socket.socket) -> None:
         self._loop.remove(connection.fileno())
