@@ -148,9 +148,9 @@ def genkey() -> None:
 def pubkey() -> None:
     """Read a private key from standard input; print its public key."""
     try:
-        private_key = config.decode_key(click.get_text_stream("stdin").read().strip())
+        private_key = config.decode_key(sys.stdin.read().strip())
     except ValueError as error:
-        _fail(f"standard input: {error}")
+        _fail(f"standard input {error}")
     click.echo(config.encode_key(config.public_key(private_key)))
 
 

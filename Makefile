@@ -1,0 +1,21 @@
+# Every target does its own set-up: .venv in the checkout, and from Debian what demo and test need (as root).
+
+.PHONY: demo test lint clean
+
+demo:
+	@deploy/setup --system
+	@.venv/bin/python -m lab.demo $(if $(KEEP),--keep)
+
+test:
+	@deploy/setup --system
+	@.venv/bin/python -m pytest $(TESTS)
+
+lint:
+	@deploy/setup
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	PYTHONPATH=services:shared .venv/bin/lint-imports
+
+clean:
+	rm -rf .venv dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
