@@ -25,12 +25,10 @@ from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import ControlLine, Stage
 from stagewire.proto import device, gate
 from stagewire.proto import endpoint as places
-from stagewire.proto.endpoint import Endpoint
 
 WORKER_PATIENCE = 0.05
 """s that a worker may take nothing before its packets are dropped for it."""
 BIND_RETRY = 1.0
-ENDPOINT_CACHE = 4096
 
 
 class ConnService:
@@ -42,11 +40,12 @@ class ConnService:
         self._pending: ConnSettings | None = None
         self._version = 0
         self._gate: gate.Gate | None = None
-        self._sockets: list[socket.socket] = []
+        self._udp: udp.Sockets
+        self._open: list[socket.socket] = []
+        """Those that are being read; while there are none, nothing is taken to be sent either."""
         self._workers: list[Outlet] = []
         self._queue: deque[bytes] = deque()
         self._blocked: deque[tuple[bytes, bytes]] = deque()
-        self._endpoints: dict[bytes, Endpoint] = {}
         self._retry: float | None = None
 
     def set_up(self) -> None:
@@ -59,31 +58,31 @@ class ConnService:
         self._handshake_in = pipes.connect(zmq.PUSH, endpoints.HANDSHAKE_IN)
         stage.loop.add(self._handshake_out, self._on_handshake_out)
         stage.loop.add(self._cipher_out, self._on_cipher_out)
+        self._pause_sending()
         stage.loop.add_timed(self)
 
     # --- in ------------------------------------------------------------------------------------------------
 
     def _on_udp(self, opened: socket.socket, now: float) -> None:
+        receive = self._udp.receive
         runs: dict[int, list[tuple[bytes, list[bytes]]]] = {}
         received = 0
         for _ in range(trains.MAX_PACKETS):
             try:
-                data, source = udp.receive(opened)
+                data, source = receive(opened)
             except BlockingIOError:
                 break
             except OSError:
                 continue  # an ICMP error that belongs to something we sent
             received += 1
             if not device.is_transport(data):
-                self._on_handshake_in(opened, data, source, now)
+                self._on_handshake_in(data, source, now)
                 continue
-            worker = device.worker_of_datagram(data)
-            packed = source.pack()
-            train = runs.setdefault(worker, [])
-            if train and train[-1][0] == packed:
+            train = runs.setdefault(device.worker_of_datagram(data), [])
+            if train and train[-1][0] == source:
                 train[-1][1].append(data)
             else:
-                train.append((packed, [data]))
+                train.append((source, [data]))
         self._stage.counters["datagrams_in"] += received
         for worker, train in runs.items():
             weight = sum(len(datagrams) for _, datagrams in train)
@@ -92,18 +91,18 @@ class ConnService:
             else:
                 self._stage.counters["unknown_worker"] += weight
 
-    def _on_handshake_in(self, opened: socket.socket, data: bytes, source: Endpoint, now: float) -> None:
+    def _on_handshake_in(self, data: bytes, source: bytes, now: float) -> None:
         assert self._gate is not None  # noqa: S101 - the sockets are opened after it is made
-        passed, answer = self._gate.judge_untrusted(data, source, now)
+        passed, answer = self._gate.judge_untrusted(data, places.unpack_untrusted(source), now)
         if answer:
             with suppress(OSError):
-                udp.send(opened, answer, source)
+                self._udp.send(answer, source)
         if not passed:
             return
         if len(self._queue) >= gate.QUEUE_LIMIT:
             self._stage.counters["key_full"] += 1
             return
-        self._queue.append(trains.pack_handshake(source.pack(), data, now))
+        self._queue.append(trains.pack_handshake(source, data, now))
         self._gate.note_queue(len(self._queue), now)
         self._pass_on(now)
 
@@ -141,64 +140,46 @@ class ConnService:
         for endpoint, datagrams in runs:
             self._send(endpoint, datagrams)
 
-    def _send(self, packed: bytes, datagrams: Sequence[bytes]) -> None:
-        endpoint = self._endpoint(packed)
-        opened = self._socket_for(endpoint) if endpoint else None
-        if endpoint is None or opened is None:
-            self._stage.counters["send_failed"] += len(datagrams)
-            return
+    def _send(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
+        send = self._udp.send
+        sent = 0
         for position, datagram in enumerate(datagrams):
             if self._blocked:
-                self._blocked.extend((packed, later) for later in datagrams[position:])
-                return
+                self._blocked.extend((endpoint, later) for later in datagrams[position:])
+                break
             try:
-                udp.send(opened, datagram, endpoint)
+                send(datagram, endpoint)
+                sent += 1
             except BlockingIOError:
-                self._hold(opened, packed, datagrams[position:])
-                return
+                self._hold(endpoint, datagrams[position:])
+                break
             except OSError as error:
-                endpoint = self._after_error(error, opened, datagram, endpoint)
-                continue
-            self._stage.counters["datagrams_out"] += 1
+                endpoint = self._after_error(error, datagram, endpoint)
+        self._stage.counters["datagrams_out"] += sent
 
-    def _after_error(self, error: OSError, opened: socket.socket, datagram: bytes, endpoint: Endpoint) -> Endpoint:
+    def _after_error(self, error: OSError, datagram: bytes, endpoint: bytes) -> bytes:
         """Once more from whatever address the routing table says, if ours is gone; otherwise it is lost."""
-        if endpoint.source and error.errno in udp.STALE_SOURCE:
-            endpoint = endpoint._replace(source=b"", source_interface=0)
+        if error.errno in udp.STALE_SOURCE and endpoint != places.without_source(endpoint):
+            endpoint = places.without_source(endpoint)
             with suppress(OSError):
-                udp.send(opened, datagram, endpoint)
+                self._udp.send(datagram, endpoint)
                 self._stage.counters["datagrams_out"] += 1
                 return endpoint
         self._stage.counters["send_failed"] += 1
         return endpoint
 
-    def _hold(self, opened: socket.socket, packed: bytes, datagrams: Sequence[bytes]) -> None:
-        self._blocked.extend((packed, datagram) for datagram in datagrams)
+    def _hold(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
+        self._blocked.extend((endpoint, datagram) for datagram in datagrams)
         self._stage.loop.pause(self._cipher_out)
-        self._stage.loop.when_writable(opened.fileno(), lambda _now: self._on_room(opened))
+        opened = self._udp.socket_of(endpoint)
+        self._stage.loop.when_writable(opened.fileno(), partial(self._on_room, opened))
 
-    def _on_room(self, opened: socket.socket) -> None:
+    def _on_room(self, opened: socket.socket, _now: float) -> None:
         waiting, self._blocked = self._blocked, deque()
         self._stage.loop.when_writable(opened.fileno(), None)
         self._stage.loop.resume(self._cipher_out)
-        for packed, datagram in waiting:
-            self._send(packed, [datagram])
-
-    def _endpoint(self, packed: bytes) -> Endpoint | None:
-        endpoint = self._endpoints.get(packed)
-        if endpoint is None:
-            try:
-                endpoint = places.unpack_untrusted(packed)
-            except ValueError:
-                return None
-            if len(self._endpoints) >= ENDPOINT_CACHE:
-                self._endpoints.clear()
-            self._endpoints[packed] = endpoint
-        return endpoint
-
-    def _socket_for(self, endpoint: Endpoint) -> socket.socket | None:
-        family = socket.AF_INET if len(endpoint.address) == 4 else socket.AF_INET6
-        return next((opened for opened in self._sockets if opened.family == family), None)
+        for endpoint, datagram in waiting:
+            self._send(endpoint, [datagram])
 
     # --- control -------------------------------------------------------------------------------------------
 
@@ -247,20 +228,29 @@ class ConnService:
 
     def _open_sockets(self, wanted: ConnSettings) -> None:
         loop = self._stage.loop
-        for opened in self._sockets:
+        if self._open:
+            self._pause_sending()
+        for opened in self._open:
             loop.remove(opened.fileno())
             opened.close()
+        self._open = []
         if self._blocked:
             self._blocked.clear()
             loop.resume(self._cipher_out)
-        self._sockets = []
-        self._sockets = [opened for opened in udp.bind(wanted.listen_port, wanted.fwmark) if opened is not None]
-        for opened in self._sockets:
+        self._udp = udp.Sockets(wanted.listen_port, wanted.fwmark)
+        self._open = self._udp.all
+        for opened in self._open:
             loop.add(opened.fileno(), partial(self._on_udp, opened))
-        self._stage.log.info("listening", port=self._sockets[0].getsockname()[1], families=len(self._sockets))
+        for pipe in (self._handshake_out, self._cipher_out):
+            loop.resume(pipe)
+        self._stage.log.info("listening", port=self._udp.port, families=len(self._open))
+
+    def _pause_sending(self) -> None:
+        for pipe in (self._handshake_out, self._cipher_out):
+            self._stage.loop.pause(pipe)
 
     def _connect_workers(self, workers: int) -> None:
-        sources = [opened.fileno() for opened in self._sockets]
+        sources = [opened.fileno() for opened in self._open]
         for outlet in self._workers:
             outlet.close()
         self._workers = [

@@ -8,9 +8,9 @@ IP_PKTINFO is ip(7), IPV6_PKTINFO is RFC 3542.
 import errno
 import socket
 import struct
-from typing import Final
+from typing import Any, Final
 
-from stagewire.proto.endpoint import Endpoint
+from stagewire.proto.endpoint import Endpoint, unpack_untrusted
 
 RECEIVE_BUFFER: Final = 7 << 20
 """Bytes, as wireguard-go asks for; the kernel's queue is the one that may drop."""
@@ -25,12 +25,93 @@ _INFO6: Final = struct.Struct("=16sI")
 _ANCILLARY: Final = 64
 _MAX_DATAGRAM: Final = 65535
 
+MAX_PLACES: Final = 4096
+"""Endpoints whose two forms are kept at hand; with more peers than that the dictionary starts anew."""
+
 STALE_SOURCE: Final = (errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV)
 """What the kernel says when the address of ours that was asked for is gone."""
 
+_Address = Any
+"""What the socket module takes and gives: (host, port) or (host, port, flow, scope)."""
 
-def bind(port: int, fwmark: int) -> tuple[socket.socket, socket.socket | None]:
-    """The IPv4 and the IPv6 socket (None on a host without IPv6) on one port; 0 picks one. Raises OSError."""
+
+class Sockets:
+    """The IPv4 and the IPv6 socket of one port; on a host without IPv6, the first alone. Endpoints are packed."""
+
+    def __init__(self, port: int, fwmark: int) -> None:
+        """Port 0 picks one that is free in both families. Raises OSError."""
+        four, six = _bind(port, fwmark)
+        self.port: int = four.getsockname()[1]
+        self.all = [four] if six is None else [four, six]
+        self._six = six
+        self._four = four
+        self._from: dict[tuple[_Address, bytes], bytes] = {}
+        self._to: dict[bytes, tuple[socket.socket, list[tuple[int, int, bytes]], _Address]] = {}
+
+    def close(self) -> None:
+        """Closes both."""
+        for opened in self.all:
+            opened.close()
+
+    def receive(self, opened: socket.socket) -> tuple[bytes, bytes]:
+        """One datagram and the endpoint it is from. Raises OSError (BlockingIOError when there is none).
+
+        Hot: 3.3 us on loopback, of which 2.3 us are the system call.
+        """
+        data, ancillary, _, address = opened.recvmsg(_MAX_DATAGRAM, _ANCILLARY)
+        key = (address, ancillary[0][2] if ancillary else b"")
+        endpoint = self._from.get(key)
+        if endpoint is None:
+            if len(self._from) >= MAX_PLACES:
+                self._from.clear()
+            endpoint = self._from[key] = _endpoint(opened.family, *key).pack()
+        return data, endpoint
+
+    def send(self, data: bytes, endpoint: bytes) -> None:
+        """Sends one datagram, from the address of ours that the endpoint names, if any. Raises OSError.
+
+        Hot: 5.5 us on loopback, nearly all of it the system call.
+        """
+        known = self._to.get(endpoint)
+        if known is None:
+            if len(self._to) >= MAX_PLACES:
+                self._to.clear()
+            known = self._to[endpoint] = self._destination(endpoint)
+        opened, ancillary, address = known
+        opened.sendmsg([data], ancillary, 0, address)
+
+    def socket_of(self, endpoint: bytes) -> socket.socket:
+        """The one that reaches an endpoint. Raises OSError when there is none."""
+        return self._destination(endpoint)[0]
+
+    def _destination(self, packed: bytes) -> tuple[socket.socket, list[tuple[int, int, bytes]], _Address]:
+        try:
+            endpoint = unpack_untrusted(packed)
+        except ValueError:
+            raise OSError(errno.EINVAL, "no endpoint") from None
+        interface = endpoint.source_interface
+        if len(endpoint.address) == 4:
+            info = (socket.IPPROTO_IP, _IP_PKTINFO, _INFO4.pack(interface, endpoint.source, b""))
+            return self._four, [info] if endpoint.source else [], (str(endpoint.host), endpoint.port)
+        if self._six is None:
+            raise OSError(errno.EAFNOSUPPORT, "no IPv6 here")
+        info = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _INFO6.pack(endpoint.source, interface))
+        address = (str(endpoint.host), endpoint.port, 0, endpoint.scope)
+        return self._six, [info] if endpoint.source else [], address
+
+
+def _endpoint(family: int, address: _Address, info: bytes) -> Endpoint:
+    if family == socket.AF_INET:
+        # Any interface will do for the answer, so that it takes a better route when there is one.
+        source = _INFO4.unpack(info)[1] if info else b""
+        return Endpoint(socket.inet_aton(address[0]), address[1], 0, source)
+    source, interface = _INFO6.unpack(info) if info else (b"", 0)
+    scope = address[3]
+    packed = socket.inet_pton(socket.AF_INET6, address[0].partition("%")[0])
+    return Endpoint(packed, address[1], scope, source, interface if scope else 0)
+
+
+def _bind(port: int, fwmark: int) -> tuple[socket.socket, socket.socket | None]:
     for _ in range(10):
         four = _open(socket.AF_INET, fwmark)
         try:
@@ -64,7 +145,7 @@ def _open(family: int, fwmark: int) -> socket.socket:
     opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     if family == socket.AF_INET:
         opened.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        # The outer packet may be cut in pieces on its way, as the kernel's WireGuard allows: no ICMP tells the inner sender.
+        # The outer packet may be cut in pieces on its way, as the kernel's WireGuard allows: the inner sender hears no ICMP.
         opened.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
     else:
         opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -78,39 +159,3 @@ def _open(family: int, fwmark: int) -> socket.socket:
     if fwmark:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, fwmark)
     return opened
-
-
-def receive(opened: socket.socket) -> tuple[bytes, Endpoint]:
-    """One datagram and where it is from. Raises OSError (BlockingIOError when there is none). Hot: 4 us."""
-    data, ancillary, _, address = opened.recvmsg(_MAX_DATAGRAM, _ANCILLARY)
-    source, interface = b"", 0
-    if opened.family == socket.AF_INET:
-        for _, _, info in ancillary:
-            # A wildcard interface lets the answer take a better route when there is one.
-            _, source, _ = _INFO4.unpack(info)
-        return data, Endpoint(socket.inet_aton(address[0]), address[1], 0, source)
-    for _, _, info in ancillary:
-        source, interface = _INFO6.unpack(info)
-    scope = address[3]
-    host = address[0].partition("%")[0]
-    return data, Endpoint(socket.inet_pton(socket.AF_INET6, host), address[1], scope, source, interface if scope else 0)
-
-
-def send(opened: socket.socket, data: bytes, endpoint: Endpoint) -> None:
-    """Sends one datagram, from the address that the endpoint names if it names one. Raises OSError. Hot: 5 us."""
-    address: tuple[str, int] | tuple[str, int, int, int]
-    if len(endpoint.address) == 4:
-        address = (socket.inet_ntoa(endpoint.address), endpoint.port)
-        info = (socket.IPPROTO_IP, _IP_PKTINFO, _INFO4.pack(endpoint.source_interface, endpoint.source or b"", b""))
-    else:
-        host = socket.inet_ntop(socket.AF_INET6, endpoint.address)
-        address = (host, endpoint.port, 0, endpoint.scope)
-        info = (
-            socket.IPPROTO_IPV6,
-            socket.IPV6_PKTINFO,
-            _INFO6.pack(endpoint.source or b"", endpoint.source_interface),
-        )
-    if endpoint.source:
-        opened.sendmsg([data], [info], 0, address)
-    else:
-        opened.sendto(data, address)

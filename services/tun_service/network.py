@@ -20,6 +20,7 @@ PROTOCOL: Final = 87
 """Of our routes (rtm_protocol); no routing daemon uses it."""
 MAIN_TABLE: Final = 254
 _INVERT: Final = 0x2  # FIB_RULE_INVERT
+_NO_LINK_LOCAL: Final = {"attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", 1]]}]]}
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -56,6 +57,8 @@ def apply(interface: str, wanted: Wanted) -> None:
         index = found[0]
         _try(f"MTU {wanted.mtu}", netlink.link, "set", index=index, mtu=wanted.mtu)
         _set_addresses(netlink, index, wanted.addresses)
+        # As the kernel's WireGuard: no link-local address, which would only solicit routers nobody has.
+        _try("no link-local address", netlink.link, "set", index=index, IFLA_AF_SPEC=_NO_LINK_LOCAL)
         _try("bringing it up", netlink.link, "set", index=index, state="up")
         _set_routes(netlink, index, wanted)
 

@@ -73,7 +73,7 @@ class Device:
     # --- packets -------------------------------------------------------------------------------------------
 
     def outbound(self, packets: Iterable[bytes], now: float) -> Output:
-        """A train from the OS. Hot: 0.6 us per packet beside what `Session.seal` costs."""
+        """A train from the OS. Hot: beside what `Session.seal` costs, 0.5 us per packet and 3 us per train."""
         out = Output()
         trains: dict[Tunnel, list[bytes]] = {}
         lookup = self._allowed_ips.lookup
@@ -109,7 +109,7 @@ class Device:
             out.packets.append(unreachable)
 
     def inbound(self, runs: Iterable[Run], now: float) -> Output:
-        """A train from the network. Hot: 1.1 us per packet beside what `Tunnel.receive` costs."""
+        """A train from the network. Hot: beside what `Tunnel.receive` costs, 1.0 us per packet and 3 us per train."""
         out = Output()
         for endpoint, datagrams in runs:
             for receiver, group in groupby(datagrams, _receiver):

@@ -67,7 +67,7 @@ class Session:
     def seal(self, packets: list[bytes], mtu: int) -> list[bytes]:
         """Transport messages for as many of the packets, from the front, as there are counters left.
 
-        Hot: 2.6 us per 1,420-byte packet, of which 1.5 us are the cipher's.
+        Hot: 2.1 us per 1,420-byte packet in a train of 64, of which 1.3 us are the cipher's; 2.6 us for one alone.
         """
         counter = self.send_counter
         left = c.REJECT_AFTER_MESSAGES - counter

@@ -149,7 +149,7 @@ class Tunnel:
     ) -> list[bytes]:
         """Opens a train of transport messages of one session from one place; returns the packets, still padded.
 
-        Hot: 2.9 us per 1,420-byte packet, of which 1.6 us are the cipher's.
+        Hot: 2.1 us per 1,420-byte packet in a train of 64, of which 1.4 us are the cipher's.
         """
         drops = self._drops
         if session.expired(now):
