@@ -18,9 +18,13 @@ def main() -> int:
         for mistake in error.mistakes:
             stage.log.error("configuration refused", mistake=str(mistake))
         return EXIT_MISTAKE
-    privileges.make_folder(environment.state, "key", 0o700)
     path = environment.state / "timestamps"
-    privileges.give(path, "key")
+    try:
+        privileges.make_folder(environment.state, "key", 0o700)
+        privileges.give(path, "key")
+    except OSError as error:
+        stage.log.error("cannot work", reason=str(error))
+        return EXIT_MISTAKE
     service: list[KeyService] = []
 
     def set_up() -> None:

@@ -102,6 +102,10 @@ def status(name: str | None, as_json: bool) -> None:
     from stagewire_cli import show
 
     names = [name] if name else _interfaces()
+    for each in names:
+        run = _environment(each).run
+        if run.exists() and not os.access(run, os.X_OK):
+            _fail(f"{run}: only root and the services' group may look inside")
     found = [answer for each in names if (answer := show.gather(_environment(each))) is not None]
     if as_json:
         if name and not found:

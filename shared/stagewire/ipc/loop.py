@@ -16,6 +16,9 @@ import zmq
 Source = zmq.Socket[bytes] | int
 Handler = Callable[[float], None]
 
+FINISH_WITHIN = 0.2
+"""s from being told to stop to stopping, while there is something left to do."""
+
 
 def boot_time() -> float:
     """s since boot, suspended time included: what ages are measured with."""
@@ -106,9 +109,18 @@ class Loop:
             try:
                 while not self._stopping:
                     self._turn()
+                self._finish()
             finally:
                 signal.set_wakeup_fd(-1)
                 self.remove(wakeup.fileno())
+
+    def _finish(self) -> None:
+        """Takes nothing more from outside (descriptors), and finishes what is on the pipes already."""
+        for source in [source for source in self._handlers if isinstance(source, int)]:
+            self.remove(source)
+        until = boot_time() + FINISH_WITHIN
+        while boot_time() < until and (ready := self._poller.poll(0)):
+            self._dispatch(ready, boot_time())
 
     def _turn(self) -> None:
         due = min((when for timed in self._timed if (when := timed.next_deadline()) is not None), default=None)
@@ -116,15 +128,18 @@ class Loop:
         wait = None if due is None else max(0, math.ceil((due - boot_time()) * 1000))
         ready = self._poller.poll(wait)
         now = boot_time()
+        self._dispatch(ready, now)
+        for timed in self._timed:
+            when = timed.next_deadline()
+            if when is not None and when <= now:
+                timed.act(now)
+
+    def _dispatch(self, ready: list[tuple[Source, int]], now: float) -> None:
         for source, flags in ready:
             if flags & zmq.POLLOUT and (writer := self._writers.get(source)) is not None:
                 writer(now)
             if flags & ~zmq.POLLOUT and not self._pauses.get(source, 1):
                 self._handlers[source](now)
-        for timed in self._timed:
-            when = timed.next_deadline()
-            if when is not None and when <= now:
-                timed.act(now)
 
     def _watch(self, source: Source) -> None:
         flags = zmq.POLLIN if source in self._handlers and not self._pauses[source] else 0

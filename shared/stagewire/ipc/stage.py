@@ -25,6 +25,8 @@ from stagewire.ipc.codec import BadControl
 from stagewire.ipc.control import Applied, Beat, Counters, FromKey, FromStage, Heartbeat, Hello, SnapshotEnd, Welcome
 from stagewire.ipc.loop import Every, Loop
 
+LINGER_MS = 100
+"""What was sent before we stop has this long to leave."""
 EXIT_MISTAKE = 2
 """The operator has to do something; starting again won't help."""
 
@@ -54,7 +56,11 @@ class Stage:
         self.counters: Counter[str] = Counter()
         self.loop = Loop()
         self.fault = ""
-        endpoints.prepare_folders(self.environment.run, name)
+        try:
+            endpoints.prepare_folders(self.environment.run, name)
+        except OSError as error:
+            self.log.error("cannot work", reason=str(error))
+            sys.exit(EXIT_MISTAKE)
         self.pipes = endpoints.Pipes(zmq.Context(), self.environment.run)
 
     def set_fault(self, fault: str) -> None:
@@ -86,7 +92,7 @@ class Stage:
             self.log.exception("died of a bug")
             return 1
         finally:
-            self.pipes.context.destroy(linger=0)
+            self.pipes.context.destroy(linger=LINGER_MS)
         self.log.info("stopped")
         return 0
 
