@@ -3,8 +3,9 @@
 .PHONY: demo test lint clean
 
 demo:
+	@[ "$$(id -u)" = 0 ] || { echo "demo: this needs root, for network namespaces and TUN devices" >&2; exit 1; }
 	@deploy/setup --system
-	@.venv/bin/python -m lab.demo $(if $(KEEP),--keep)
+	@PYTHONPATH=deploy exec .venv/bin/python -m lab.demo $(if $(KEEP),--keep)$(if $(STOP),--stop)
 
 test:
 	@deploy/setup --system

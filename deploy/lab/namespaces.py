@@ -8,11 +8,12 @@ the namespace (daemons, their children), and deletes it, each step even when the
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Final, Self, TypeVar
@@ -176,6 +177,21 @@ class Namespace:
         # /proc/sys/net shows the namespace of the thread that looks.
         self.call(lambda: Path("/proc/sys", *key.split(".")).write_text(f"{value}\n"))
 
+    @contextlib.contextmanager
+    def etc(self, **files: str) -> Iterator[None]:
+        """What commands started meanwhile find in /etc: `hosts="..."`, `resolv_conf="..."`."""
+        # ip-netns(8) binds what is here over /etc, in a mount namespace of the command's own.
+        folder = Path("/etc/netns") / self.name
+        folder.mkdir(parents=True)
+        try:
+            for name, text in files.items():
+                (folder / name.replace("_", ".")).write_text(text)
+            yield
+        finally:
+            shutil.rmtree(folder)
+            with contextlib.suppress(OSError):  # somebody else's are still in it
+                folder.parent.rmdir()
+
     def new_interface_name(self, wanted: str) -> str:
         """`wanted`, or `wanted` and a number when a link already has that name; at most 15 characters."""
         name, number = wanted[:15], 2
@@ -292,6 +308,10 @@ class Nat:
             lines.append(f"{rule} meta l4proto udp masquerade to :{udp_ports[0]}-{udp_ports[1]}")
         lines.append(f"{rule} masquerade\n")
         self._namespace.run("nft", "-f", "-", input="\n".join(lines))
+
+    def remove(self) -> None:
+        """Takes the rules away; flows that are mapped already stay so until `forget`."""
+        self._namespace.run("nft", "delete", "table", "inet", "lab_nat")
 
     def forget(self) -> None:
         """Drops every mapping, as a restarting router does. The next one often gets the same port again."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal as signals
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from lab.namespaces import Namespace
+from lab.wait import until
 
 SOCKET_PATH_LIMIT: Final = 107
 """Bytes in the path of a Unix socket."""
@@ -64,6 +66,22 @@ class Gateway:
         """Takes the gateway down if it can be; what doesn't go by itself is killed with the namespace."""
         with contextlib.suppress(subprocess.TimeoutExpired, FileNotFoundError):
             self.command("down", self.name, check=False)
+
+    def cut_off(self) -> None:
+        """Ends every process at once, in a small part of the time that `stagewire down` takes to do it in order.
+
+        The interface stays until its namespace goes.
+        """
+        try:
+            supervisord = int((self.run_directory / self.name / "supervisord.pid").read_text())
+            children = Path(f"/proc/{supervisord}/task/{supervisord}/children").read_text().split()
+        except FileNotFoundError:
+            return
+        processes = [supervisord, *map(int, children)]  # in this order, or it would start new ones
+        for pid in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signals.SIGKILL)
+        until(lambda: not {*processes} & {*self.namespace.pids()}, 5, f"the processes of {self.name} to end")
 
     def write_config(self, text: str) -> None:
         """(Re)places the configuration file, which holds the private key, so only root may read it."""

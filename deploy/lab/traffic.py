@@ -227,15 +227,27 @@ def ping(
     family: int | None = None,
     timeout: float = 2,
     interval: float = 0.05,
+    cut: bool | None = None,
 ) -> PingReport:
-    """Sends `count` echo requests; waits `timeout` seconds for the last answer. `family` is 4 or 6."""
+    """Sends `count` echo requests, waiting up to `timeout` seconds for each answer. `family` is 4 or 6.
+
+    `cut` says whether a request may be sent in fragments; None leaves that to the kernel.
+    """
     chosen = ([f"-{family}"] if family else []) + (["-s", str(size)] if size is not None else [])
-    arguments = ["-n", *chosen, "-c", str(count), "-i", str(interval), "-W", str(timeout), destination]
-    result = namespace.run("ping", *arguments, check=False, timeout=count * (interval + timeout) + 5)
-    counted = re.search(r"(\d+) packets transmitted, (\d+) received", result.stdout)
-    if counted is None:
-        raise RuntimeError(f"ping {destination}: {(result.stderr + result.stdout).strip()}")
-    return PingReport(int(counted[1]), int(counted[2]), result.stdout)
+    chosen += [] if cut is None else ["-M", "dont" if cut else "do"]
+    # One process each: for the last of several answers, ping(8) waits no longer than two round trips of the others.
+    command = ["ping", "-n", *chosen, "-c", "1", "-W", str(timeout), destination]
+    sent = received = 0
+    output = ""
+    for number in range(count):
+        time.sleep(interval if number else 0)
+        result = namespace.run(*command, check=False, timeout=timeout + 5)
+        output += result.stdout + result.stderr
+        counted = re.search(r"(\d+) packets transmitted, (\d+) received", result.stdout)
+        if counted is None:
+            raise RuntimeError(f"ping {destination}: {(result.stderr + result.stdout).strip()}")
+        sent, received = sent + int(counted[1]), received + int(counted[2])
+    return PingReport(sent, received, output)
 
 
 @dataclass(frozen=True, slots=True)

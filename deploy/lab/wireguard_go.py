@@ -50,9 +50,11 @@ class Peer:
     endpoint: str | None = None
     preshared_key: str | None = field(default=None, repr=False)
     persistent_keepalive: int | None = None
+    response_timestamp: bool = False
+    """Stagewire's own; a comment to others."""
 
     def section(self) -> str:
-        """As `wg setconf` reads it."""
+        """As `wg setconf` and Stagewire read it."""
         lines = ["[Peer]", f"PublicKey = {self.public_key}", f"AllowedIPs = {', '.join(self.allowed_ips)}"]
         if self.endpoint:
             lines.append(f"Endpoint = {self.endpoint}")
@@ -60,6 +62,8 @@ class Peer:
             lines.append(f"PresharedKey = {self.preshared_key}")
         if self.persistent_keepalive:
             lines.append(f"PersistentKeepalive = {self.persistent_keepalive}")
+        if self.response_timestamp:
+            lines.append("# stagewire: ResponseTimestamp = on")
         return "\n".join(lines)
 
 

@@ -1,0 +1,366 @@
+"""The demo's steps, in their order: each shows one thing and checks what it claims."""
+
+import datetime
+import fcntl
+import os
+import pty
+import re
+import struct
+import termios
+import time
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from lab.demo_fetch import MIB, Fetch, Target
+from lab.demo_network import INTERFACE, WORKERS, Network, environment, worker_program
+from lab.demo_screen import Screen, grid
+from lab.demo_watch import KINDS, Report, Watch
+from lab.stagewire import executable
+from lab.traffic import ping
+from lab.wait import until
+
+FILE_SIZE = 128 * MIB
+FILE_SEED = 20
+PINGS = 5
+PAIRED = "marker"
+MARKER = b"Meet me at the old mill at noon, and bring the map with you."
+MARKERS = {PAIRED: MARKER, "ping": bytes(range(0x18, 0x38))}
+"""The second is what ping fills its packets with."""
+ENOUGH_SLICES = 0.9
+"""Some lie across the border of two packets, where nobody can find them."""
+RTT = re.compile(r"time=([\d.]+) ms")
+
+ROLES = {
+    "tun-service": "the TUN device: plain packets in and out",
+    "device-service": "crypto worker: seals and opens packets",
+    "conn-service": "the UDP sockets, and the gate before all else",
+    "key-service": "long-term keys, handshakes, configuration",
+    "status-service": "counters; sees neither keys nor packets",
+}
+PICTURE = """\
+[green]plain[/]              gateway a                                  gateway b              [green]plain[/]
+[green]──▶[/] TUN ─ tun ─ device x2 ─ conn [red]════ UDP, ciphertext ════[/] conn ─ device x2 ─ tun ─ TUN [green]──▶[/]
+                     └─ key ─┘                              └─ key ─┘"""
+TEXTS = (
+    (
+        "Two gateways, one process per stage",
+        (
+            "Each stage is a process with a uid of its own: what reads the network holds no long-term key, "
+            "and any of them can be replaced while the others work."
+        ),
+    ),
+    (
+        "The handshake",
+        (
+            "Nothing is sent until there is something to send. "
+            "The first packet waits while two messages make the session's keys."
+        ),
+    ),
+    (
+        "Ping, both ways, IPv4 and IPv6",
+        "The system's own ping, through both TUN devices and every stage.",
+    ),
+    (
+        "A file over TCP while stages restart",
+        (
+            "A stage that goes costs only the packets in its hands. TCP sends those again: "
+            "the connection notices a pause, and nothing else."
+        ),
+    ),
+    (
+        "What a listener on the wire sees",
+        (
+            "A listener took every frame between the gateways since before they were started. It searches them for "
+            "plain text, and searches the TUN device in the same way, to show that the search can find it."
+        ),
+    ),
+    ("What the operator sees", f"`stagewire status {INTERFACE}` on gateway a."),
+)
+
+
+class Show:
+    """All steps share the network, the listener on its wire, and the screen."""
+
+    def __init__(self, screen: Screen, network: Network, watch: Watch, slices: int) -> None:
+        self._screen, self._network, self._watch, self._slices = screen, network, watch, slices
+        self._a, self._b = network.sides
+
+    def run(self) -> None:
+        """Every step; raises when one cannot go on."""
+        steps = (self._bring_up, self._handshake, self._pings, self._fetch, self._secrecy, self._status)
+        for step, (title, why) in zip(steps, TEXTS, strict=True):
+            with self._screen.step(title, why):
+                step()
+
+    def _bring_up(self) -> None:
+        screen, took = self._screen, {}
+        screen.say_exactly(Text.from_markup(PICTURE))
+        for side in self._network.sides:
+            with screen.waiting(f"stagewire up {side.gateway.config_path}"):
+                took[side.label] = self._network.start(side)
+        self._watch.listen_inside(INTERFACE)
+        processes = [side.processes() for side in self._network.sides]
+        table = grid("stage", "what it does", "uid", "pid on a", "pid on b", right=(2, 3, 4))
+        uids: dict[str, set[int]] = {}
+        for program, pid in processes[0].items():
+            name = program.partition(":")[0]
+            pids = pid, processes[1][program]
+            found = {_uid(each) for each in pids}
+            uids.setdefault(name, set()).update(found)
+            number = f" {int(program[-2:])}" if ":" in program else ""
+            table.add_row(f"[bold]{name}[/]{number}", ROLES[name], _listed(found), *map(str, pids))
+        screen.table(table)
+        different = {uid for found in uids.values() for uid in found}
+        screen.check(
+            0 not in different and len(different) == len(uids),
+            f"no stage is root, and no two of the {len(uids)} kinds share a uid",
+        )
+        screen.check(
+            all(len(each) == len(uids) - 1 + WORKERS for each in processes),
+            f"{len(processes[0])} processes on each gateway, {WORKERS} of them crypto workers",
+        )
+        screen.check(
+            all(side.gateway.status()["ready"] for side in self._network.sides),
+            f"ready for traffic: a after {took['a']:.1f} s, b after {took['b']:.1f} s",
+        )
+        screen.conclude(f"{sum(map(len, processes))} processes, up in {took['a']:.1f} s and {took['b']:.1f} s")
+
+    def _handshake(self) -> None:
+        screen = self._screen
+        screen.check(not self._watch.report().handshakes, "no handshake so far")
+        begun = time.monotonic()
+        first = ping(self._a.namespace, self._b.inner4, timeout=5)
+        took = (time.monotonic() - begun) * 1000
+        until(
+            lambda: all(side.peer()["last_handshake_unix_s"] for side in self._network.sides),
+            10,
+            "both ends to report the handshake",
+        )
+        screen.check(
+            first.received == 1, f"gateway a pings {self._b.inner4}: answered after {took:.0f} ms, handshake included"
+        )
+        seen = self._watch.report().handshakes
+        owners = {side.outer: side.label for side in self._network.sides}
+        table = grid("on the wire", "message", "from")
+        for at, source, kind in seen:
+            table.add_row(_clock(at), kind, f"gateway {owners[source]} ({source})")
+        screen.table(table)
+        kinds = [(owners[source], kind) for _, source, kind in seen[:2]]
+        if kinds != [("a", "initiation"), ("b", "response")]:
+            raise AssertionError(f"this is no handshake of one initiation and one response: {kinds}")
+        later = f"{(seen[1][0] - seen[0][0]) * 1000:.1f} ms"
+        screen.check(True, f"a initiated, b responded {later} later")
+        table = grid("as status tells it", "peer", "its endpoint", "last handshake")
+        for side in self._network.sides:
+            peer = side.peer()
+            table.add_row(
+                f"gateway {side.label}",
+                f"{peer['public_key'][:12]}…",
+                peer["endpoint"],
+                _clock(peer["last_handshake_unix_s"]),
+            )
+        screen.table(table)
+        screen.conclude(f"a initiated, b responded {later} later")
+
+    def _pings(self) -> None:
+        screen = self._screen
+        all_times: list[float] = []
+        table = grid("from", "to", "answered", "fastest", "average", "slowest", right=(2, 3, 4, 5))
+        lost = 0
+        for here, there in ((self._a, self._b), (self._b, self._a)):
+            for address in (there.inner4, there.inner6):
+                report = ping(here.namespace, address, PINGS, interval=0.1)
+                times = [float(each) for each in RTT.findall(report.output)] or [0.0]
+                shown = (f"{each:.1f} ms" for each in (min(times), sum(times) / len(times), max(times)))
+                table.add_row(f"gateway {here.label}", address, f"{report.received} of {report.sent}", *shown)
+                lost += report.sent - report.received
+                all_times += times
+        screen.table(table)
+        screen.check(not lost, f"all {4 * PINGS} requests were answered")
+        screen.conclude(
+            f"{4 * PINGS - lost} of {4 * PINGS} answered, {sum(all_times) / len(all_times):.1f} ms on average"
+        )
+
+    def _fetch(self) -> None:
+        screen = self._screen
+        targets = (
+            Target(self._a, "tun-service"),
+            Target(self._b, worker_program(self._b.peer()["worker"])),
+            Target(self._b, "conn-service"),
+        )
+        fetch = Fetch(screen, self._a, self._b, FILE_SIZE, FILE_SEED)
+        handshakes = len(self._watch.report().handshakes)
+        fetch.run(targets)
+        screen.table(_restarts(fetch))
+        under_way = [each for each in fetch.restarts if each.bytes_then < FILE_SIZE]
+        screen.check(
+            len(under_way) == len(targets), f"{len(under_way)} stages were restarted while the file was on its way"
+        )
+        screen.check(
+            all(each.old_pid != each.new_pid for each in fetch.restarts),
+            "each time a new process took over, and the one TCP connection went on",
+        )
+        again = len(self._watch.report().handshakes) - handshakes
+        screen.check(again > 0, f"the worker took its session keys with it: {again} messages of new handshakes since")
+        report = fetch.report
+        screen.check(report.size == FILE_SIZE, f"SHA-256 at both ends: [dim]{report.sha256}[/]")
+        flowing = report.seconds - fetch.stalled
+        rate = report.size * 8 / flowing / 1e6
+        screen.say(
+            f"  {report.size / MIB:.0f} MiB in {report.seconds:.1f} s; without the pauses {rate:.0f} Mbit/s", "dim"
+        )
+        pause = max((each.stall for each in fetch.restarts), default=0.0)
+        screen.conclude(
+            f"{report.size / MIB:.0f} MiB intact, {rate:.0f} Mbit/s; {len(under_way)} restarts, pause {pause:.1f} s"
+        )
+
+    def _secrecy(self) -> None:
+        screen = self._screen
+        self._send_marker()
+        until(lambda: self._watch.report().pair, 10, "the sentence on the wire")
+        report = self._watch.report()
+        self._messages(report)
+        self._search(report)
+        self._pair(report)
+        screen.conclude(f"{report.wire.frames:,} frames, no plain byte, no nonce twice")
+
+    def _send_marker(self) -> None:
+        """A sentence in a UDP datagram, from a to b through the tunnel."""
+        receiver = self._b.namespace.udp_socket(self._b.inner4)
+        receiver.settimeout(5)
+        self._a.namespace.udp_socket(self._a.inner4).sendto(MARKER, receiver.getsockname())
+        self._screen.check(
+            receiver.recv(2048) == MARKER, f"gateway a sent a sentence to b: [italic]{MARKER.decode()}[/]"
+        )
+
+    def _messages(self, report: Report) -> None:
+        screen = self._screen
+        table = grid("frames on the wire", "", right=(1,))
+        for kind in KINDS.values():
+            table.add_row(f"WireGuard {kind}", f"{report.kinds[kind]:,}")
+        table.add_row("  of them keepalives", f"{report.keepalives:,}")
+        table.add_row("ARP and IPv6 neighbours, of the link itself", f"{report.link:,}")
+        table.add_row("ICMP, sent while conn-service was away", f"{report.refused:,}")
+        table.add_row("anything else", f"{len(report.unexpected):,}")
+        screen.table(table)
+        missed = report.wire.missed + report.inside.missed
+        screen.check(
+            not missed, "the listener missed no frame" if not missed else f"the listener missed {missed:,} frames"
+        )
+        others = f": {report.unexpected[0]}" if report.unexpected else ""
+        screen.check(
+            not others, f"between the gateways nothing but WireGuard's messages, and what IP itself needs{others}"
+        )
+        screen.check(
+            not report.nonces_again and report.nonces > 0,
+            f"{report.nonces:,} transport messages, no (receiver index, counter) twice",
+        )
+
+    def _search(self, report: Report) -> None:
+        screen, all_slices = self._screen, self._slices
+        table = grid("searched for", "in the TUN", "on the wire", right=(1, 2))
+        table.add_row(
+            f"{all_slices:,} slices of the file, 16 bytes each",
+            *(f"{len(found.pieces):,}" for found in (report.inside, report.wire)),
+        )
+        for name, what in (("marker", "the sentence"), ("ping", "what ping fills its packets with")):
+            table.add_row(what, *(f"{found.markers[name]:,}" for found in (report.inside, report.wire)))
+        table.add_row("bytes searched", *(f"{found.size / MIB:.0f} MiB" for found in (report.inside, report.wire)))
+        screen.table(table)
+        inside, wire = report.inside, report.wire
+        screen.check(
+            len(inside.pieces) >= ENOUGH_SLICES * all_slices and all(inside.markers[name] for name in MARKERS),
+            f"inside, it finds {len(inside.pieces) / all_slices:.1%} of the slices; the others lie across two packets",
+        )
+        screen.check(not wire.pieces and not wire.markers.total(), "on the wire, the same search finds nothing")
+
+    def _pair(self, report: Report) -> None:
+        """The sentence as both sides saw it."""
+        if report.pair is None:
+            return
+        inner, outer = report.pair
+        for title, data in (
+            ("the sentence, as it entered the TUN", inner),
+            ("the datagram that took it over the wire", outer),
+        ):
+            self._screen.gap()
+            self._screen.say(title, "dim")
+            self._screen.say_exactly(_dump(data))
+
+    def _status(self) -> None:
+        screen = self._screen
+        ours, theirs = pty.openpty()  # it looks at the terminal's width
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 50, screen.console.width - 4, 0, 0))
+        variables = [f"{name}={value}" for name, value in environment(self._a).items()]
+        process = self._a.namespace.popen(
+            "env", *variables, executable("stagewire"), "status", INTERFACE, output=theirs
+        )
+        os.close(theirs)
+        said = b""
+        try:
+            while more := os.read(ours, 4096):
+                said += more
+        except OSError:  # how a terminal says that nobody writes to it any more
+            pass
+        os.close(ours)
+        screen.say_exactly(Text.from_ansi(said.decode().replace("\r\n", "\n")), 3)
+        until(lambda: self._a.peer()["rx_bytes"] >= FILE_SIZE, 5, "the counters to include the file")
+        status = self._a.gateway.status()
+        services, peer = status["services"], status["peers"][0]
+        screen.gap()
+        screen.check(
+            process.wait(5) == 0 and status["ready"], "stagewire status answers, and says that all stages are ready"
+        )
+        screen.check(
+            all(each["state"] == "RUNNING" and not each["fault"] for each in services),
+            "every process runs, without a fault",
+        )
+        screen.check(peer["rx_bytes"] >= FILE_SIZE, f"its counters agree: {peer['rx_bytes'] / MIB:.0f} MiB received")
+        screen.conclude(f"{len(services)} processes running, {peer['rx_bytes'] / MIB:.0f} MiB received")
+
+
+def _restarts(fetch: Fetch) -> Table:
+    table = grid(
+        "at",
+        "restarted",
+        "of",
+        "pid before",
+        "pid after",
+        "arrived by then",
+        "longest pause",
+        right=(0, 3, 4, 5, 6),
+    )
+    for each in fetch.restarts:
+        table.add_row(
+            f"{each.at:.1f} s",
+            each.target.name,
+            f"gateway {each.target.side.label}",
+            str(each.old_pid),
+            str(each.new_pid),
+            f"{each.bytes_then / MIB:.0f} MiB",
+            f"{each.stall:.1f} s",
+        )
+    return table
+
+
+def _dump(data: bytes) -> str:
+    lines = []
+    for at in range(0, len(data), 16):
+        row = data[at : at + 16]
+        text = "".join(chr(byte) if 32 <= byte < 127 else "·" for byte in row)
+        lines.append(f"{at:04x}  {row.hex(' '):47}  {text}")
+    return "\n".join(lines)
+
+
+def _uid(pid: int) -> int:
+    return Path(f"/proc/{pid}").stat().st_uid
+
+
+def _listed(numbers: set[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))
+
+
+def _clock(unix_seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(unix_seconds, datetime.UTC).strftime("%H:%M:%S.%f")[:-3] + " UTC"
