@@ -178,15 +178,15 @@ class Namespace:
         self.call(lambda: Path("/proc/sys", *key.split(".")).write_text(f"{value}\n"))
 
     @contextlib.contextmanager
-    def etc(self, **files: str) -> Iterator[None]:
-        """What commands started meanwhile find in /etc: `hosts="..."`, `resolv_conf="..."`."""
+    def etc(self, **files: str) -> Iterator[Path]:
+        """What commands started meanwhile find in /etc: `hosts="..."`, `resolv_conf="..."`. Yields their folder."""
         # ip-netns(8) binds what is here over /etc, in a mount namespace of the command's own.
         folder = Path("/etc/netns") / self.name
         folder.mkdir(parents=True)
         try:
             for name, text in files.items():
                 (folder / name.replace("_", ".")).write_text(text)
-            yield
+            yield folder
         finally:
             shutil.rmtree(folder)
             with contextlib.suppress(OSError):  # somebody else's are still in it

@@ -230,6 +230,10 @@ class ConnService:
         loop = self._stage.loop
         if self._open:
             self._pause_sending()
+        # First: they resume the sockets that they paused by number, and a new socket may get an old one's number.
+        for outlet in self._workers:
+            outlet.close()
+        self._workers = []
         for opened in self._open:
             loop.remove(opened.fileno())
             opened.close()
@@ -251,8 +255,6 @@ class ConnService:
 
     def _connect_workers(self, workers: int) -> None:
         sources = [opened.fileno() for opened in self._open]
-        for outlet in self._workers:
-            outlet.close()
         self._workers = [
             Outlet(
                 self._stage.loop,

@@ -28,7 +28,12 @@ def main() -> int:
     service: list[KeyService] = []
 
     def set_up() -> None:
-        service.append(KeyService(stage, interface, TimestampStore(path)))
+        try:
+            timestamps = TimestampStore(path)
+        except OSError as error:
+            stage.log.error("cannot work", reason=f"{path}: {error.strerror}")
+            sys.exit(EXIT_MISTAKE)
+        service.append(KeyService(stage, interface, timestamps))
         service[0].set_up()
 
     return stage.run(set_up)

@@ -49,6 +49,8 @@ from stagewire.proto.messages import BadMessage
 
 HANDSHAKES_PER_TURN = 16
 """Some 0.3 ms each; then control messages get their turn."""
+RESOLVE_AGAIN = 5.0
+"""s between questions for a host name that nobody knew, perhaps because we were up before the resolver."""
 CONN_PATIENCE = 1.0
 """s that handshake messages wait for a conn-service that is on its way."""
 
@@ -73,6 +75,8 @@ class KeyService:
         self._handshaker = Handshaker(identity, own, secrets.token_bytes, jitter)
         self._handshaker.failures = stage.counters
         self._names: dict[bytes, HostPort] = {}
+        self._asked: set[bytes] = set()
+        self._unresolved: dict[bytes, str] = {}
         self._keepalives: set[bytes] = set()
         self._traffic: dict[bytes, tuple[int, int, int]] = {}
         self._workers_up: dict[int, int] = {}
@@ -119,6 +123,7 @@ class KeyService:
         stage.loop.add_timed(self)
         stage.loop.add_timed(Every(FLUSH_INTERVAL, lambda _now: self._timestamps.flush()))
         stage.loop.add_timed(Every(5.0, self._hub.forget_silent))
+        stage.loop.add_timed(Every(RESOLVE_AGAIN, self._resolve_unknown))
 
     # --- deadlines -----------------------------------------------------------------------------------------
 
@@ -216,8 +221,8 @@ class KeyService:
 
     def _on_applied(self, member: Member, now: float) -> None:
         if member.stage == "conn":
-            for public_key in self._names:
-                self._resolve(public_key)
+            self._asked.clear()  # what was asked of its forerunner
+            self._resolve_unknown(now)
         elif member.stage == "device":
             self._consider_worker(member.number, now)
 
@@ -254,18 +259,33 @@ class KeyService:
 
     # --- host names ----------------------------------------------------------------------------------------
 
+    def _resolve_unknown(self, _now: float) -> None:
+        """Where a peer has been seen since counts for more than where its name said it would be."""
+        for public_key in self._names:
+            peer = self._handshaker.peers.get(public_key)
+            if peer is not None and peer.endpoint is None:
+                self._resolve(public_key)
+
     def _resolve(self, public_key: bytes) -> None:
         name = self._names.get(public_key)
-        if name is not None:
+        # A resolver may take longer to answer than we to ask again.
+        if name is not None and public_key not in self._asked:
+            self._asked.add(public_key)
             self._hub.tell("conn", 0, Resolve(public_key, name.host, name.port))
 
     def _on_resolved(self, message: Resolved, now: float) -> None:
+        self._asked.discard(message.public_key)
         peer = self._handshaker.peers.get(message.public_key)
         if peer is None:
             return
         if message.error:
-            self._stage.log.warning("endpoint unresolved", peer=report.short(message.public_key), reason=message.error)
+            if self._unresolved.get(message.public_key) != message.error:
+                self._unresolved[message.public_key] = message.error
+                self._stage.log.warning(
+                    "endpoint unresolved", peer=report.short(message.public_key), reason=message.error
+                )
             return
+        self._unresolved.pop(message.public_key, None)
         if peer.endpoint != message.endpoint:
             peer.endpoint = message.endpoint
             self._tell_home(message.public_key, EndpointFound(message.public_key, message.endpoint))

@@ -89,14 +89,13 @@ class TimestampStore:
         finally:
             os.close(descriptor)
         mapped[: len(_MAGIC)] = _MAGIC
-        self._slots = {}
-        self._turn = {}
         for slot, (public_key, stamps) in enumerate(self._stamps.items()):
-            self._slots[public_key] = slot
             offset = len(_MAGIC) + slot * _RECORD
             mapped[offset : offset + _COPY] = _pack(public_key, *stamps)
-            self._turn[public_key] = 0
         fresh.replace(self._path)
+        # Not before: until then it is the old file, with the old slots, that is stored to.
+        self._slots = {public_key: slot for slot, public_key in enumerate(self._stamps)}
+        self._turn = dict.fromkeys(self._stamps, 0)
         return mapped
 
 

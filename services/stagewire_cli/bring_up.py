@@ -1,5 +1,6 @@
 """`stagewire up` and `down`: an interface's supervisord, from nothing until traffic can flow, and back to nothing."""
 
+import json
 import os
 import shutil
 import signal
@@ -141,11 +142,12 @@ def _lives(pid: int) -> bool:
 
 
 def _remove_interface(interface: str) -> None:
-    """The TUN device is persistent, and its routes go with it; policy rules don't."""
+    """The TUN device is persistent, and its routes go with it; policy rules don't. One that isn't ours stays."""
     described = subprocess.run(
-        ["ip", "-details", "link", "show", "dev", interface], capture_output=True, text=True, check=False
+        ["ip", "-json", "-details", "link", "show", "dev", interface], capture_output=True, text=True, check=False
     )
-    if described.returncode == 0 and " tun " in described.stdout:
+    found = json.loads(described.stdout)[0].get("linkinfo", {}) if described.returncode == 0 else {}
+    if found.get("info_kind") == "tun" and found["info_data"].get("user") == privileges.uid_of("tun"):
         subprocess.run(["ip", "link", "delete", "dev", interface], capture_output=True, check=False)
         for family in ("-4", "-6"):
             _flush_rules(family)

@@ -6,18 +6,19 @@ leaves as many as are wanted.
 """
 
 import configparser
+import http.client
 import os
+import socket
 import sys
 import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-from supervisor.xmlrpc import SupervisorTransport
+from typing import Any
 
 from stagewire.environment import Environment, EnvironmentMistake
 
 WORKERS_GROUP = "device-service"
+EXIT_MISTAKE = 2
 _RPC_TIMEOUT = 5.0
 
 
@@ -32,7 +33,10 @@ def make(supervisord: Any, **_settings: str) -> _Nothing:
     try:
         workers = Environment.read(os.environ).workers
     except EnvironmentMistake as mistake:
-        sys.exit(f"stagewire: {mistake}")
+        # Whatever is raised here, SystemExit included, supervisord shows as tracebacks and hides behind a line of its own.
+        sys.stderr.write(f"stagewire: {mistake}\n")
+        sys.stderr.flush()
+        os._exit(EXIT_MISTAKE)
     processes = supervisord.process_groups[WORKERS_GROUP].processes
     for name in sorted(processes)[workers:]:
         del processes[name]
@@ -125,13 +129,36 @@ class Supervision:
     def _call(self, method: str) -> Any:
         if not self._socket.exists():
             return None
-        proxy = xmlrpc.client.ServerProxy(
-            "http://localhost", transport=cast("Any", SupervisorTransport("", "", f"unix://{self._socket}"))
-        )
         try:
-            return getattr(proxy.supervisor, method)()
-        except (OSError, xmlrpc.client.Error):
+            with xmlrpc.client.ServerProxy("http://localhost", transport=_Transport(self._socket)) as proxy:
+                return getattr(proxy.supervisor, method)()
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
             return None
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a Unix socket. supervisor's own transport has no time limit, and a hung supervisord would hang us."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=_RPC_TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        """To the socket."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class _Transport(xmlrpc.client.Transport):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def make_connection(self, host: tuple[str, dict[str, str]] | str) -> http.client.HTTPConnection:
+        connection = _Connection(self._path)
+        self._connection = host, connection  # where `close` finds it
+        return connection
 
 
 def template() -> Path:

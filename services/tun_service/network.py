@@ -131,7 +131,7 @@ def _set_rules(netlink: Any, defaults: set[tuple[int, int]]) -> None:
         family = _FAMILIES[version]
         for rule in (
             {"table": table, "fwmark": table, "flags": _INVERT},
-            {"table": MAIN_TABLE, "suppress_prefixlength": 0},
+            {"table": MAIN_TABLE, "suppress_prefixlen": 0},
         ):
             try:
                 netlink.rule("add", family=family, protocol=PROTOCOL, priority=_priority(rule), **rule)

@@ -7,6 +7,8 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from pyroute2 import IPRoute
+
 MAX_PACKET: Final = 65535
 _TUNSETIFF: Final = 0x400454CA
 _TUNSETPERSIST: Final = 0x400454CB
@@ -33,12 +35,23 @@ def open_clone() -> int:
 
 def attach(clone: int, name: str, owner: int) -> None:
     """Makes `name`, or takes it over if it is ours from an earlier life, and makes it stay. Raises TunUnavailable."""
+    _check_ours(name, owner)
     try:
         fcntl.ioctl(clone, _TUNSETIFF, _REQUEST.pack(name.encode(), _IFF_TUN | _IFF_NO_PI))
         fcntl.ioctl(clone, _TUNSETOWNER, owner)
         fcntl.ioctl(clone, _TUNSETPERSIST, 1)
     except OSError as error:
         raise TunUnavailable(_explain(name, error)) from None
+
+
+def _check_ours(name: str, owner: int) -> None:
+    """As we may do anything with network devices, the kernel would let us take over anybody's."""
+    with IPRoute() as netlink:
+        for index in netlink.link_lookup(ifname=name):
+            (link,) = netlink.get_links(index)
+            kind, facts = link.get(("linkinfo", "kind")), link.get(("linkinfo", "data"))
+            if kind == "tun" and facts.get("IFLA_TUN_OWNER") != owner:
+                raise TunUnavailable(f"interface {name} exists and is not ours; remove it or choose another name")
 
 
 def _explain(name: str, error: OSError) -> str:

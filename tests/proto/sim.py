@@ -81,6 +81,8 @@ class World:
         self.wire = wire or Wire()
         self.gateways: list[Gateway] = []
         self.log: list[Sent] = []
+        """All that set out, and of that what arrived, each once."""
+        self.arrived: dict[bytes, Sent] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
         self._counters: set[tuple[str, bytes]] = set()
@@ -118,7 +120,8 @@ class World:
 
     def send(self, sender: "Gateway", place: bytes, data: bytes) -> None:
         """A gateway's datagram sets out."""
-        self.log.append(Sent(self.now, sender, place, data))
+        sent = Sent(self.now, sender, place, data)
+        self.log.append(sent)
         if is_transport(data):
             use = (sender.name, data[4:16])
             assert use not in self._counters, "a counter was used twice"
@@ -127,13 +130,13 @@ class World:
         for _ in range(2 if self.rng.random() < self.wire.duplicate else 1):
             if self.rng.random() >= self.wire.loss:
                 when = self.now + self.wire.delay + self.rng.random() * self.wire.delay_spread
-                self.at(when, lambda: self.deliver(place, data, source))
+                self.at(when, lambda: self._deliver(sent, source))
 
-    def deliver(self, place: bytes, data: bytes, source: Endpoint) -> None:
-        """A datagram arrives, from wherever it says, at whoever is there."""
+    def _deliver(self, sent: Sent, source: Endpoint) -> None:
         for gateway in self.gateways:
-            if places.same_place(gateway.place.pack(), place):
-                gateway.receive(data, source)
+            if places.same_place(gateway.place.pack(), sent.place):
+                self.arrived[sent.data] = sent
+                gateway.receive(sent.data, source)
 
     def number(self) -> int:
         """A number that no inner packet has yet."""

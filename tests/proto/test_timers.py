@@ -126,7 +126,7 @@ def test_giving_up_starts_the_wipe_only_if_none_is_pending() -> None:
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.1, JITTER, 0.333])
-@pytest.mark.parametrize("start", [0.0, 0.1, 1234.567, 98765.4321])
+@pytest.mark.parametrize("start", [0.0, 28.886, 62.231, 2045.646, 32764.685])
 def test_may_initiate_at_the_very_time_of_the_retransmission(start: float, jitter: float) -> None:
     timers = handshake_timers(jitter)
     timers.initiation_sent(start)
@@ -170,7 +170,6 @@ def test_twenty_initiations_then_give_up_then_anew() -> None:
         assert count == 20
         assert gave_up == pytest.approx(T + 20 * (5 + JITTER))
         assert timers.next_deadline() is None
-        timers.wanted()
 
 
 def test_a_packet_renews_the_patience() -> None:

@@ -1,7 +1,8 @@
 """wg-quick configuration files: read into frozen dataclasses, every mistake reported at once.
 
 `model` says what a configuration is, `known` which keys there are, `values` what may stand after a `=`,
-`keys` what a Curve25519 key is, `parse` how lines make a configuration, `load` which files may be trusted.
+`keys` what a Curve25519 key is, `parse` how lines make a configuration, `load` which files may be trusted,
+`write` how a configuration gets back into its file.
 
 The format is that of wg(8) and wg-quick(8). What only Stagewire knows stands in comment lines
 (`# stagewire: Key = value`), so that the same file stays valid for `wg` and wg-quick.
@@ -20,6 +21,7 @@ from stagewire.config.model import (
     Table,
 )
 from stagewire.config.parse import parse
+from stagewire.config.write import merge, render, save
 
 __all__ = [
     "ConfigError",
@@ -35,7 +37,10 @@ __all__ = [
     "generate_private_key",
     "interface_name",
     "load",
+    "merge",
     "parse",
     "public_key",
+    "render",
+    "save",
     "valid_interface_name",
 ]

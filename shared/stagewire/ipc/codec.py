@@ -43,7 +43,7 @@ class Codec(Generic[M]):
             raise BadControl("control_malformed") from None
         if not isinstance(parts, tuple) or len(parts) < 2:
             raise BadControl("control_malformed")
-        if parts[0] != self._version:
+        if type(parts[0]) is not int or parts[0] != self._version:  # True and 1.0 are equal to 1
             raise BadControl("control_of_unknown_version")
         kind = self._kinds.get(parts[1]) if isinstance(parts[1], str) else None
         if kind is None:

@@ -78,18 +78,15 @@ class Tunnel:
         if not sealed:
             self.want("no_session", now, out)
             return
-        self._sent(sealed, now, out)
-        if any(packets):
-            self.timers.data_sent(now)
-        if self._stale(session, now):
-            self.want("rekey", now, out)
+        self._sent(session, sealed, now, out)
+        self.timers.data_sent(now)
 
     def send_keepalive(self, now: float, out: Output) -> None:
         """Sends what is staged, or, if nothing is, an empty packet."""
         if self.staged:
             self.flush(now, out)
         elif (session := self.slots.current) and self.endpoint is not None and session.may_send(now):
-            self._sent(session.seal([b""], self.settings.mtu), now, out)
+            self._sent(session, session.seal([b""], self.settings.mtu), now, out)
         else:
             # An empty packet that waits for a session would only say what the handshake says itself.
             self.want("persistent", now, out)
@@ -115,11 +112,13 @@ class Tunnel:
         if self.staged:
             self.want("no_session", now, out)
 
-    def _sent(self, sealed: list[bytes], now: float, out: Output) -> None:
+    def _sent(self, session: Session, sealed: list[bytes], now: float, out: Output) -> None:
         assert self.endpoint is not None  # noqa: S101 - both callers have looked
         self.tx_bytes += sum(map(len, sealed))
         out.runs.append((self.endpoint, sealed))
         self.timers.any_sent(now)
+        if self._stale(session, now):
+            self.want("rekey", now, out)
 
     def _stage(self, packets: list[bytes]) -> None:
         self.staged.extend(packets)

@@ -1,0 +1,164 @@
+"""A Stagewire gateway that many tests share: each has a peer of its own at it, with its own keys and inner networks.
+
+Peer number n has 10.66.n.0/24 and fd66:n::/64: .1 is the gateway's, .2 is the peer's, which listens on port 51820 + n.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from lab.namespaces import Namespace
+from lab.stagewire import Gateway
+from lab.wireguard_go import KeyPair, Peer, WireguardGo, new_key_pair, new_preshared_key
+
+PORT: Final = 51820
+
+
+@dataclass(frozen=True, slots=True)
+class Spoke:
+    """A peer of the shared gateway, as both sides configure it."""
+
+    number: int
+    host: str | None = None
+    """Where the gateway finds it: an address (IPv6 in brackets) or a name; None when it is the peer that initiates."""
+    at_port: int | None = None
+    """The port there, when it isn't the peer's own."""
+    psk: bool = False
+    keepalive: int | None = None
+    """The gateway's."""
+    response_timestamp: bool = False
+    allowed_ips: Sequence[str] = ()
+    """Beyond its own networks."""
+    keys: KeyPair = field(default_factory=new_key_pair)
+    preshared_key: str = field(default_factory=new_preshared_key, repr=False)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return PORT + self.number
+
+    @property
+    def inner(self) -> tuple[str, str]:
+        """Its own addresses, IPv4 and IPv6."""
+        return f"10.66.{self.number}.2", f"fd66:{self.number}::2"
+
+    @property
+    def gateway_inner(self) -> tuple[str, str]:
+        """The gateway's addresses towards it."""
+        return f"10.66.{self.number}.1", f"fd66:{self.number}::1"
+
+    @property
+    def networks(self) -> tuple[str, str]:
+        """Both sides' addresses lie in them."""
+        return f"10.66.{self.number}.0/24", f"fd66:{self.number}::/64"
+
+    def peer(self) -> Peer:
+        """What the gateway is told."""
+        return Peer(
+            self.keys.public,
+            [*self.networks, *self.allowed_ips],
+            f"{self.host}:{self.at_port or self.port}" if self.host else None,
+            self.preshared_key if self.psk else None,
+            self.keepalive,
+            self.response_timestamp,
+        )
+
+
+class Hub:
+    """The shared gateway. `lines` are further ones of its [Interface] section."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        directory: Path,
+        spokes: Mapping[str, Spoke],
+        *lines: str,
+        name: str = "wg0",
+        port: int = PORT,
+        keys: KeyPair | None = None,
+    ) -> None:
+        self.namespace, self.spokes, self.name, self.port = namespace, spokes, name, port
+        self._directory = directory
+        self.keys = keys or new_key_pair()
+        addresses = [
+            f"{address}/{length}"
+            for spoke in spokes.values()
+            for address, length in zip(spoke.gateway_inner, (24, 64), strict=True)
+        ]
+        self.config = configuration(self.keys, port, addresses, [spoke.peer() for spoke in spokes.values()], *lines)
+        self.gateway = Gateway(namespace, name, directory, self.config)
+
+    def __enter__(self) -> Self:
+        self._directory.mkdir(exist_ok=True)
+        self.gateway.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.gateway.cut_off()
+
+    def wireguard_go(
+        self,
+        spoke: Spoke,
+        namespace: Namespace,
+        host: str | None = None,
+        *,
+        at_port: int | None = None,
+        keepalive: int | None = None,
+        mtu: int = 1420,
+        allowed_ips: Sequence[str] = (),
+    ) -> WireguardGo:
+        """The other side of a spoke. It knows the gateway at `host`; without, the gateway must speak first."""
+        here, there = spoke.inner, spoke.gateway_inner
+        gateway = Peer(
+            self.keys.public,
+            [f"{there[0]}/32", f"{there[1]}/128", *allowed_ips],
+            f"{host}:{at_port or self.port}" if host else None,
+            spoke.preshared_key if spoke.psk else None,
+            keepalive,
+        )
+        return WireguardGo(namespace, spoke.keys, [f"{here[0]}/32", f"{here[1]}/128"], [gateway], spoke.port, mtu)
+
+    def peer(self, spoke: Spoke) -> dict[str, Any]:
+        """What `stagewire status --json` says of a peer."""
+        found = (peer for peer in self.gateway.status()["peers"] if peer["public_key"] == spoke.keys.public)
+        return dict(next(found))
+
+    def counters(self) -> Counter[str]:
+        """Of all services, added up. They are a second old."""
+        total: Counter[str] = Counter()
+        for service in self.gateway.status()["services"]:
+            total.update(service["counters"])
+        return total
+
+
+def configuration(keys: KeyPair, port: int, addresses: Sequence[str], peers: Sequence[Peer], *lines: str) -> str:
+    """A wg-quick file."""
+    interface = [
+        "[Interface]",
+        f"PrivateKey = {keys.private}",
+        f"ListenPort = {port}",
+        f"Address = {', '.join(addresses)}",
+    ]
+    return "\n".join([*interface, *lines, *(peer.section() for peer in peers), ""])
+
+
+@contextlib.contextmanager
+def together(*contexts: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+    """Enters and leaves all at the same time: each gateway takes seconds to come up, and again to go."""
+    entered = []
+    with ThreadPoolExecutor(len(contexts)) as pool:
+        attempts = [(context, pool.submit(context.__enter__)) for context in contexts]
+        try:
+            for context, attempt in attempts:
+                if attempt.exception() is None:
+                    entered.append(context)
+            for _, attempt in attempts:
+                attempt.result()
+            yield
+        finally:
+            for leaving in [pool.submit(context.__exit__, None, None, None) for context in entered]:
+                leaving.result()

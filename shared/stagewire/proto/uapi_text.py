@@ -1,0 +1,128 @@
+"""What may stand after a `=` on the configuration socket. Each function reads one value.
+
+Each raises ValueError, and nothing else, with a message that goes on from the key's name. No message holds the value of
+a key line; of other values it holds what can't be a key.
+"""
+
+import re
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, NetmaskValueError
+from typing import Final
+
+from stagewire.proto.constants import KEY_LENGTH
+from stagewire.proto.endpoint import Endpoint
+from stagewire.proto.noise import clamp
+
+NO_KEY: Final = bytes(KEY_LENGTH)
+"""How the protocol writes that there is no private or preshared key."""
+MAX_U16: Final = 0xFFFF
+MAX_U32: Final = 0xFFFF_FFFF
+
+_SHOWN = 60
+# A run as long as this may be a key that was pasted into the wrong line.
+_MAYBE_KEY = re.compile(r"[A-Za-z0-9+/=]{20,}")
+# Too few letters and digits to be a key, in hex or in base64.
+_NAME = re.compile(rb"[a-z_]{1,32}[0-9]{0,2}")
+_KEY = re.compile(rb"[0-9a-fA-F]{64}")
+_DECIMAL = re.compile(rb"[0-9]{1,20}")
+_HEX = re.compile(rb"0[xX][0-9a-fA-F]{1,8}")
+_V4_ENDPOINT = re.compile(rb"([0-9.]{7,15}):([0-9]{1,5})")
+_V6_ENDPOINT = re.compile(rb"\[([0-9a-fA-F:.]{2,45})(?:%([^\[\]%]+))?\]:([0-9]{1,5})")
+# ipaddress alone would also take netmasks, host masks, scopes and lengths with leading zeros.
+_PREFIX = re.compile(rb"[0-9a-fA-F:.]{2,45}/(?:0|[1-9][0-9]{0,2})")
+
+
+def shown(value: bytes) -> str:
+    """The value as a message may show it: quoted, in ASCII, cut short, and not at all when a key could be in it."""
+    text = value.decode("ascii", "backslashreplace")
+    if _MAYBE_KEY.search(text):
+        return "the value given (not shown, it could be a key)"
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+
+
+def shown_name(name: bytes) -> str:
+    """What stood before the `=`, quoted, if it looks like the name of a key and not like key material."""
+    return repr(name.decode()) if _NAME.fullmatch(name) else "(not shown)"
+
+
+def key(value: bytes) -> bytes:
+    """64 hex digits in either case, as 32 bytes."""
+    if not _KEY.fullmatch(value):
+        raise ValueError("must be 64 hex digits")
+    return bytes.fromhex(value.decode())
+
+
+def private_key(value: bytes) -> bytes:
+    """A key, clamped; NO_KEY stays as it is."""
+    secret = key(value)
+    return secret if secret == NO_KEY else clamp(secret)
+
+
+def whole(value: bytes, high: int) -> int:
+    """A decimal number from 0 to `high`."""
+    if not _DECIMAL.fullmatch(value) or int(value) > high:
+        raise ValueError(f"must be a whole number from 0 to {high}, not {shown(value)}")
+    return int(value)
+
+
+def fwmark(value: bytes) -> int:
+    """32 bits, decimal as wg(8) sends it, or hexadecimal after 0x as people write it."""
+    return int(value, 16) if _HEX.fullmatch(value) else whole(value, MAX_U32)
+
+
+def true(value: bytes) -> bool:
+    """The only value of a flag."""
+    if value != b"true":
+        raise ValueError(f"must be true, not {shown(value)}")
+    return True
+
+
+def protocol_version(value: bytes) -> int:
+    """There is one so far."""
+    if value != b"1":
+        raise ValueError(f"must be 1, not {shown(value)}")
+    return 1
+
+
+def endpoint(value: bytes) -> Endpoint:
+    """`address:port` or `[v6 address%scope]:port`, port 1 to 65535. No names, neither of hosts nor of zones.
+
+    A scope is an interface's index; that of an address that isn't link-local says nothing and is dropped.
+    """
+    try:
+        if four := _V4_ENDPOINT.fullmatch(value):
+            return Endpoint(IPv4Address(four[1].decode()).packed, _port(four[2]))
+        if six := _V6_ENDPOINT.fullmatch(value):
+            address, scope = IPv6Address(six[1].decode()), _scope(six[2])
+            return Endpoint(address.packed, _port(six[3]), scope if address.is_link_local else 0)
+    except AddressValueError:
+        pass
+    raise ValueError(f"must be address:port or [v6 address]:port, not {shown(value)}")
+
+
+def _port(digits: bytes) -> int:
+    if not 1 <= int(digits) <= MAX_U16:
+        raise ValueError(f"must have a port from 1 to {MAX_U16}, not {shown(digits)}")
+    return int(digits)
+
+
+def _scope(zone: bytes | None) -> int:
+    if zone is None:
+        return 0
+    if not _DECIMAL.fullmatch(zone) or int(zone) > MAX_U32:
+        raise ValueError(f"must have the number of an interface after the %, not {shown(zone)}")
+    return int(zone)
+
+
+def allowed_ip(value: bytes) -> tuple[IPv4Network | IPv6Network, bool]:
+    """A prefix with its host bits masked, and whether it is to be added: `-` before it removes, `+` or nothing adds.
+
+    The length must be there: a bare address is refused, as wireguard-go refuses it.
+    """
+    sign, prefix = (value[:1], value[1:]) if value[:1] in (b"+", b"-") else (b"", value)
+    try:
+        if _PREFIX.fullmatch(prefix):
+            network = IPv6Network if b":" in prefix else IPv4Network
+            return network(prefix.decode(), strict=False), sign != b"-"
+    except (AddressValueError, NetmaskValueError):
+        pass
+    raise ValueError(f"must be a prefix such as 10.0.0.0/24 or fd00::/64, not {shown(value)}")

@@ -1,0 +1,179 @@
+"""Pipes by name: where they are, who may enter, and what they refuse."""
+
+import os
+import socket
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import zmq
+
+from lab.wait import until
+from stagewire import privileges
+from stagewire.ipc import endpoints
+from stagewire.ipc.endpoints import Pipes
+
+NOBODY = 65534
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="gives folders away, which needs root")
+
+
+@pytest.fixture
+def pipes() -> Iterator[Pipes]:
+    with tempfile.TemporaryDirectory(prefix="sw-", dir="/tmp") as name, zmq.Context() as context:
+        directory = Path(name)
+        directory.chmod(0o755)
+        for stage in ("tun", "device", "conn", "key", "status"):
+            endpoints.prepare_folders(directory / "wg0", stage)
+        yield Pipes(context, directory / "wg0")
+
+
+def test_a_worker_has_pipes_of_its_own(pipes: Pipes) -> None:
+    assert pipes.path(endpoints.PLAIN_OUT, 3) == pipes.run / "device/plain-out.3"
+    assert pipes.path(endpoints.CONTROL) == pipes.run / "key/control"
+
+
+def test_a_path_too_long_for_a_socket_is_refused_with_a_way_out() -> None:
+    with zmq.Context() as context:
+        for length, fits in ((107, True), (108, False)):
+            run = Path("/") / ("x" * (length - len("//" + endpoints.CONTROL)))
+            pipes = Pipes(context, run)
+            if fits:
+                assert len(os.fsencode(pipes.path(endpoints.CONTROL))) == length
+                continue
+            with pytest.raises(OSError, match="STAGEWIRE_RUN_DIR"):
+                pipes.path(endpoints.CONTROL)
+        umlauts = Pipes(context, Path("/") / ("ü" * 50))  # bytes count, not letters
+        with pytest.raises(OSError, match="longer than"):
+            umlauts.path(endpoints.CONTROL)
+
+
+def test_the_longest_names_fit_the_default_folder() -> None:
+    with zmq.Context() as context:
+        pipes = Pipes(context, Path("/run/stagewire") / ("w" * 15))
+        for pipe in (endpoints.PLAIN_OUT, endpoints.CIPHER_IN):
+            assert len(os.fsencode(pipes.path(pipe, 63))) < 107
+
+
+@root_only
+def test_folders_belong_to_their_stage_and_the_group_may_only_pass_through(pipes: Pipes) -> None:
+    found = pipes.run.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, privileges.group(), 0o710)
+    for stage in ("tun", "device", "conn", "key", "status"):
+        found = (pipes.run / stage).stat()
+        assert (found.st_uid, found.st_gid) == (privileges.uid_of(stage), privileges.group())
+        assert stat.S_IMODE(found.st_mode) == 0o710
+    assert len({privileges.uid_of(stage) for stage in ("tun", "device", "conn", "key", "status")}) == 5
+
+
+@root_only
+def test_wrong_owners_and_modes_are_set_right(pipes: Pipes) -> None:
+    folder = pipes.run / "key"
+    os.chown(folder, NOBODY, NOBODY)
+    folder.chmod(0o777)
+    endpoints.prepare_folders(pipes.run, "key")
+    found = folder.stat()
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (privileges.uid_of("key"), 0o710)
+
+
+def as_user(uid: int, gid: int, *command: str) -> subprocess.CompletedProcess[str]:
+    identity = ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
+    return subprocess.run([*identity, *command], capture_output=True, text=True, check=False)
+
+
+@root_only
+def test_another_user_sees_nothing_and_a_stage_cannot_replace_anothers_pipe(pipes: Pipes) -> None:
+    path = pipes.path(endpoints.CONTROL)
+    with pipes.bind(zmq.ROUTER, endpoints.CONTROL):
+        for command in (["ls", str(pipes.run)], ["stat", str(path)], ["rm", "-f", str(path)]):
+            refused = as_user(NOBODY, NOBODY, *command)
+            assert refused.returncode != 0
+            assert "Permission denied" in refused.stderr
+        # conn-service's own uid may pass through key-service's folder, but neither look nor write.
+        conn = privileges.uid_of("conn"), privileges.group()
+        assert as_user(*conn, "stat", str(path)).returncode == 0
+        for command in (["ls", str(path.parent)], ["rm", str(path)], ["touch", str(path.parent / "mine")]):
+            assert as_user(*conn, *command).returncode != 0
+        assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("pipe", "limit"), [(endpoints.CIPHER_OUT, endpoints.MAX_TRAIN), (endpoints.CONTROL, endpoints.MAX_CONTROL)]
+)
+def test_a_frame_over_the_limit_is_not_taken_in(pipes: Pipes, pipe: str, limit: int) -> None:
+    with pipes.bind(zmq.PULL, pipe) as reader, pipes.connect(zmq.PUSH, pipe) as writer:
+        assert writer.poll(2000, zmq.POLLOUT)
+        writer.send(bytes(limit))
+        assert reader.poll(2000)
+        assert len(reader.recv()) == limit
+        writer.send(bytes(limit + 1))
+        assert not reader.poll(50)
+    with pipes.bind(zmq.PULL, pipe) as reader, pipes.connect(zmq.PUSH, pipe) as writer:
+        assert writer.poll(2000, zmq.POLLOUT)  # the next one is served
+        writer.send(b"small")
+        assert reader.poll(2000)
+
+
+def test_nothing_waits_for_a_reader_that_is_not_there(pipes: Pipes) -> None:
+    with pipes.connect(zmq.PUSH, endpoints.PLAIN_IN) as writer:
+        with pytest.raises(zmq.Again):
+            writer.send(b"old", zmq.DONTWAIT)
+        with pipes.bind(zmq.PULL, endpoints.PLAIN_IN) as reader:
+            assert writer.poll(2000, zmq.POLLOUT)
+            writer.send(b"new", zmq.DONTWAIT)
+            assert reader.poll(2000)
+            assert reader.recv() == b"new"
+
+
+def test_a_full_pipe_holds_a_few_trains_only(pipes: Pipes) -> None:
+    with pipes.bind(zmq.PULL, endpoints.PLAIN_IN), pipes.connect(zmq.PUSH, endpoints.PLAIN_IN) as writer:
+        assert writer.poll(2000, zmq.POLLOUT)
+        sent = 0
+
+        def full() -> bool:
+            nonlocal sent
+            try:
+                writer.send(bytes(endpoints.MAX_TRAIN), zmq.DONTWAIT)
+                sent += 1
+            except zmq.Again:
+                return not writer.poll(50, zmq.POLLOUT)
+            return False
+
+        until(full, 10, "the pipe to be full")
+        # Both sides' marks, and what libzmq's decoder and the kernel's buffer have in hand.
+        assert sent <= 2 * endpoints.DATA_HIGH_WATER + 4
+
+
+def test_a_stage_that_said_hello_twice_is_the_newer(pipes: Pipes) -> None:
+    """A connection lost and made anew keeps its routing id; the ROUTER must not refuse it."""
+    with ExitStack() as lives, pipes.bind(zmq.ROUTER, endpoints.CONTROL) as router:
+        for word in (b"first", b"second"):
+            dealer = lives.enter_context(pipes.connect(zmq.DEALER, endpoints.CONTROL, routing_id=b"tun.0.1"))
+            assert dealer.poll(2000, zmq.POLLOUT)
+            dealer.send(word)
+            assert router.poll(2000)
+            assert router.recv_multipart() == [b"tun.0.1", word]
+        router.send_multipart([b"tun.0.1", b"answer"])
+        assert dealer.poll(2000)
+        assert dealer.recv() == b"answer"
+        with pytest.raises(zmq.ZMQError):  # nobody of that name: said, not swallowed
+            router.send_multipart([b"conn.0.1", b"answer"])
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\0", bytes(64), b"\xff" * 9 + b"\x7f", b"GET / HTTP/1.0\r\n\r\n"])
+def test_whatever_connects_and_talks_nonsense_the_others_are_served(pipes: Pipes, garbage: bytes) -> None:
+    with pipes.bind(zmq.PULL, endpoints.HANDSHAKE_IN) as reader:
+        strangers = [socket.socket(socket.AF_UNIX) for _ in range(100)]
+        for stranger in strangers:
+            stranger.connect(str(pipes.path(endpoints.HANDSHAKE_IN)))
+            stranger.send(garbage)
+        with pipes.connect(zmq.PUSH, endpoints.HANDSHAKE_IN) as writer:
+            assert writer.poll(2000, zmq.POLLOUT)
+            writer.send(b"honest")
+            assert reader.poll(2000)
+            assert reader.recv() == b"honest"
+        for stranger in strangers:
+            stranger.close()

@@ -1,0 +1,240 @@
+"""The sending end of a pipe, over real ipc:// pipes: backpressure, patience, and readers that come and go."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import zmq
+
+from lab.wait import until
+from stagewire.ipc import endpoints
+from stagewire.ipc.endpoints import Pipes
+from stagewire.ipc.loop import Loop, boot_time
+from stagewire.ipc.outlet import MAX_HELD, Outlet
+
+FRAME = bytes(200_000)  # more than a Unix socket's buffer takes at once, so that high-water marks are what counts
+PIPE = endpoints.CIPHER_OUT
+
+
+class Bench:
+    """A loop, one outlet on a pipe, and two sources that are read whenever they aren't paused."""
+
+    def __init__(self, pipes: Pipes, patience: float | None = None) -> None:
+        self.pipes, self.loop, self.drops = pipes, Loop(), Counter[str]()
+        self.sources = [pipes.context.socket(zmq.PULL) for _ in range(2)]
+        self._feeds = [pipes.context.socket(zmq.PUSH) for _ in range(2)]
+        self.read = Counter[int]()
+        for number, (source, feed) in enumerate(zip(self.sources, self._feeds, strict=True)):
+            source.bind(f"inproc://source-{number}")
+            feed.connect(f"inproc://source-{number}")
+            feed.send(b"always something to read")
+            self.loop.add(source, lambda _now, number=number: self.read.update([number]))  # type: ignore[misc]
+        self.socket = pipes.connect(zmq.PUSH, PIPE)
+        self.outlet = Outlet(self.loop, self.socket, self.drops, "reader_full", self.sources, patience)
+
+    def turn(self, condition: Callable[[], object], what: str) -> None:
+        """Turns until something is so; a turn without anything to do takes a millisecond."""
+
+        def once() -> object:
+            self.loop.add_timed(end := Now())
+            self.loop._turn()
+            self.loop.remove_timed(end)
+            return condition()
+
+        until(once, 5, what)
+
+    def offer(self, number: int, weight: int = 1, size: int = len(FRAME)) -> None:
+        self.outlet.offer(number.to_bytes(2, "big") + FRAME[: size - 2], weight, boot_time())
+
+    def paused(self) -> bool:
+        before = self.read.total()
+        self.turn(lambda: True, "a turn")
+        return self.read.total() == before
+
+    def writable(self) -> bool:
+        return bool(self.socket.poll(0, zmq.POLLOUT))
+
+    def fill(self) -> int:
+        """Offers until the outlet holds something; returns how many were offered."""
+        for number in range(200):
+            self.offer(number)
+            if self.outlet._held:
+                return number + 1
+        raise AssertionError("the pipe took everything")
+
+    def close(self) -> None:
+        self.outlet.close()
+        for opened in (*self.sources, *self._feeds):
+            opened.close()
+
+
+class Now:
+    """A deadline that is always met, so that a turn never waits for more than it."""
+
+    def next_deadline(self) -> float:
+        return boot_time()
+
+    def act(self, _now: float) -> None:
+        pass
+
+
+@pytest.fixture
+def pipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipes]:
+    monkeypatch.chdir(tmp_path)  # a Unix socket's name has 107 bytes, which pytest's folders don't leave
+    (tmp_path / "conn").mkdir()
+    with zmq.Context() as context:
+        yield Pipes(context, Path())
+
+
+@contextmanager
+def bench(pipes: Pipes, patience: float | None = None) -> Iterator[Bench]:
+    made = Bench(pipes, patience)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def reader(pipes: Pipes) -> Iterator["zmq.Socket[bytes]"]:
+    with pipes.bind(zmq.PULL, PIPE) as socket:
+        yield socket
+
+
+def take(socket: "zmq.Socket[bytes]") -> int | None:
+    try:
+        return int.from_bytes(socket.recv(zmq.DONTWAIT)[:2], "big")
+    except zmq.Again:
+        return None
+
+
+def take_all(made: Bench, socket: "zmq.Socket[bytes]", count: int) -> list[int]:
+    arrived: list[int] = []
+
+    def enough() -> bool:
+        while (number := take(socket)) is not None:
+            arrived.append(number)
+        return len(arrived) >= count
+
+    made.turn(enough, f"{count} frames")
+    return arrived
+
+
+def test_what_finds_room_goes_at_once(pipes: Pipes) -> None:
+    with reader(pipes) as pull, bench(pipes) as made:
+        made.turn(made.writable, "the connection")
+        for number in range(3):
+            made.offer(number)
+            assert take_all(made, pull, 1) == [number]
+        assert not made.outlet._held
+        assert not made.paused()
+        assert not made.drops
+
+
+def test_a_full_pipe_pauses_every_source_and_room_resumes_them(pipes: Pipes) -> None:
+    with reader(pipes) as pull, bench(pipes) as made:
+        made.turn(made.writable, "the connection")
+        offered = made.fill()
+        assert made.paused()
+        for number in range(offered, offered + 10):  # a keepalive, a staged train: not from the sources
+            made.offer(number)
+        assert take_all(made, pull, offered + 10) == list(range(offered + 10))
+        assert not made.paused()
+        made.turn(lambda: set(made.read) == {0, 1}, "both sources to be read")
+        assert not made.drops
+
+
+def test_it_holds_so_much_and_no_more(pipes: Pipes) -> None:
+    with bench(pipes) as made:  # nobody there: it holds from the first on
+        for number in range(MAX_HELD + 3):
+            made.offer(number, weight=7)
+        assert made.drops == {"reader_full": 3 * 7}
+        assert made.paused()
+        with reader(pipes) as pull:
+            assert take_all(made, pull, MAX_HELD) == list(range(MAX_HELD))
+        assert not made.outlet._held
+
+
+def test_without_patience_it_waits_for_ever(pipes: Pipes) -> None:
+    with bench(pipes) as made:
+        made.offer(0)
+        assert made.outlet.next_deadline() is None
+        assert made.paused()
+        with reader(pipes) as pull:
+            assert take_all(made, pull, 1) == [0]
+        assert not made.drops
+
+
+def test_patience_ends_and_a_reader_that_is_gone_holds_nobody_up(pipes: Pipes) -> None:
+    with bench(pipes, patience=0.05) as made:
+        made.offer(0, weight=5)
+        made.offer(1, weight=6)
+        assert made.paused()
+        deadline = made.outlet.next_deadline()
+        assert deadline is not None
+        made.turn(lambda: made.drops, "patience to end")
+        assert boot_time() >= deadline
+        assert made.drops == {"reader_full": 11}
+        assert not made.paused()
+        made.offer(2, weight=9)  # counted at once, and the sources stay as they are
+        assert made.drops == {"reader_full": 20}
+        assert not made.paused()
+
+
+def test_a_reader_that_comes_back_gets_what_comes_then(pipes: Pipes) -> None:
+    with bench(pipes, patience=0.02) as made:
+        for life in range(3):
+            made.offer(100 + life)
+            made.turn(lambda life=life: made.drops["reader_full"] == life + 1, "it to be dropped")  # type: ignore[misc]
+            with reader(pipes) as pull:
+                made.turn(made.writable, "the reader to be found again")
+                made.offer(life)
+                assert take_all(made, pull, 1) == [life]  # and nothing from before
+                # Patience is whole again: the next full pipe is waited for.
+                offered = made.fill()
+                assert made.paused()
+                assert take_all(made, pull, offered) == list(range(offered))
+                assert not made.paused()
+            made.turn(lambda: not made.writable(), "the end to be noticed")
+
+
+def test_a_slow_reader_is_not_gone(pipes: Pipes) -> None:
+    """Each frame that it takes begins patience anew."""
+    with reader(pipes) as pull, bench(pipes, patience=0.3) as made:
+        made.turn(made.writable, "the connection")
+        offered = made.fill()
+        for number in range(offered, offered + 20):
+            made.offer(number)
+        arrived = list[int]()
+        first = made.outlet.next_deadline()
+        assert first is not None
+        while boot_time() < first + 0.1 and len(arrived) < offered + 20:
+            arrived += take_all(made, pull, 1)
+            made.turn(lambda: not made.outlet._held or made.outlet._deadline != first, "progress")
+        assert not made.drops
+        arrived += take_all(made, pull, offered + 20 - len(arrived))
+        assert arrived == list(range(offered + 20))
+
+
+def test_closing_resumes_the_sources_and_forgets_what_is_held(pipes: Pipes) -> None:
+    with bench(pipes, patience=60) as made:
+        other = Outlet(made.loop, pipes.connect(zmq.PUSH, PIPE), made.drops, "other", made.sources)
+        made.offer(0)
+        other.offer(FRAME, 1, boot_time())
+        made.offer(1)
+        assert made.paused()
+        other.close()
+        assert made.paused()  # the first one still holds
+        made.outlet._held.clear()
+        made.outlet._release()
+        assert not made.paused()
+
+
+def test_closing_while_nothing_is_held_leaves_the_sources_alone(pipes: Pipes) -> None:
+    with reader(pipes), bench(pipes) as made:
+        other = Outlet(made.loop, pipes.connect(zmq.PUSH, PIPE), made.drops, "other", made.sources)
+        other.close()
+        assert not made.paused()
+        assert set(made.loop._pauses.values()) == {0}

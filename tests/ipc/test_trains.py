@@ -1,0 +1,175 @@
+"""Data-plane framing: what goes in comes out, runs are cut where UDP GSO needs it, and nothing else gets through."""
+
+import itertools
+import math
+import struct
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from stagewire.ipc import trains
+from stagewire.ipc.trains import BadTrain
+from stagewire.proto import endpoint as places
+
+NOW = 1000.0
+PLACES = [bytes([4, 0]) + bytes([number]) * (places.LENGTH - 2) for number in range(3)]
+HEADER = struct.Struct("<BBHd")
+RUN = struct.Struct(f"<{places.LENGTH}sHxxI")
+
+packets = st.lists(st.integers(0, 1600).map(bytes) | st.binary(max_size=60), max_size=trains.MAX_PACKETS)
+sizes = st.lists(st.sampled_from([1, 32, 96, 96, 1452, 1452, 1452, 9000, 65507]), min_size=1, max_size=150)
+runs = st.lists(
+    st.tuples(st.sampled_from(PLACES), st.lists(st.binary(min_size=1, max_size=40), min_size=1)), max_size=6
+)
+
+
+def reason_of(unpack: object, frame: bytes, now: float = NOW) -> str:
+    assert callable(unpack)
+    with pytest.raises(BadTrain) as refused:
+        unpack(frame, now)
+    return refused.value.reason
+
+
+@given(packets)
+def test_a_plain_train_arrives_as_it_left(train: list[bytes]) -> None:
+    assert trains.unpack_plain_untrusted(trains.pack_plain(train, NOW), NOW) == train
+
+
+def test_a_super_packet_fits_a_plain_train() -> None:
+    train = [bytes(65535), b"x"]
+    assert trains.unpack_plain_untrusted(trains.pack_plain(train, NOW), NOW) == train
+
+
+@given(runs)
+def test_a_cipher_train_arrives_in_order(train: list[tuple[bytes, list[bytes]]]) -> None:
+    arrived = trains.unpack_cipher_untrusted(trains.pack_cipher(train, NOW), NOW)
+    flat = [(place, datagram) for place, datagrams in train for datagram in datagrams]
+    assert [(place, datagram) for place, datagrams in arrived for datagram in datagrams] == flat
+
+
+@given(st.binary(min_size=places.LENGTH, max_size=places.LENGTH), st.binary(min_size=1, max_size=200))
+def test_a_handshake_arrives_as_it_left(place: bytes, message: bytes) -> None:
+    frame = trains.pack_handshake(place, message, NOW)
+    assert trains.unpack_handshake_untrusted(frame, NOW) == (place, message)
+
+
+@given(sizes)
+@example([1452] * 65)
+@example([1452] * 46)  # 46 x 1,452 are more than a UDP datagram may have
+@example([96, 1452, 1452, 96, 96, 32])
+def test_a_run_is_what_one_gso_send_takes(lengths: list[int]) -> None:
+    train = trains.pack_cipher([(PLACES[0], [bytes(length) for length in lengths])], NOW)
+    cut = [[len(datagram) for datagram in run] for _, run in trains.unpack_cipher_untrusted(train, NOW)]
+    assert [length for run in cut for length in run] == lengths
+    for run in cut:
+        assert len(set(run[:-1])) <= 1
+        assert run[-1] <= run[0]
+        assert len(run) <= trains.MAX_PACKETS
+        assert sum(run) <= trains.MAX_RUN
+    # No more runs than must be: the next one's first datagram could not have been in the run before it.
+    for run, after in itertools.pairwise(cut):
+        assert (
+            len(run) == trains.MAX_PACKETS
+            or sum(run) + after[0] > trains.MAX_RUN
+            or after[0] > run[0]
+            or run[-1] < run[0]
+        )
+
+
+@pytest.mark.parametrize("version", [0, 2, 255])
+def test_another_version_is_told_apart(version: int) -> None:
+    for frame, unpack in every_kind():
+        assert reason_of(unpack, bytes([version]) + frame[1:]) == "train_of_unknown_version"
+
+
+def every_kind() -> list[tuple[bytes, object]]:
+    return [
+        (trains.pack_plain([b"packet"], NOW), trains.unpack_plain_untrusted),
+        (trains.pack_cipher([(PLACES[0], [b"datagram"])], NOW), trains.unpack_cipher_untrusted),
+        (trains.pack_handshake(PLACES[0], b"message", NOW), trains.unpack_handshake_untrusted),
+    ]
+
+
+def test_one_kind_is_not_taken_for_another() -> None:
+    for frame, unpack in every_kind():
+        for other, _ in every_kind():
+            if other != frame:
+                assert reason_of(unpack, other) == "train_malformed"
+
+
+def test_what_waited_too_long_is_dropped() -> None:
+    for frame, unpack in every_kind()[:2]:
+        assert callable(unpack)
+        unpack(frame, NOW + trains.MAX_AGE)
+        assert reason_of(unpack, frame, NOW + trains.MAX_AGE + 0.001) == "train_too_old"
+        unpack(frame, NOW - 5)  # made later in the same turn
+
+
+def test_a_handshake_is_never_too_old() -> None:
+    frame = trains.pack_handshake(PLACES[0], b"message", NOW)
+    assert trains.unpack_handshake_untrusted(frame, NOW + 3600) == (PLACES[0], b"message")
+
+
+@pytest.mark.parametrize("stamp", [math.nan, -math.inf])
+def test_a_stamp_that_is_no_time_is_too_old(stamp: float) -> None:
+    for frame, unpack in every_kind()[:2]:
+        broken = frame[:4] + struct.pack("<d", stamp) + frame[12:]
+        assert reason_of(unpack, broken) == "train_too_old"
+
+
+@pytest.mark.parametrize(
+    ("size", "length", "body"),
+    [
+        (0, 4, b"abcd"),  # datagrams of no length: endless
+        (4, 0, b""),
+        (4, 5, b"abcd"),  # more than there is
+        (4, 3, b"abcd"),  # less than there is
+        (1, 65, bytes(65)),  # more than one GSO send takes
+        (2, 0xFFFFFFFF, b"abcd"),
+    ],
+)
+def test_a_run_whose_lengths_make_no_sense_is_refused(size: int, length: int, body: bytes) -> None:
+    frame = HEADER.pack(trains.VERSION, 2, 1, NOW) + RUN.pack(PLACES[0], size, length) + body
+    assert reason_of(trains.unpack_cipher_untrusted, frame) == "train_malformed"
+
+
+def test_every_cut_and_every_extension_is_refused() -> None:
+    for frame, unpack in every_kind():
+        # A handshake frame's message has no length of its own: the message's own parser knows it.
+        whole = len(frame) if unpack is not trains.unpack_handshake_untrusted else HEADER.size + places.LENGTH + 1
+        for length in range(whole):
+            assert reason_of(unpack, frame[:length]) == "train_malformed"
+        if unpack is not trains.unpack_handshake_untrusted:
+            assert reason_of(unpack, frame + b"\0") == "train_malformed"
+
+
+@given(st.sampled_from(every_kind()), st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=5))
+def test_a_damaged_frame_is_a_bad_train_or_a_train(made: tuple[bytes, object], damage: list[tuple[int, int]]) -> None:
+    frame, unpack = bytearray(made[0]), made[1]
+    for where, value in damage:
+        frame[where % len(frame)] = value
+    survives(unpack, bytes(frame))
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_a_bad_train(frame: bytes) -> None:
+    for _, unpack in every_kind():
+        survives(unpack, frame)
+
+
+@given(st.sampled_from([1, 2, 3]), st.integers(0, 65535), st.binary(max_size=200))
+def test_garbage_behind_a_header_is_a_bad_train(kind: int, count: int, rest: bytes) -> None:
+    for _, unpack in every_kind():
+        survives(unpack, HEADER.pack(trains.VERSION, kind, count, NOW) + rest)
+
+
+def survives(unpack: object, frame: bytes) -> None:
+    """Either a train or BadTrain with a reason that is counted; anything else fails the test."""
+    assert callable(unpack)
+    reason = "none"
+    try:
+        unpack(frame, NOW)
+    except BadTrain as bad:
+        reason = bad.reason
+    assert reason in {"none", "train_malformed", "train_of_unknown_version", "train_too_old"}

@@ -1,0 +1,180 @@
+"""What a worker's death, our own, and the time stamps that outlive both do to handshakes."""
+
+import random
+
+import pytest
+from tests.proto.far import (
+    ELSEWHERE,
+    PLACE,
+    PSK,
+    WALL,
+    Far,
+    T,
+    initiation_sent,
+    new_handshaker,
+    receive,
+    refused,
+    setup,
+    stamp,
+    want,
+)
+
+from stagewire.proto import tai64n
+from stagewire.proto.handshaker import (
+    Handshaker,
+    InstallSession,
+    Peer,
+    RememberTimestamp,
+    SendHandshake,
+)
+from stagewire.proto.index import worker_of
+
+# --- stamped responses -------------------------------------------------------------------------------------
+
+
+def test_stamped_responses_carry_and_check_a_time() -> None:
+    ours, far, peer = setup(stamped=True)
+    own, _, install = receive(ours, far.initiation(stamp()))
+    assert isinstance(install, InstallSession)
+    assert isinstance(own, RememberTimestamp)
+    assert (own.kind, own.public_key) == ("own", ours.identity.public_key)
+    (send,) = ours.installed(install.index, T)
+    assert isinstance(send, SendHandshake)
+    assert len(send.data) == 104
+    assert far.read(send.data, stamped=True)[1] == own.timestamp
+
+    sent = initiation_sent(want(ours, peer, T + 10))
+    refused(ours, far.respond(sent), "response_without_timestamp", T + 10)
+    remembered, installed = receive(ours, far.respond(sent, stamp(40)), T + 10.5)
+    assert remembered == RememberTimestamp(peer.public_key, "response", stamp(40))
+    assert isinstance(installed, InstallSession)
+    assert peer.skew_ns == tai64n.decode_untrusted(stamp(40)) - (WALL + 10_500_000_000) + 250_000_000
+
+
+def test_a_stamped_response_must_be_newer_than_the_last() -> None:
+    ours, far, peer = setup(stamped=True)
+    assert receive(ours, far.respond(initiation_sent(want(ours, peer)), stamp(40)))
+    sent = initiation_sent(want(ours, peer, T + 10))
+    refused(ours, far.respond(sent, stamp(40)), "response_replayed", T + 10)
+    refused(ours, far.respond(sent, stamp(39)), "response_replayed", T + 10)
+    refused(ours, far.respond(sent, b"\xff" * 12), "bad_timestamp", T + 10)
+    assert receive(ours, far.respond(sent, stamp(41)), T + 10)
+
+
+def test_an_unwanted_stamp_is_refused() -> None:
+    ours, far, peer = setup()
+    sent = initiation_sent(want(ours, peer))
+    refused(ours, far.respond(sent, stamp()), "response_with_timestamp")
+    assert receive(ours, far.respond(sent))
+
+
+def test_our_stamps_grow_over_restarts_and_a_clock_that_goes_back() -> None:
+    ours, _, peer = setup()
+    (remember, _) = want(ours, peer)
+    assert isinstance(remember, RememberTimestamp)
+    again = new_handshaker(own=remember.timestamp)
+    again.add_peer(peer.public_key, PSK, 5).endpoint = PLACE
+    (later, _) = again.want(peer.public_key, T, WALL - 10**15)
+    assert isinstance(later, RememberTimestamp)
+    assert later.timestamp > remember.timestamp
+
+
+# --- workers and our own life ------------------------------------------------------------------------------
+
+
+def running() -> tuple[Handshaker, Far, Peer, InstallSession]:
+    ours, far, peer = setup()
+    (install,) = receive(ours, far.respond(initiation_sent(want(ours, peer))))
+    assert isinstance(install, InstallSession)
+    return ours, far, peer, install
+
+
+def test_a_worker_that_comes_back_gets_new_sessions_at_once() -> None:
+    ours, _, _, install = running()
+    ours.worker_down(5)
+    assert len(ours._indices) == 0
+    assert ours.worker_up(4, T + 0.1, WALL) == []
+    sent = initiation_sent(ours.worker_up(5, T + 0.1, WALL + 10**9))
+    assert int.from_bytes(sent[4:8], "little") != install.index
+    assert ours.worker_up(5, T + 0.2, WALL) == []
+
+
+def test_an_initiation_under_way_outlives_the_worker() -> None:
+    ours, far, peer = setup()
+    sent = initiation_sent(want(ours, peer))
+    ours.worker_down(5)
+    ours.worker_up(5, T, WALL)
+    assert receive(ours, far.respond(sent))
+
+
+def test_a_response_without_a_worker_starts_anew_when_it_is_up() -> None:
+    ours, far, peer = setup()
+    sent = initiation_sent(want(ours, peer))
+    ours.worker_down(5)
+    assert receive(ours, far.respond(sent)) == []
+    assert ours.failures == {"no_worker": 1}
+    assert len(ours._indices) == 0
+    initiation_sent(ours.worker_up(5, T + 0.1, WALL + 10**9))
+
+
+def test_a_response_for_a_former_home_starts_anew_in_the_new_one() -> None:
+    ours, far, peer = setup()
+    ours.worker_up(6, T, WALL)
+    sent = initiation_sent(want(ours, peer))
+    peer.worker = 6
+    again = initiation_sent(receive(ours, far.respond(sent)))
+    assert again[4] == 6
+    (install,) = receive(ours, far.respond(again))
+    assert isinstance(install, InstallSession)
+    assert (install.worker, worker_of(install.index)) == (6, 6)
+
+
+def test_a_worker_speaks_only_of_its_own_sessions() -> None:
+    ours, _, _, install = running()
+    ours.ended(4, (install.index,))
+    assert install.index in ours._indices
+    ours.ended(5, (install.index,))
+    assert install.index not in ours._indices
+
+
+def test_adopted_sessions_keep_their_indices_and_endpoints() -> None:
+    index = 0x00000005
+    ours = new_handshaker(lambda size: bytes(size) if size == 3 else random.Random(1).randbytes(size))
+    far = Far(ours.identity)
+    peer = ours.add_peer(far.identity.public_key, PSK, 5)
+    ours.adopt_session(peer.public_key, index, PLACE, WALL)
+    ours.adopt_session(peer.public_key, 0x00000104, ELSEWHERE, WALL)  # another worker's number
+    ours.adopt_session(b"?" * 32, 0x00000205, ELSEWHERE, WALL)
+    assert (peer.endpoint, peer.last_handshake_unix_ns) == (PLACE, WALL)
+    assert len(ours._indices) == 1
+    with pytest.raises(RuntimeError):
+        want(ours, peer)  # a source that knows only this index finds none free
+    ours.ended(5, (index,))
+    assert initiation_sent(want(ours, peer))[4:8] == index.to_bytes(4, "little")
+
+
+def test_a_removed_peer_leaves_nothing_under_way() -> None:
+    ours, far, peer = setup()
+    _, install = receive(ours, far.initiation(stamp()))
+    assert isinstance(install, InstallSession)
+    want(ours, peer, T + 6)
+    ours.remove_peer(peer.public_key)
+    ours.remove_peer(peer.public_key)
+    assert ours.installed(install.index, T) == []
+    assert ours.next_deadline() is None
+    assert ours.want(peer.public_key, T + 100, WALL) == []
+    # The worker may have the session still.
+    assert install.index in ours._indices
+    ours.ended(5, (install.index,))
+    assert len(ours._indices) == 0
+
+
+def test_secrets_hide_from_repr() -> None:
+    ours, far, peer = setup()
+    want(ours, peer)
+    effects = receive(ours, far.initiation(stamp()))
+    shown = repr(peer) + repr(effects) + repr(ours._held)
+    install = effects[-1]
+    assert isinstance(install, InstallSession)
+    for secret in (PSK, install.keys.send, install.keys.receive):
+        assert repr(secret) not in shown

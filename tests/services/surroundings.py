@@ -1,0 +1,185 @@
+"""One real program, and the test in the place of all others: at the other ends of its real pipes."""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Self, TypeVar
+
+import zmq
+
+from lab.namespaces import Namespace
+from lab.stagewire import executable
+from lab.wait import until
+from stagewire.ipc import control, endpoints
+from stagewire.ipc.control import FROM_KEY, FROM_STAGE, Counters, FromKey, FromStage, Heartbeat, Hello, SnapshotEnd, Welcome
+
+M = TypeVar("M")
+GENERATION = 77
+STAGES = ("tun", "device", "conn", "key", "status")
+PATIENCE = 10.0
+"""s; for a program to start on a busy machine."""
+
+
+class Surroundings:
+    """The folders and pipes of interface wg0, and the programs that a test starts in them."""
+
+    def __init__(self, directory: Path, namespace: Namespace) -> None:
+        self.directory, self.namespace = directory, namespace
+        self._stack = ExitStack()
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.pipes = endpoints.Pipes(self.context, directory / "run" / "wg0")
+        self.config = directory / "wg0.conf"
+
+    def __enter__(self) -> Self:
+        self._stack.callback(self.context.destroy, linger=0)
+        for stage in STAGES:
+            endpoints.prepare_folders(self.pipes.run, stage)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def bind(self, kind: int, pipe: str, number: int | None = None) -> "zmq.Socket[bytes]":
+        """The reading end of a pipe; the program under test may connect though it runs as another user."""
+        before = os.umask(0)
+        try:
+            return self._stack.enter_context(self.pipes.bind(kind, pipe, number))
+        finally:
+            os.umask(before)
+
+    def connect(self, kind: int, pipe: str, number: int | None = None, name: bytes = b"") -> "zmq.Socket[bytes]":
+        """The writing end, once somebody reads."""
+        socket = self._stack.enter_context(self.pipes.connect(kind, pipe, number, name))
+        assert socket.poll(PATIENCE * 1000, zmq.POLLOUT), f"nobody reads {pipe}"
+        return socket
+
+    def start(self, program: str, *arguments: str, **env: str) -> "Program":
+        """Starts one of the services as supervisord would."""
+        variables = {
+            "STAGEWIRE_INTERFACE": "wg0",
+            "STAGEWIRE_CONFIG": str(self.config),
+            "STAGEWIRE_RUN_DIR": str(self.directory / "run"),
+            "STAGEWIRE_STATE_DIR": str(self.directory / "state"),
+            "STAGEWIRE_LOG_DIR": str(self.directory / "log"),
+            "STAGEWIRE_WORKERS": "1",
+        }
+        log = self.directory / f"{program}.log"
+        with log.open("ab") as output:
+            process = self.namespace.popen(executable(program), *arguments, env=variables | env, output=output)
+        made = Program(process, log)
+        self._stack.callback(made.kill)
+        return made
+
+
+class Program:
+    """A service's process and what it has said."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
+        self.process, self._log = process, log
+
+    @property
+    def log(self) -> str:
+        """Everything it wrote."""
+        return self._log.read_text()
+
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self.process.poll() is None
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit status."""
+        self.process.terminate()
+        return self.process.wait(5)
+
+    def kill(self) -> None:
+        """Whatever state it is in."""
+        self.process.kill()
+        self.process.wait()
+
+
+class KeyStandIn:
+    """key-service's place at `control`: hears what a stage says, tells it what a test wants it to know."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._router = around.bind(zmq.ROUTER, endpoints.CONTROL)
+        self._identity = b""
+        self.heard: list[FromStage] = []
+        self.fault = ""
+
+    def pump(self) -> None:
+        """Takes in what has come."""
+        while self._router.poll(0):
+            self._identity, data = self._router.recv_multipart()
+            message = FROM_STAGE.unpack_untrusted(data)
+            if isinstance(message, Heartbeat):
+                self.fault = message.fault
+            self.heard.append(message)
+
+    def wait_for(self, kind: type[M], matching: Callable[[M], bool] = lambda _: True) -> M:
+        """The first message of a kind from now on, or since the last one waited for."""
+
+        def found() -> M | None:
+            self.pump()
+            while self.heard:
+                message = self.heard.pop(0)
+                if isinstance(message, kind) and matching(message):
+                    return message
+            return None
+
+        answer = until(found, PATIENCE, f"a {kind.__name__}")
+        assert answer is not None
+        return answer
+
+    def wait_for_fault(self, words: str) -> str:
+        """Until the stage says that it can't work, in these words among others."""
+        return self.wait_for(Heartbeat, lambda beat: words in beat.fault).fault
+
+    def tell(self, *messages: FromKey) -> None:
+        """Says something to the stage that spoke last."""
+        for message in messages:
+            self._router.send_multipart([self._identity, FROM_KEY.pack(message)])
+
+    def configure(self, *messages: FromKey, version: int = 1) -> None:
+        """A whole snapshot."""
+        self.tell(Welcome(GENERATION, version), *messages, SnapshotEnd(version))
+
+    def welcome(self, *messages: FromKey) -> Hello:
+        """Waits for the stage's Hello, answers with a snapshot, and waits until it is in force."""
+        hello = self.wait_for(Hello)
+        self.configure(*messages)
+        self.wait_for(control.Applied)
+        return hello
+
+
+class CountersStandIn:
+    """status-service's place at `telemetry`."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._pull = around.bind(zmq.PULL, endpoints.TELEMETRY)
+        self.latest: dict[str, int] = {}
+
+    def wait_for(self, **expected: int) -> dict[str, int]:
+        """Until these counters have at least these values."""
+
+        def reached() -> bool:
+            while self._pull.poll(0):
+                message = control.TO_STATUS.unpack_untrusted(self._pull.recv())
+                if isinstance(message, Counters):
+                    self.latest = dict(zip(message.names, message.values, strict=True))
+            return all(self.latest.get(name, 0) >= value for name, value in expected.items())
+
+        until(reached, PATIENCE, f"counters {expected}, now {self.latest}")
+        return self.latest
+
+
+@contextmanager
+def surroundings(label: str) -> Iterator[Surroundings]:
+    """In a namespace and a folder of their own, with a name short enough for Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="sw-", dir="/tmp") as name, Namespace(label) as namespace:
+        directory = Path(name)
+        directory.chmod(0o755)
+        with Surroundings(directory, namespace) as around:
+            yield around

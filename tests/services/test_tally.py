@@ -1,0 +1,66 @@
+"""Counters over many lives of a process: a total never falls."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stagewire.ipc.control import Counters
+from status_service.tally import Tally
+
+NAMES = ("datagrams_in", "datagrams_out", "bad_mac1")
+
+
+def report(generation: int, *values: int, stage: str = "conn", number: int = 0, names: tuple[str, ...] = NAMES) -> Counters:
+    return Counters(stage, number, generation, 100 + generation, names[: len(values)], values)
+
+
+lives = st.lists(st.lists(st.tuples(*[st.integers(0, 50)] * 3), max_size=5), max_size=6)
+
+
+@given(lives)
+def test_a_total_is_the_sum_of_all_lives_and_never_falls(counted: list[list[tuple[int, int, int]]]) -> None:
+    tally, past, before = Tally(), [0, 0, 0], dict.fromkeys(NAMES, 0)
+    for generation, steps in enumerate(counted, start=1):
+        present = [0, 0, 0]
+        for step in steps:
+            present = [was + more for was, more in zip(present, step, strict=True)]
+            tally.take(report(generation, *present), float(generation))
+            total = tally.services["conn", 0].total()
+            for name, was, now in zip(NAMES, past, present, strict=True):
+                assert total.get(name, 0) == was + now >= before[name]
+                before[name] = total.get(name, 0)
+        past = [was + now for was, now in zip(past, present, strict=True)]
+
+
+def test_services_and_workers_are_counted_apart() -> None:
+    tally = Tally()
+    tally.take(report(1, 5, stage="device", number=0), 1.0)
+    tally.take(report(2, 7, stage="device", number=1), 2.0)
+    tally.take(report(3, 9), 3.0)
+    assert {name: service.total() for name, service in tally.services.items()} == {
+        ("device", 0): {"datagrams_in": 5},
+        ("device", 1): {"datagrams_in": 7},
+        ("conn", 0): {"datagrams_in": 9},
+    }
+
+
+def test_lives_and_the_last_word_are_kept() -> None:
+    tally = Tally()
+    for generation, at in ((1, 1.0), (1, 2.0), (2, 3.0), (2, 4.0)):
+        tally.take(report(generation, 1), at)
+    service = tally.services["conn", 0]
+    assert (service.lives, service.pid, service.heard) == (2, 102, 4.0)
+
+
+def test_a_counter_that_a_life_has_not_used_keeps_its_total() -> None:
+    tally = Tally()
+    tally.take(report(1, 4, 0, 2), 1.0)
+    tally.take(report(2), 2.0)
+    assert tally.services["conn", 0].total() == {"bad_mac1": 2, "datagrams_in": 4}
+
+
+def test_names_without_values_and_values_without_names_are_left_out() -> None:
+    tally = Tally()
+    tally.take(Counters("conn", 0, 1, 7, ("a", "b"), (1,)), 1.0)
+    tally.take(Counters("tun", 0, 1, 7, ("a",), (1, 2)), 1.0)
+    assert tally.services["conn", 0].total() == {"a": 1}
+    assert tally.services["tun", 0].total() == {"a": 1}
