@@ -136,8 +136,8 @@ class Handshaker:
 
     def add_peer(self, public_key: bytes, preshared_key: bytes, worker: int, *, stamped: bool = False) -> Peer:
         """A new peer, at home in a worker. `stamped`: responses carry a TAI64N, both ways."""
-        timers = HandshakeTimers(self._jitter)
-        peer = Peer(public_key, preshared_key, worker, stamped, MacSealer(public_key), timers)
+        macs, timers = MacSealer(public_key), HandshakeTimers(self._jitter)
+        peer = Peer(public_key, preshared_key, worker, stamped, macs, timers)
         self.peers[public_key] = peer
         return peer
 
@@ -270,10 +270,8 @@ class Handshaker:
         return [
             *stamps,
             RememberTimestamp(peer.public_key, "initiation", initiation.timestamp),
-            InstallSession(
-                peer.public_key, peer.worker, index, message.sender, False, now, endpoint, keys
-            ),
-        ]  # fmt: skip
+            InstallSession(peer.public_key, peer.worker, index, message.sender, False, now, endpoint, keys),
+        ]
 
     def _on_response(self, message: Response, size: int, endpoint: bytes, now: float, unix_ns: int) -> list[Effect]:
         peer = self._owner_of_index.get(message.receiver)
@@ -304,10 +302,8 @@ class Handshaker:
             return effects + (self._initiate(peer, now, unix_ns) if peer.worker in self._workers else [])
         peer.last_handshake_unix_ns = unix_ns
         effects.append(
-            InstallSession(
-                peer.public_key, peer.worker, message.receiver, message.sender, True, now, endpoint, keys
-            )
-        )  # fmt: skip
+            InstallSession(peer.public_key, peer.worker, message.receiver, message.sender, True, now, endpoint, keys)
+        )
         return effects
 
     def _on_cookie_reply(self, message: CookieReply, now: float) -> None:
@@ -368,8 +364,8 @@ class Handshaker:
 
     def next_deadline(self) -> float | None:
         """When `act` is to be called (s)."""
-        deadlines = [self._agenda.next_deadline(), *(held.until for held in self._held.values())]
-        return min((when for when in deadlines if when is not None), default=None)
+        held_until = min((held.until for held in self._held.values()), default=None)
+        return min((when for when in (self._agenda.next_deadline(), held_until) if when is not None), default=None)
 
     def act(self, now: float, unix_ns: int) -> list[Effect]:
         """Does what is due: retransmits, gives up, forgets responses that no worker wanted."""
