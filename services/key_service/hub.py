@@ -6,13 +6,19 @@ from dataclasses import dataclass
 
 import zmq
 
+from stagewire.environment import MAX_WORKERS
 from stagewire.ipc import control, endpoints
 from stagewire.ipc.codec import BadControl
-from stagewire.ipc.control import Applied, Beat, FromKey, FromStage, Heartbeat, Hello, StatusQuery
+from stagewire.ipc.control import Applied, Beat, FromKey, FromStage, Heartbeat, Hello, Resolved, StatusQuery
 from stagewire.ipc.stage import Stage
+from stagewire.proto.endpoint import unpack_untrusted
+from stagewire.proto.events import EndpointMoved
 
 _HELLO_AGAIN = 1.0
 """s; a stage repeats its Hello until it hears a Welcome, and one answer is enough."""
+
+
+_STAGES = ("tun", "device", "conn", "status")
 
 
 @dataclass(slots=True)
@@ -92,6 +98,9 @@ class Hub:
 
     def _dispatch(self, identity: bytes, message: FromStage, now: float) -> None:
         member = self._members.get(identity)
+        if not _makes_sense(message):
+            self._stage.counters["control_unexpected"] += 1
+            return
         if isinstance(message, StatusQuery):
             self._on_query(identity)
         elif isinstance(message, Hello):
@@ -110,3 +119,24 @@ class Hub:
                 if isinstance(message, Applied):
                     member.applied = message.version
                 self._on_message(member, message, now)
+
+
+def _makes_sense(message: FromStage) -> bool:
+    """Whether a message can be meant; that its fields have the right types, the codec has seen to."""
+    match message:
+        case Hello(stage=stage, number=number, sessions=sessions):
+            known = stage in _STAGES and 0 <= number < MAX_WORKERS
+            return known and all(_is_place(session.endpoint) for session in sessions if session.endpoint)
+        case EndpointMoved(endpoint=endpoint):
+            return _is_place(endpoint)
+        case Resolved(endpoint=endpoint, error=error):
+            return bool(error) or _is_place(endpoint)
+    return True
+
+
+def _is_place(packed: bytes) -> bool:
+    try:
+        unpack_untrusted(packed)
+    except ValueError:
+        return False
+    return True

@@ -62,10 +62,17 @@ def _stage(member: Member, version: int) -> dict[str, Any]:
     }
 
 
+def _place(endpoint: bytes | None) -> str | None:
+    try:
+        return str(unpack_untrusted(endpoint)) if endpoint else None
+    except ValueError:  # it came with a handshake message, and conn-service made it up
+        return None
+
+
 def _peer(peer: Peer) -> dict[str, Any]:
     return {
         "public_key": encode_key(peer.public_key),
-        "endpoint": str(unpack_untrusted(peer.endpoint)) if peer.endpoint else None,
+        "endpoint": _place(peer.endpoint),
         "worker": peer.worker,
         "last_handshake_unix_s": peer.last_handshake_unix_ns / 1e9 if peer.last_handshake_unix_ns else None,
         "tx_bytes": peer.tx_bytes,

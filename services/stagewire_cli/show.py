@@ -16,6 +16,8 @@ _DROP_PREFIXES = ("tun_packets", "datagrams")
 
 def gather(environment: Environment) -> Status | None:
     """Everything about one interface; None when it isn't up. What is away is missing, not guessed."""
+    if not environment.run.exists():
+        return None
     supervision = Supervision(environment)
     processes = supervision.processes()
     keys = query.key_service(environment)

@@ -6,10 +6,11 @@ table N, `off` sets none. Routes of ours carry a protocol number of their own, b
 restart; the difference to what is wanted is what is changed.
 """
 
+import errno
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface, ip_network
 from typing import Any, Final
 
 from pyroute2 import IPRoute, NetlinkError
@@ -22,6 +23,8 @@ MAIN_TABLE: Final = 254
 _INVERT: Final = 0x2  # FIB_RULE_INVERT
 _NO_LINK_LOCAL: Final = {"attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", 1]]}]]}
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
+_SCOPES: Final = {4: "link", 6: "universe"}
+"""Of our routes; the kernel finds no IPv4 route to remove under another scope than its own."""
 
 
 class NetworkRefused(Exception):  # noqa: N818 - told to the operator
@@ -72,18 +75,25 @@ def _try(what: str, call: Any, *arguments: Any, **keywords: Any) -> None:
 
 def _set_addresses(netlink: Any, index: int, addresses: Iterable[str]) -> None:
     wanted = {ip_interface(address) for address in addresses}
+    for address in _standing_addresses(netlink, index) - wanted:
+        try:
+            netlink.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+        except NetlinkError as error:
+            if error.code != errno.EADDRNOTAVAIL:  # gone with another of its network, see below
+                raise NetworkRefused(f"removing address {address}: {error}") from None
+    # Read anew: the kernel takes a network's other IPv4 addresses away along with its first.
+    for address in wanted - _standing_addresses(netlink, index):
+        _try(f"address {address}", netlink.addr, "replace", index=index, address=str(address.ip),
+             prefixlen=address.network.prefixlen)  # fmt: skip
+
+
+def _standing_addresses(netlink: Any, index: int) -> set[IPv4Interface | IPv6Interface]:
     standing = set()
     for message in netlink.get_addr(index=index):
         address = ip_interface(f"{message.get('address')}/{message['prefixlen']}")
-        if address.version == 6 and address.is_link_local:
-            continue  # the kernel's own
-        standing.add(address)
-    for address in standing - wanted:
-        _try(f"removing address {address}", netlink.addr, "del", index=index, address=str(address.ip),
-             prefixlen=address.network.prefixlen)  # fmt: skip
-    for address in wanted - standing:
-        _try(f"address {address}", netlink.addr, "replace", index=index, address=str(address.ip),
-             prefixlen=address.network.prefixlen)  # fmt: skip
+        if address.version == 4 or not address.is_link_local:  # those are the kernel's own
+            standing.add(address)
+    return standing
 
 
 def _set_routes(netlink: Any, index: int, wanted: Wanted) -> None:
@@ -94,10 +104,11 @@ def _set_routes(netlink: Any, index: int, wanted: Wanted) -> None:
             if message.get("oif") == index and message["proto"] == PROTOCOL:
                 standing.add((_prefix(message), message.get("table") or message["table"]))
     for prefix, table in standing - routes:
-        _try(f"removing route {prefix}", netlink.route, "del", dst=str(prefix), oif=index, table=table, proto=PROTOCOL)
+        _try(f"removing route {prefix}", netlink.route, "del", dst=str(prefix), oif=index, table=table, proto=PROTOCOL,
+             scope=_SCOPES[prefix.version])  # fmt: skip
     for prefix, table in sorted(routes - standing, key=str):
         _try(f"route {prefix}", netlink.route, "replace", dst=str(prefix), oif=index, table=table, proto=PROTOCOL,
-             scope="link" if prefix.version == 4 else "universe")  # fmt: skip
+             scope=_SCOPES[prefix.version])  # fmt: skip
     _set_rules(netlink, {(prefix.version, table) for prefix, table in routes if _needs_rules(wanted, prefix)})
 
 
@@ -136,7 +147,7 @@ def _set_rules(netlink: Any, defaults: set[tuple[int, int]]) -> None:
             try:
                 netlink.rule("add", family=family, protocol=PROTOCOL, priority=_priority(rule), **rule)
             except NetlinkError as error:
-                if error.code != 17:  # EEXIST: from an earlier life
+                if error.code != errno.EEXIST:  # from an earlier life
                     raise NetworkRefused(f"policy rule: {error}") from None
 
 

@@ -1,0 +1,178 @@
+"""A real key-service and a real worker; the test is the network, the OS, and a peer far away."""
+
+import os
+import struct
+import time
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+
+import zmq
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from tests.services.surroundings import PATIENCE, CountersStandIn, Program, Surroundings
+
+from lab.wait import until
+from stagewire.config import encode_key, generate_private_key, public_key
+from stagewire.environment import Environment
+from stagewire.ipc import endpoints, trains
+from stagewire.ipc.loop import boot_time
+from stagewire.proto.device import Device, PeerFacts
+from stagewire.proto.endpoint import Endpoint
+from stagewire.proto.handshake import Identity
+from stagewire.proto.handshaker import Effect, Handshaker, InstallSession, SendHandshake
+from stagewire.proto.session import Session
+from stagewire.proto.tunnel import Output
+from stagewire_cli import query
+
+PLACE = Endpoint(bytes([192, 0, 2, 7]), 7777).pack()
+OURS, THEIRS = "10.9.0.1", "10.9.0.2"
+
+
+def packet(source: str, destination: str, body: bytes = b"") -> bytes:
+    """An IPv4 packet of an experimental protocol."""
+    addresses = ip_address(source).packed + ip_address(destination).packed
+    return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, 253, 0) + addresses + body
+
+
+class Far:
+    """The other end of the tunnel: its handshakes and its packets, from the same core, driven by hand."""
+
+    def __init__(self, ours: bytes) -> None:
+        self.private = generate_private_key(os.urandom(32))
+        self.ours = ours
+        self.handshaker = Handshaker(Identity.from_private_bytes(self.private), bytes(12), os.urandom, lambda: 0.0)
+        self.handshaker.add_peer(ours, bytes(32), 0).endpoint = PLACE
+        self.handshaker.worker_up(0, boot_time(), time.time_ns())
+        self.device = Device(lambda: 0.0)
+        facts = PeerFacts(ours, (ip_network("0.0.0.0/0"),), home=True, endpoint=PLACE)
+        self.device.set_peer(facts, boot_time())
+
+    def initiation(self) -> bytes:
+        """A new one; the 5 s between two are not waited for."""
+        effects = self.handshaker.want(self.ours, boot_time(), time.time_ns())
+        if not effects:
+            self.handshaker.peers[self.ours].timers.reset()
+            effects = self.handshaker.want(self.ours, boot_time(), time.time_ns())
+        (sent,) = [effect for effect in effects if isinstance(effect, SendHandshake)]
+        return sent.data
+
+    def take(self, message: bytes) -> Output:
+        """A handshake message; what its session sends first."""
+        out = Output()
+        for effect in self.handshaker.receive_untrusted(message, PLACE, boot_time(), time.time_ns()):
+            if isinstance(effect, InstallSession):
+                out = self._install(effect)
+        return out
+
+    def _install(self, effect: InstallSession) -> Output:
+        send, receive = (ChaCha20Poly1305(key) for key in (effect.keys.send, effect.keys.receive))
+        session = Session(
+            effect.index, effect.remote_index, send, receive, initiator=effect.initiator, created=effect.created
+        )
+        out = self.device.install(self.ours, session, PLACE, boot_time())
+        assert out is not None
+        return out
+
+    def sealed(self, *packets: bytes) -> list[bytes]:
+        """Datagrams for the worker."""
+        out = self.device.outbound(packets, boot_time())
+        return [datagram for _, datagrams in out.runs for datagram in datagrams]
+
+    def opened(self, datagrams: list[bytes]) -> list[bytes]:
+        """What was in datagrams from the worker."""
+        return self.device.inbound([(PLACE, datagrams)], boot_time()).packets
+
+
+class House:
+    """key-service and one worker, and all their pipes."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self.around = around
+        self.private = generate_private_key(os.urandom(32))
+        self.far = Far(public_key(self.private))
+        around.config.write_text(
+            f"[Interface]\nPrivateKey = {encode_key(self.private)}\nAddress = {OURS}/24\n"
+            f"[Peer]\nPublicKey = {encode_key(public_key(self.far.private))}\nAllowedIPs = {THEIRS}/32\n"
+        )
+        around.config.chmod(0o600)
+        self.counters = CountersStandIn(around)
+        self.handshakes = around.bind(zmq.PULL, endpoints.HANDSHAKE_OUT)
+        self.cipher = around.bind(zmq.PULL, endpoints.CIPHER_OUT)
+        self.plain = around.bind(zmq.PULL, endpoints.PLAIN_IN)
+        self.device: Program = around.start("device-service", "--number", "0")
+        self.key: Program = around.start("key-service")
+        variables = {"STAGEWIRE_RUN_DIR": str(around.directory / "run")}
+        self.environment = Environment.read(variables, "wg0")
+        self.handshake_in = around.connect(zmq.PUSH, endpoints.HANDSHAKE_IN)
+        self.plain_out = around.connect(zmq.PUSH, endpoints.PLAIN_OUT, 0)
+        self.cipher_in = around.connect(zmq.PUSH, endpoints.CIPHER_IN, 0)
+        self.wait_for_worker()
+
+    def restart_key_service(self) -> None:
+        """Kills it, and starts another."""
+        self.key.kill()
+        self.key = self.around.start("key-service")
+        self.wait_for_worker()
+
+    def wait_for_worker(self) -> None:
+        """Until key-service and the worker know one another."""
+        until(self._worker_is_up, PATIENCE, f"the worker to be up: {self.key.log} {self.device.log}")
+
+    def _worker_is_up(self) -> bool:
+        answer = query.key_service(self.environment)
+        return answer is not None and any(each["stage"] == "device" and each["ready"] for each in answer["stages"])
+
+    def received(self, pipe: "zmq.Socket[bytes]", unpack: Callable[[bytes, float], list[bytes]]) -> list[bytes]:
+        """The next train."""
+        assert pipe.poll(PATIENCE * 1000), "nothing came"
+        return unpack(pipe.recv(), boot_time())
+
+    def say(self, message: bytes) -> None:
+        """A handshake message from the network."""
+        self.handshake_in.send(trains.pack_handshake(PLACE, message, boot_time()))
+
+    def answer(self) -> bytes:
+        """The next handshake message to the network."""
+        assert self.handshakes.poll(PATIENCE * 1000), "no handshake message came"
+        return trains.unpack_handshake_untrusted(self.handshakes.recv(), boot_time())[1]
+
+    def shake_hands(self) -> bytes:
+        """The far peer initiates, and its first packet confirms the session. Returns the initiation."""
+        initiation = self.far.initiation()
+
+        def answered() -> bytes:
+            self.say(initiation)  # again, if it came too soon after the last one; once answered, it is a replay
+            return self.answer() if self.handshakes.poll(100) else b""
+
+        out = self.far.take(until(answered, PATIENCE, "a response"))
+        for _, datagrams in out.runs:
+            self.send(datagrams)
+        return initiation
+
+    def send(self, datagrams: list[bytes]) -> None:
+        """From the network to the worker."""
+        self.cipher_in.send(trains.pack_cipher([(PLACE, datagrams)], boot_time()))
+
+    def inbound(self, *packets: bytes) -> list[bytes]:
+        """Packets of the far peer's, as the OS gets them."""
+        self.send(self.far.sealed(*packets))
+        return self.received(self.plain, trains.unpack_plain_untrusted)
+
+    def outbound(self, *packets: bytes) -> list[bytes]:
+        """The OS's packets, as the far peer gets them."""
+        self.plain_out.send(trains.pack_plain(packets, boot_time()))
+        opened: list[bytes] = []
+
+        def arrived() -> bool:
+            while self.cipher.poll(1):
+                runs = trains.unpack_cipher_untrusted(self.cipher.recv(), boot_time())
+                opened.extend(packet for _, datagrams in runs for packet in self.far.opened(datagrams))
+            return len(opened) >= len(packets)
+
+        until(arrived, PATIENCE, "the packets at the far end")
+        return opened
+
+    def works(self) -> None:
+        """A packet each way."""
+        body = os.urandom(16)
+        assert self.inbound(packet(THEIRS, OURS, body)) == [packet(THEIRS, OURS, body)]
+        assert self.outbound(packet(OURS, THEIRS, body)) == [packet(OURS, THEIRS, body)]

@@ -1,0 +1,139 @@
+"""`supervisord -c supervisord.conf`, nothing else: the same programs, in the foreground, from a checkout."""
+
+import contextlib
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.namespaces import Namespace, stop
+from lab.stagewire import executable
+from lab.wait import until
+from lab.wireguard_go import new_key_pair
+from stagewire.environment import Environment
+from stagewire_cli import query
+
+pytestmark = pytest.mark.system
+
+ROOT = Path(__file__).parents[2]
+PRIVATE_RUN = "mount -t tmpfs none /run && exec \"$@\""
+"""Its socket and its pid file have fixed names in /run, which another one on this machine may be using."""
+
+
+class Plain:
+    """A supervisord in the foreground."""
+
+    def __init__(self, namespace: Namespace, directory: Path, **variables: str) -> None:
+        self.namespace, self.directory = namespace, directory
+        config = directory / "wg0.conf"
+        config.write_text(f"[Interface]\nPrivateKey = {new_key_pair().private}\nAddress = 10.9.0.1/24\n")
+        config.chmod(0o600)
+        self.variables = {
+            "STAGEWIRE_CONFIG": str(config),
+            "STAGEWIRE_RUN_DIR": str(directory / "run"),
+            "STAGEWIRE_STATE_DIR": str(directory / "state"),
+            **variables,
+        }
+        self.environment = Environment.read(self.variables)
+        with (directory / "output").open("ab") as output:
+            self.process = namespace.popen(
+                *("unshare", "--mount", "sh", "-c", PRIVATE_RUN, "-", "env", f"--chdir={ROOT}"),
+                *(executable("supervisord"), "-c", "supervisord.conf"),
+                env=self.variables,
+                output=output,
+            )
+
+    @property
+    def output(self) -> str:
+        """What it and its programs have written."""
+        return (self.directory / "output").read_text()
+
+    def control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`supervisorctl -c supervisord.conf ...` where its socket can be seen."""
+        return self.namespace.run(
+            *("nsenter", f"--mount=/proc/{self.process.pid}/ns/mnt", "env", f"--chdir={ROOT}"),
+            *(executable("supervisorctl"), "-c", "supervisord.conf", *arguments),
+            check=False,
+        )
+
+    def status(self) -> dict[str, str]:
+        """What `supervisorctl status` prints: program and state."""
+        lines = [line.split() for line in self.control("status").stdout.splitlines()]
+        return {line[0]: line[1] for line in lines}
+
+    def ready(self) -> bool:
+        """Whether its gateway is."""
+        answer = query.key_service(self.environment)
+        return answer is not None and bool(answer["ready"])
+
+
+@contextlib.contextmanager
+def plain(directory: Path, **variables: str) -> Iterator[Plain]:
+    with Namespace("plain") as namespace:
+        made = Plain(namespace, directory, **variables)
+        try:
+            yield made
+        finally:
+            stop(made.process)
+
+
+def expected(workers: int) -> dict[str, str]:
+    names = [f"device-service:device-service_{number:02d}" for number in range(workers)]
+    return dict.fromkeys(["conn-service", *names, "key-service", "status-service", "tun-service"], "RUNNING")
+
+
+@pytest.mark.parametrize("workers", [None, 3])
+def test_it_runs_the_programs_and_as_many_workers_as_are_wanted(lab_directory: Path, workers: int | None) -> None:
+    wanted = workers or max(1, (os.cpu_count() or 1) - 1)
+    variables = {"STAGEWIRE_WORKERS": str(workers)} if workers else {}
+    with plain(lab_directory, **variables) as supervisord:
+        until(supervisord.ready, 20, f"the gateway to be ready: {supervisord.output}")
+        assert supervisord.status() == expected(wanted)
+        answer = query.key_service(supervisord.environment)
+        assert answer is not None
+        assert [stage["number"] for stage in answer["stages"] if stage["stage"] == "device"] == list(range(wanted))
+        assert "10.9.0.1/24" in supervisord.namespace.run("ip", "address", "show", "wg0").stdout
+
+        pids = {stage["pid"] for stage in answer["stages"] if "pid" in stage}
+        supervisord.process.terminate()
+        assert supervisord.process.wait(10) == 0
+        assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        # All on its stdout, each line saying who wrote it.
+        for program in ("conn", "device", "key", "status", "tun"):
+            assert re.search(rf"program={program}-service event=started", supervisord.output)
+            assert re.search(rf"program={program}-service event=stopped", supervisord.output)
+        assert "Traceback" not in supervisord.output
+        assert supervisord.output.count("INFO supervisord started") == 1
+
+
+def test_a_program_that_ends_is_started_again_and_again(lab_directory: Path) -> None:
+    """A configuration that is refused: nothing is given up for good, and once it is mended all work."""
+    with plain(lab_directory) as supervisord:
+        config = lab_directory / "wg0.conf"
+        good = config.read_text()
+        config.write_text(good + "Nonsense = 1\n")
+        until(lambda: supervisord.output.count("configuration refused") >= 2, 20, "key-service to have tried twice")
+        assert f"{config}:4: " in supervisord.output
+        assert set(supervisord.status().values()) <= {"RUNNING", "BACKOFF", "STARTING", "EXITED"}
+        config.write_text(good)
+        until(supervisord.ready, 20, "the gateway to be ready")
+
+
+def test_an_environment_that_makes_no_sense_is_refused_in_one_line(lab_directory: Path) -> None:
+    for number, (variable, value) in enumerate({"WORKERS": "65", "INTERFACE": "a/b", "LOG_LEVEL": "loud"}.items()):
+        folder = lab_directory / str(number)
+        folder.mkdir()
+        with Namespace("plain") as namespace, (folder / "output").open("ab") as output:
+            process = namespace.popen(
+                *("unshare", "--mount", "sh", "-c", PRIVATE_RUN, "-", "env", f"--chdir={ROOT}"),
+                *(executable("supervisord"), "-c", "supervisord.conf"),
+                env={f"STAGEWIRE_{variable}": value},
+                output=output,
+            )
+            assert process.wait(10) == 2
+        lines = [line for line in (folder / "output").read_text().splitlines() if " INFO " not in line]
+        assert len(lines) == 1
+        assert lines[0].startswith(f"stagewire: STAGEWIRE_{variable}: {value!r}")
