@@ -13,9 +13,13 @@ from typing import Any, Final, Self
 
 from lab.namespaces import Namespace
 from lab.stagewire import Gateway
+from lab.traffic import StreamReport
+from lab.wait import until
 from lab.wireguard_go import KeyPair, Peer, WireguardGo, new_key_pair, new_preshared_key
 
 PORT: Final = 51820
+MAX_TRAIN: Final = 64
+"""Packets on a pipe that are dropped together when they are too old."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ class Hub:
     ) -> None:
         self.namespace, self.spokes, self.name, self.port = namespace, spokes, name, port
         self._directory = directory
+        self._unexplained = 0
         self.keys = keys or new_key_pair()
         addresses = [
             f"{address}/{length}"
@@ -133,6 +138,20 @@ class Hub:
         for service in self.gateway.status()["services"]:
             total.update(service["counters"])
         return total
+
+    def starved(self) -> int:
+        """How many packets at most were dropped because the machine gave a process no CPU in time. Idle, it is 0."""
+        counters = self.counters()
+        trains = MAX_TRAIN * counters["train_too_old"]
+        return trains + sum(counters[pipe] for pipe in ("worker_full", "conn_full", "tun_full"))
+
+    def expect_whole(self, *reports: StreamReport, lost: int = 0) -> None:
+        """Nothing doubled or damaged; and nothing lost beyond `lost`, but for what the gateway owns to have starved."""
+        for report in reports:
+            assert (report.duplicates, report.foreign) == (0, 0), report
+            self._unexplained += max(0, report.lost - lost)
+        if self._unexplained:
+            until(lambda: self._unexplained <= self.starved(), 3, f"an explanation of what was lost: {reports}")
 
 
 def configuration(keys: KeyPair, port: int, addresses: Sequence[str], peers: Sequence[Peer], *lines: str) -> str:

@@ -41,7 +41,6 @@ MEANINGS: Final = {
     "unknown_worker": "a transport message for a worker there is none of",
     "key_full": "more handshake messages waited for key-service than it can take",
     "send_failed": "the network refused a datagram",
-    "send_buffer_full": "the UDP socket's buffer stayed full",
     # key-service
     "unknown_peer": "an initiation from a key that isn't configured",
     "own_key": "a peer with our own key",

@@ -105,7 +105,7 @@ def test_one_that_never_runs_dry_stops_all_the_same(pipe: tuple[int, int]) -> No
 
 def test_a_zmq_socket_is_a_source_as_well() -> None:
     with zmq.Context() as context, context.socket(zmq.PULL) as pull, context.socket(zmq.PUSH) as push:
-        loop, read = Loop(), []
+        loop, read = Loop(), list[bytes]()
 
         def take(_now: float) -> None:
             read.append(pull.recv(zmq.DONTWAIT))  # one of several: level-triggered
@@ -155,8 +155,8 @@ def test_a_source_paused_by_another_in_the_same_turn_is_not_called(pipe: tuple[i
 
 
 def test_a_removed_source_is_forgotten_and_may_be_resumed_in_vain(pipe: tuple[int, int]) -> None:
-    loop, read = Loop(), []
-    loop.add(pipe[0], lambda _now: read.append(1))
+    loop, read = Loop(), list[bytes]()
+    loop.add(pipe[0], lambda _now: read.append(b"early"))
     loop.pause(pipe[0])
     loop.remove(pipe[0])
     loop.resume(pipe[0])

@@ -15,10 +15,11 @@ from stagewire.config import encode_key, generate_private_key, public_key
 from stagewire.environment import Environment
 from stagewire.ipc import endpoints, trains
 from stagewire.ipc.loop import boot_time
+from stagewire.proto import constants as c
 from stagewire.proto.device import Device, PeerFacts
 from stagewire.proto.endpoint import Endpoint
 from stagewire.proto.handshake import Identity
-from stagewire.proto.handshaker import Effect, Handshaker, InstallSession, SendHandshake
+from stagewire.proto.handshaker import Handshaker, InstallSession, SendHandshake
 from stagewire.proto.session import Session
 from stagewire.proto.tunnel import Output
 from stagewire_cli import query
@@ -130,10 +131,14 @@ class House:
         """A handshake message from the network."""
         self.handshake_in.send(trains.pack_handshake(PLACE, message, boot_time()))
 
-    def answer(self) -> bytes:
-        """The next handshake message to the network."""
-        assert self.handshakes.poll(PATIENCE * 1000), "no handshake message came"
-        return trains.unpack_handshake_untrusted(self.handshakes.recv(), boot_time())[1]
+    def answer(self, within: float = PATIENCE) -> bytes:
+        """The next response to the network, or nothing; initiations of key-service's own are passed over."""
+        deadline = boot_time() + within
+        while self.handshakes.poll(max(0, int((deadline - boot_time()) * 1000))):
+            message = trains.unpack_handshake_untrusted(self.handshakes.recv(), boot_time())[1]
+            if message[0] == c.TYPE_RESPONSE:
+                return message
+        return b""
 
     def shake_hands(self) -> bytes:
         """The far peer initiates, and its first packet confirms the session. Returns the initiation."""
@@ -141,7 +146,7 @@ class House:
 
         def answered() -> bytes:
             self.say(initiation)  # again, if it came too soon after the last one; once answered, it is a replay
-            return self.answer() if self.handshakes.poll(100) else b""
+            return self.answer(0.1)
 
         out = self.far.take(until(answered, PATIENCE, "a response"))
         for _, datagrams in out.runs:

@@ -14,12 +14,22 @@ from lab.namespaces import Namespace
 from lab.stagewire import executable
 from lab.wait import until
 from stagewire.ipc import control, endpoints
-from stagewire.ipc.control import FROM_KEY, FROM_STAGE, Counters, FromKey, FromStage, Heartbeat, Hello, SnapshotEnd, Welcome
+from stagewire.ipc.control import (
+    FROM_KEY,
+    FROM_STAGE,
+    Counters,
+    FromKey,
+    FromStage,
+    Heartbeat,
+    Hello,
+    SnapshotEnd,
+    Welcome,
+)
 
 M = TypeVar("M")
 GENERATION = 77
 STAGES = ("tun", "device", "conn", "key", "status")
-PATIENCE = 10.0
+PATIENCE = 10
 """s; for a program to start on a busy machine."""
 
 

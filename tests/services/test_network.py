@@ -55,7 +55,9 @@ class Host:
         }
 
     def rules(self) -> list[str]:
-        return [line for family in ("-4", "-6") for line in self.lines(family, "rule") if "proto 87" in line or "[" in line]
+        return [
+            line for family in ("-4", "-6") for line in self.lines(family, "rule") if "proto 87" in line or "[" in line
+        ]
 
     def everything(self) -> list[list[str]]:
         return [
@@ -176,7 +178,7 @@ def test_what_the_kernel_refuses_is_named(host: Host) -> None:
         ({"addresses": ("fd09::1/64",), "mtu": 1000}, "fd09::1"),  # IPv6 needs 1,280
     ):
         with pytest.raises(NetworkRefused) as refused:
-            host.apply(**arguments)  # type: ignore[arg-type]
+            host.apply(**arguments)
         assert words in str(refused.value)
         assert "\n" not in str(refused.value)
 

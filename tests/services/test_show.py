@@ -65,7 +65,18 @@ def shown(services: list[dict[str, object]], peers: list[dict[str, object]], **c
 
 def test_what_is_there_is_shown() -> None:
     text = shown([SERVICE], [PEER])
-    for words in ("wg0", "up", "51820", "device-service 1", "running", "4711", "65 s", "replayed 1,234", "2.0 KiB", "10 B"):
+    for words in (
+        "wg0",
+        "up",
+        "51820",
+        "device-service 1",
+        "running",
+        "4711",
+        "65 s",
+        "replayed 1,234",
+        "2.0 KiB",
+        "10 B",
+    ):
         assert words in text
     assert "never" in text
     assert "10.0.0.0/8" in text

@@ -21,15 +21,15 @@ def key(number: int) -> bytes:
 
 
 def made(interface: str = "", peers: int = 3, peer: str = "") -> InterfaceConfig:
-    sections = [
-        f"[Peer]\nPublicKey = {encode_key(key(number))}\nAllowedIPs = 10.{number // 256}.{number % 256}.0/24, fd00:{number:x}::/64\n{peer}\n"
-        for number in range(1, peers + 1)
-    ]
+    sections = []
+    for number in range(1, peers + 1):
+        prefixes = f"10.{number // 256}.{number % 256}.0/24, fd00:{number:x}::/64"
+        sections.append(f"[Peer]\nPublicKey = {encode_key(key(number))}\nAllowedIPs = {prefixes}\n{peer}\n")
     return parse(f"[Interface]\nPrivateKey = {encode_key(PRIVATE)}\n{interface}\n" + "".join(sections), "test")
 
 
 def told(stage: str, config: InterfaceConfig, number: int = 0, workers: int = 4) -> list[object]:
-    handshaker = Handshaker(Identity.from_private_bytes(PRIVATE), bytes(12), lambda size: bytes(size), lambda: 0.0)
+    handshaker = Handshaker(Identity.from_private_bytes(PRIVATE), bytes(12), bytes, lambda: 0.0)
     for peer in config.peers:
         handshaker.add_peer(peer.public_key, bytes(32), home_of(peer.public_key, workers)).endpoint = bytes([7]) * 44
     return list(snapshot.for_stage(stage, number, config, handshaker, workers))

@@ -18,11 +18,21 @@ NOT_ROOT = ("unshare", "--user", "--map-user=1000")
 """A user namespace in which we are an ordinary user: nobody else may be able to read this checkout."""
 
 
-def stagewire(*arguments: str | Path, input: str = "", before: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:  # noqa: A002
+def stagewire(
+    *arguments: str | Path,
+    input: str = "",  # noqa: A002 - as in subprocess.run
+    before: tuple[str, ...] = (),
+    env: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*before, executable("stagewire"), *arguments],
-        input=input, env=os.environ | env, capture_output=True, text=True, check=False, timeout=30,
-    )  # fmt: skip
+        input=input,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
 
 
 def wg(*arguments: str, input: str = "") -> str:  # noqa: A002 - as in subprocess.run
@@ -86,10 +96,10 @@ def test_a_private_key_is_not_repeated_in_a_complaint() -> None:
 
 
 def test_check_counts_what_it_found(folder: Path) -> None:
-    peers = "".join(
-        f"[Peer]\nPublicKey = {wg('pubkey', input=wg('genkey')).strip()}\nAllowedIPs = 10.{number}.0.0/16, fd00:{number}::/32\n"
-        for number in range(2)
-    )
+    peers = ""
+    for number in range(2):
+        key = wg("pubkey", input=wg("genkey")).strip()
+        peers += f"[Peer]\nPublicKey = {key}\nAllowedIPs = 10.{number}.0.0/16, fd00:{number}::/32\n"
     path = written(folder, f"[Interface]\nPrivateKey = {wg('genkey')}{peers}")
     checked = stagewire("check", path)
     assert (checked.returncode, checked.stderr) == (0, "")
@@ -97,7 +107,10 @@ def test_check_counts_what_it_found(folder: Path) -> None:
 
 
 def test_check_names_every_mistake_with_its_line(folder: Path) -> None:
-    path = written(folder, "[Interface]\nPrivateKey = nonsense\nListenPort = 70000\n\n[Peer]\nAllowedIPs = 10.0.0.0/33\nNoSuch = 1\n")
+    path = written(
+        folder,
+        "[Interface]\nPrivateKey = nonsense\nListenPort = 70000\n\n[Peer]\nAllowedIPs = 10.0.0.0/33\nNoSuch = 1\n",
+    )
     checked = stagewire("check", path)
     assert (checked.returncode, checked.stdout) == (1, "")
     lines = [line.removeprefix(f"{path}:").partition(":")[0] for line in checked.stderr.splitlines()]
@@ -126,7 +139,7 @@ def test_check_of_what_is_no_file_does_not_wait(folder: Path) -> None:
 
 @pytest.mark.parametrize("command", ["up", "down"])
 def test_an_ordinary_user_is_told_why_not(folder: Path, command: str) -> None:
-    refused = stagewire(command, "wg0", before=NOT_ROOT, **folders(folder))
+    refused = stagewire(command, "wg0", before=NOT_ROOT, env=folders(folder))
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == (
         "stagewire: this needs root: it makes a network interface and starts services under uids of their own\n"
@@ -144,12 +157,12 @@ def test_an_ordinary_user_is_told_why_not(folder: Path, command: str) -> None:
 )
 def test_status_when_nothing_is_up(folder: Path, arguments: list[str], words: str) -> None:
     for before in ((), NOT_ROOT):
-        asked = stagewire(*arguments, before=before, **folders(folder))
+        asked = stagewire(*arguments, before=before, env=folders(folder))
         assert (asked.returncode, asked.stdout, asked.stderr) == (1, "", words)
 
 
 def test_status_as_json_when_nothing_is_up_is_an_empty_list(folder: Path) -> None:
-    asked = stagewire("status", "--json", **folders(folder))
+    asked = stagewire("status", "--json", env=folders(folder))
     assert asked.returncode == 0
     assert json.loads(asked.stdout) == []
 
@@ -159,7 +172,7 @@ def test_status_of_what_a_killed_machine_left_behind(folder: Path) -> None:
     (folder / "run/wg0/key").mkdir(parents=True)
     (folder / "run/wg0/supervisord.pid").write_text("4194304\n")
     (folder / "run/wg0/supervisor.sock").touch()
-    asked = stagewire("status", "wg0", **folders(folder))
+    asked = stagewire("status", "wg0", env=folders(folder))
     assert (asked.returncode, asked.stderr) == (1, "stagewire: wg0 is not up\n")
 
 
@@ -168,7 +181,7 @@ def test_a_name_that_is_none_is_refused_in_one_line(folder: Path, name: str) -> 
     for command in (["status", name], ["up", name]):
         if name == "" and command[0] == "status":
             continue  # as if none were given
-        refused = stagewire(*command, **folders(folder))
+        refused = stagewire(*command, env=folders(folder))
         assert refused.returncode == 1
         assert refused.stderr.startswith("stagewire: ")
         assert refused.stderr.count("\n") == 1
@@ -176,19 +189,19 @@ def test_a_name_that_is_none_is_refused_in_one_line(folder: Path, name: str) -> 
 
 def test_a_file_that_is_named_after_no_interface_is_refused(folder: Path) -> None:
     for name in ("x" * 16 + ".conf", "wg 0.conf", ".conf"):
-        refused = stagewire("up", folder / name, **folders(folder))
+        refused = stagewire("up", folder / name, env=folders(folder))
         assert refused.returncode == 1
         assert "named after its interface" in refused.stderr
 
 
 def test_down_of_what_is_not_up(folder: Path) -> None:
-    refused = stagewire("down", "wg7", **folders(folder))
+    refused = stagewire("down", "wg7", env=folders(folder))
     assert (refused.returncode, refused.stderr) == (1, "stagewire: wg7 is not up\n")
 
 
 def test_help_and_version_need_nothing(folder: Path) -> None:
     for arguments in (["--help"], ["-h"], ["up", "--help"], ["--version"]):
-        asked = stagewire(*arguments, before=NOT_ROOT, **folders(folder))
+        asked = stagewire(*arguments, before=NOT_ROOT, env=folders(folder))
         assert asked.returncode == 0
         assert asked.stdout
     assert stagewire("nonsense").returncode == 2

@@ -9,7 +9,9 @@ from status_service.tally import Tally
 NAMES = ("datagrams_in", "datagrams_out", "bad_mac1")
 
 
-def report(generation: int, *values: int, stage: str = "conn", number: int = 0, names: tuple[str, ...] = NAMES) -> Counters:
+def report(
+    generation: int, *values: int, stage: str = "conn", number: int = 0, names: tuple[str, ...] = NAMES
+) -> Counters:
     return Counters(stage, number, generation, 100 + generation, names[: len(values)], values)
 
 

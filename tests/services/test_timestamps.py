@@ -75,7 +75,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @given(entries)
-def test_the_greatest_wins_in_any_order(tmp_path_factory: pytest.TempPathFactory, made: list[tuple[bytes, str, bytes]]) -> None:
+def test_the_greatest_wins_in_any_order(
+    tmp_path_factory: pytest.TempPathFactory, made: list[tuple[bytes, str, bytes]]
+) -> None:
     path = tmp_path_factory.mktemp("stamps") / "timestamps"
     store = TimestampStore(path)
     greatest: dict[tuple[bytes, bool], bytes] = {}
@@ -183,7 +185,13 @@ def test_a_torn_copy_leaves_the_other(tmp_path: Path, torn: int) -> None:
 
 def test_another_programs_file_counts_as_absent(tmp_path: Path) -> None:
     path = tmp_path / "timestamps"
-    for content in (b"", b"\0" * 8200, b"SQLite format 3\0" + bytes(4096), random.Random(5).randbytes(8200), b"SWTAI64"):
+    for content in (
+        b"",
+        b"\0" * 8200,
+        b"SQLite format 3\0" + bytes(4096),
+        random.Random(5).randbytes(8200),
+        b"SWTAI64",
+    ):
         path.write_bytes(content)
         assert survives(path).latest(KEYS[0], "initiation") == NEVER
 

@@ -101,12 +101,12 @@ class Pair:
 
     def __enter__(self) -> Self:
         with self._stack:
-            namespaces = [self._stack.enter_context(Namespace(label)) for label in ("a", "b")]
-            link = veth(*namespaces, [f"{OUTER[0]}/24"], [f"{OUTER[1]}/24"])
-            self.capture = self._stack.enter_context(Capture(namespaces[0], link.a_interface, snap=200))
+            a, b = (self._stack.enter_context(Namespace(label)) for label in ("a", "b"))
+            link = veth(a, b, [f"{OUTER[0]}/24"], [f"{OUTER[1]}/24"])
+            self.capture = self._stack.enter_context(Capture(a, link.a_interface, snap=200))
             gateways = [
                 Gateway(namespace, "wg0", self._folder(namespace.label), text, self._workers)
-                for namespace, text in zip(namespaces, _configurations(), strict=True)
+                for namespace, text in zip((a, b), _configurations(), strict=True)
             ]
             with ThreadPoolExecutor() as both:
                 list(both.map(self._stack.enter_context, gateways))
@@ -239,9 +239,7 @@ def lost_by(pair: Pair, program: str, fault: Callable[[Side, str], None]) -> int
 
 @pytest.mark.parametrize("fault", [restart, kill])
 @pytest.mark.parametrize("stage", ["tun", "device", "conn"])
-def test_any_stage_that_packets_pass_through_may_go(
-    pair: Pair, stage: str, fault: Callable[[Side, str], None]
-) -> None:
+def test_any_stage_that_packets_pass_through_may_go(pair: Pair, stage: str, fault: Callable[[Side, str], None]) -> None:
     lost_by(pair, pair.a.home() if stage == "device" else f"{stage}-service", fault)
 
 
@@ -304,6 +302,14 @@ def test_an_initiation_from_before_is_not_answered_after(pair: Pair, fault: Call
     assert pair.passes()
 
 
+def wait_until_replaced(side: Side, programs: list[str], old: dict[str, int]) -> None:
+    def replaced() -> bool:
+        pids = side.pids()
+        return all(pids.get(name, old[name]) != old[name] for name in programs)
+
+    until(replaced, BACK_WITHIN, f"other processes of {programs}")
+
+
 def descriptors(pids: dict[str, int]) -> dict[str, int]:
     return {name: len(list(Path(f"/proc/{pid}/fd").iterdir())) for name, pid in pids.items()}
 
@@ -320,12 +326,7 @@ def test_ten_deaths_of_their_neighbours_leave_no_descriptor_behind(pair: Pair) -
             for program in victims[side.namespace.label]:
                 os.kill(at[side.namespace.label][program], signal.SIGKILL)
         for side in pair.sides:
-
-            def replaced(side: Side = side) -> bool:
-                pids, old = side.pids(), at[side.namespace.label]
-                return all(pids.get(name, old[name]) != old[name] for name in victims[side.namespace.label])
-
-            until(replaced, BACK_WITHIN, "other processes")
+            wait_until_replaced(side, victims[side.namespace.label], at[side.namespace.label])
             side.wait_until_ready()
     pair.wait_for_traffic()
     after = pair.everything()
@@ -347,7 +348,7 @@ def test_all_at_once(pair: Pair) -> None:
         pair.wait_for_traffic()
         streams.flow()
         seed = random.randrange(1 << 32)
-        print(f"seed {seed}")
+        print(f"seed {seed}")  # noqa: T201
         for pid in random.Random(seed).sample(sorted(before["b"].values()), len(before["b"])):
             os.kill(pid, signal.SIGKILL)
         until(lambda: len(set(pair.b.pids().values()) - set(before["b"].values())) == len(before["b"]), 20, "all anew")

@@ -15,7 +15,9 @@ from lab.wait import until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
-ORDERS = list(itertools.permutations(["tun-service", "device-service:device-service_00", "conn-service", "key-service"]))
+ORDERS = list(
+    itertools.permutations(["tun-service", "device-service:device-service_00", "conn-service", "key-service"])
+)
 PARTS = 4
 
 
@@ -37,10 +39,13 @@ class Operator:
         self._type(f"stop {' '.join(order)}")
         until(lambda: set(self._side.pids()) == {"status-service"}, BACK_WITHIN, "all to be stopped")
         for program in order:
-            log = self._side.gateway.log_directory / "wg0" / f"{program.rpartition(':')[2]}.log"
-            size = log.stat().st_size
-            self._type(f"start {program}")
-            until(lambda log=log, size=size: "event=started" in log.read_text()[size:], BACK_WITHIN, f"{program} to start")  # type: ignore[misc]
+            self._start(program)
+
+    def _start(self, program: str) -> None:
+        log = self._side.gateway.log_directory / "wg0" / f"{program.rpartition(':')[2]}.log"
+        size = log.stat().st_size
+        self._type(f"start {program}")
+        until(lambda: "event=started" in log.read_text()[size:], BACK_WITHIN, f"{program} to start")
 
     def close(self) -> None:
         """Leaves the shell."""
@@ -67,7 +72,7 @@ def operators(pair: Pair) -> Iterator[list[Operator]]:
 @pytest.fixture(scope="module")
 def plan() -> list[tuple[str, ...]]:
     seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
+    print(f"seed {seed}")  # noqa: T201
     return random.Random(seed).sample(ORDERS, len(ORDERS))
 
 
@@ -77,7 +82,7 @@ def test_every_order_works_unattended(
 ) -> None:
     """Both gateways at once, each in another order than the other."""
     for orders in zip(plan[part :: 2 * PARTS], plan[part + PARTS :: 2 * PARTS], strict=True):
-        print(orders)
+        print(orders)  # noqa: T201
         with ThreadPoolExecutor() as both:
             list(both.map(Operator.start_in_order, operators, orders))
         pair.wait_for_traffic()

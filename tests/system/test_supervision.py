@@ -33,7 +33,9 @@ class Alone:
 
     def __init__(self, namespace: Namespace, directory: Path, name: str = "wg0", number: int = 0) -> None:
         self.keys, self.psk = new_key_pair(), new_preshared_key()
-        self.peer = Peer(new_key_pair().public, [f"10.8.{number}.0/24"], "192.0.2.9:9", self.psk, persistent_keepalive=25)
+        self.peer = Peer(
+            new_key_pair().public, [f"10.8.{number}.0/24"], "192.0.2.9:9", self.psk, persistent_keepalive=25
+        )
         self.text = (
             f"[Interface]\nPrivateKey = {self.keys.private}\nListenPort = {51820 + number}\n"
             f"Address = 10.9.{number}.1/24, fd09:{number}::1/64\n{self.peer.section()}\n"
@@ -42,11 +44,14 @@ class Alone:
 
     def secrets(self) -> dict[str, bytes]:
         """What must be nowhere, in the forms in which it might be."""
-        found = {}
+        found: dict[str, bytes] = {}
         for name, text in (("private key", self.keys.private), ("pre-shared key", self.psk)):
             raw = base64.b64decode(text)
             found |= {f"{name} in base64": text.encode(), f"{name} in hex": raw.hex().encode(), f"{name} raw": raw}
-            found |= {f"{name} in repr": repr(raw)[2:-1].encode(), f"{name} in base64, unpadded": text.rstrip("=").encode()}
+            found |= {
+                f"{name} in repr": repr(raw)[2:-1].encode(),
+                f"{name} in base64, unpadded": text.rstrip("=").encode(),
+            }
         return found
 
 
@@ -223,7 +228,9 @@ def test_every_mistake_in_the_file_is_named_with_its_line(lab_directory: Path) -
     with Namespace("m") as namespace:
         alone = Alone(namespace, lab_directory)
         gateway = alone.gateway
-        gateway.write_config(alone.text.replace("ListenPort = 51820", "ListenPort = 70000").replace("10.8.0.0/24", "10.8.0/24"))
+        gateway.write_config(
+            alone.text.replace("ListenPort = 51820", "ListenPort = 70000").replace("10.8.0.0/24", "10.8.0/24")
+        )
         failed = gateway.command("up", str(gateway.config_path), check=False)
         assert failed.returncode == 1
         lines = failed.stderr.splitlines()
@@ -267,7 +274,7 @@ def test_a_tun_device_of_another_program_is_left_alone(lab_directory: Path) -> N
     with Namespace("t") as namespace:
         gateway = Alone(namespace, lab_directory).gateway
         gateway.write_config(gateway._config_text)
-        descriptor = namespace.call(lambda: tun.open_clone())
+        descriptor = namespace.call(tun.open_clone)
         try:
             fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", b"wg0", IFF_TUN_NO_PI))
             failed = gateway.command("up", str(gateway.config_path), check=False, timeout=60)

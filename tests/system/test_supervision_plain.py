@@ -19,7 +19,7 @@ from stagewire_cli import query
 pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).parents[2]
-PRIVATE_RUN = "mount -t tmpfs none /run && exec \"$@\""
+PRIVATE_RUN = 'mount -t tmpfs none /run && exec "$@"'
 """Its socket and its pid file have fixed names in /run, which another one on this machine may be using."""
 
 
@@ -55,7 +55,8 @@ class Plain:
         """`supervisorctl -c supervisord.conf ...` where its socket can be seen."""
         return self.namespace.run(
             *("nsenter", f"--mount=/proc/{self.process.pid}/ns/mnt", "env", f"--chdir={ROOT}"),
-            *(executable("supervisorctl"), "-c", "supervisord.conf", *arguments),
+            executable("supervisorctl"),
+            *("-c", "supervisord.conf", *arguments),
             check=False,
         )
 

@@ -214,7 +214,7 @@ def _session(grant: Grant, page: int) -> Session:
     keys = bytearray(_KEYS)
     try:
         if os.preadv(page, [keys], 0) != _KEYS:
-            raise BadControl("grant_without_keys")
+            raise BadControl("control_malformed")
         view = memoryview(keys)
         # The ciphers have expanded the keys for themselves by the time they exist.
         sender, receiver = ChaCha20Poly1305(view[: c.KEY_LENGTH]), ChaCha20Poly1305(view[c.KEY_LENGTH :])
