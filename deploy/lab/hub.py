@@ -148,7 +148,8 @@ class Hub:
     def expect_whole(self, *reports: StreamReport, lost: int = 0) -> None:
         """Nothing doubled or damaged; and nothing lost beyond `lost`, but for what the gateway owns to have starved."""
         for report in reports:
-            assert (report.duplicates, report.foreign) == (0, 0), report
+            if report.duplicates or report.foreign:
+                raise AssertionError(f"doubled or damaged: {report}")
             self._unexplained += max(0, report.lost - lost)
         if self._unexplained:
             until(lambda: self._unexplained <= self.starved(), 3, f"an explanation of what was lost: {reports}")

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -113,7 +112,7 @@ def test_both_sides_count_the_same_bytes(network: Topology, hub: Hub) -> None:
     spoke = SPOKES["counted"]
     with hub.wireguard_go(spoke, network.a, Topology.B4) as peer:
         exchange(network, hub, spoke, we_initiate=False)
-        counted: list[Any] = []
+        counted: list[int] = []
 
         def agree() -> bool:
             theirs, ours = peer.dump().peers[hub.keys.public], hub.peer(spoke)
