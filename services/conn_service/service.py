@@ -26,8 +26,8 @@ from stagewire.ipc.stage import ControlLine, Stage
 from stagewire.proto import device, gate
 from stagewire.proto import endpoint as places
 
-WORKER_PATIENCE = 0.05
-"""s that a worker may take nothing before its packets are dropped for it."""
+WORKER_PATIENCE = 0.15
+"""s that a worker may take nothing before its packets are dropped for it; less hits one that got no CPU."""
 BIND_RETRY = 1.0
 
 

@@ -115,6 +115,7 @@ class Supervision:
 
     def shut_down(self) -> None:
         """Tells it to stop everything and itself."""
+        self._call("stopAllProcesses")  # at once; shutting down it stops them one after another, up to a second each
         self._call("shutdown")
 
     def pid(self) -> int | None:

@@ -20,8 +20,8 @@ from stagewire.proto import ip
 from stagewire.proto.allowed_ips import AllowedIps
 from tun_service import network, tun
 
-WORKER_PATIENCE = 0.05
-"""s that a worker may take nothing before its packets are dropped for it."""
+WORKER_PATIENCE = 0.15
+"""s that a worker may take nothing before its packets are dropped for it; less hits one that got no CPU."""
 TRAINS_PER_TURN = 4
 RETRY = 1.0
 MAX_TRAIN_BYTES = 64 * 1024

@@ -26,10 +26,10 @@ PRIVATE_RUN = 'mount -t tmpfs none /run && exec "$@"'
 class Plain:
     """A supervisord in the foreground."""
 
-    def __init__(self, namespace: Namespace, directory: Path, **variables: str) -> None:
+    def __init__(self, namespace: Namespace, directory: Path, more: str, **variables: str) -> None:
         self.namespace, self.directory = namespace, directory
         config = directory / "wg0.conf"
-        config.write_text(f"[Interface]\nPrivateKey = {new_key_pair().private}\nAddress = 10.9.0.1/24\n")
+        config.write_text(f"[Interface]\nPrivateKey = {new_key_pair().private}\nAddress = 10.9.0.1/24\n{more}")
         config.chmod(0o600)
         self.variables = {
             "STAGEWIRE_CONFIG": str(config),
@@ -72,9 +72,10 @@ class Plain:
 
 
 @contextlib.contextmanager
-def plain(directory: Path, **variables: str) -> Iterator[Plain]:
+def plain(directory: Path, more: str = "", **variables: str) -> Iterator[Plain]:
+    """`more` is what else stands in the [Interface] section."""
     with Namespace("plain") as namespace:
-        made = Plain(namespace, directory, **variables)
+        made = Plain(namespace, directory, more, **variables)
         try:
             yield made
         finally:
@@ -86,22 +87,24 @@ def expected(workers: int) -> dict[str, str]:
     return dict.fromkeys(["conn-service", *names, "key-service", "status-service", "tun-service"], "RUNNING")
 
 
-@pytest.mark.parametrize("workers", [None, 3])
-def test_it_runs_the_programs_and_as_many_workers_as_are_wanted(lab_directory: Path, workers: int | None) -> None:
-    wanted = workers or max(1, (os.cpu_count() or 1) - 1)
-    variables = {"STAGEWIRE_WORKERS": str(workers)} if workers else {}
-    with plain(lab_directory, **variables) as supervisord:
+def workers_of(supervisord: Plain) -> list[int]:
+    """The numbers of those that key-service knows."""
+    answer = query.key_service(supervisord.environment)
+    assert answer is not None
+    return sorted(stage["number"] for stage in answer["stages"] if stage["stage"] == "device")
+
+
+def test_it_runs_the_programs_and_a_worker_for_every_core_but_one(lab_directory: Path) -> None:
+    workers = max(1, (os.cpu_count() or 1) - 1)
+    with plain(lab_directory) as supervisord:
         until(supervisord.ready, 20, f"the gateway to be ready: {supervisord.output}")
-        assert supervisord.status() == expected(wanted)
-        answer = query.key_service(supervisord.environment)
-        assert answer is not None
-        assert [stage["number"] for stage in answer["stages"] if stage["stage"] == "device"] == list(range(wanted))
+        assert supervisord.status() == expected(workers)
+        assert workers_of(supervisord) == list(range(workers))
         assert "10.9.0.1/24" in supervisord.namespace.run("ip", "address", "show", "wg0").stdout
 
-        pids = {stage["pid"] for stage in answer["stages"] if "pid" in stage}
         supervisord.process.terminate()
         assert supervisord.process.wait(10) == 0
-        assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        until(lambda: supervisord.namespace.pids() == [], 2, "all to have ended with it")
         # All on its stdout, each line saying who wrote it.
         for program in ("conn", "device", "key", "status", "tun"):
             assert re.search(rf"program={program}-service event=started", supervisord.output)
@@ -110,17 +113,16 @@ def test_it_runs_the_programs_and_as_many_workers_as_are_wanted(lab_directory: P
         assert supervisord.output.count("INFO supervisord started") == 1
 
 
-def test_a_program_that_ends_is_started_again_and_again(lab_directory: Path) -> None:
+def test_a_program_that_ends_is_started_until_it_can_work(lab_directory: Path) -> None:
     """A configuration that is refused: nothing is given up for good, and once it is mended all work."""
-    with plain(lab_directory) as supervisord:
-        config = lab_directory / "wg0.conf"
-        good = config.read_text()
-        config.write_text(good + "Nonsense = 1\n")
+    config = lab_directory / "wg0.conf"
+    with plain(lab_directory, "Nonsense = 1\n", STAGEWIRE_WORKERS="3") as supervisord:
         until(lambda: supervisord.output.count("configuration refused") >= 2, 20, "key-service to have tried twice")
         assert f"{config}:4: " in supervisord.output
-        assert set(supervisord.status().values()) <= {"RUNNING", "BACKOFF", "STARTING", "EXITED"}
-        config.write_text(good)
+        config.write_text(config.read_text().replace("Nonsense = 1\n", ""))
         until(supervisord.ready, 20, "the gateway to be ready")
+        assert supervisord.status() == expected(3)
+        assert workers_of(supervisord) == [0, 1, 2]
 
 
 def test_an_environment_that_makes_no_sense_is_refused_in_one_line(lab_directory: Path) -> None:
