@@ -35,8 +35,8 @@ class Gateway:
         self.namespace, self.name = namespace, name
         self.config_path = directory / f"{name}.conf"
         self._config_text = config_text
-        self.run_directory, self.state_directory, self.log_directory = (
-            directory / each for each in ("run", "state", "log")
+        self.run_directory, self.state_directory, self.log_directory, self.wg_directory = (
+            directory / each for each in ("run", "state", "log", "wg")
         )
         if len(os.fsencode(self.run_directory / name)) + LONGEST_SOCKET_NAME > SOCKET_PATH_LIMIT:
             raise ValueError(f"{self.run_directory / name} is too long a path for Unix sockets")
@@ -44,6 +44,8 @@ class Gateway:
             "STAGEWIRE_RUN_DIR": str(self.run_directory),
             "STAGEWIRE_STATE_DIR": str(self.state_directory),
             "STAGEWIRE_LOG_DIR": str(self.log_directory),
+            # Of its own, as gateways of one name in several namespaces share the usual place.
+            "STAGEWIRE_WG_DIR": str(self.wg_directory),
             "STAGEWIRE_WORKERS": str(workers),
             **(env or {}),
         }

@@ -19,8 +19,7 @@ import zmq
 from conn_service import udp
 from conn_service.names import Resolver
 from stagewire.ipc import endpoints, trains
-from stagewire.ipc.control import ConnSettings, FromKey, Hello, Resolve, SnapshotEnd, Welcome
-from stagewire.ipc.loop import boot_time
+from stagewire.ipc.control import ConnSettings, FromKey, Hello, Listening, Resolve, SnapshotEnd, Welcome
 from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import ControlLine, Stage
 from stagewire.proto import device, gate
@@ -37,7 +36,8 @@ class ConnService:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._settings: ConnSettings | None = None
-        self._pending: ConnSettings | None = None
+        self._wanted: ConnSettings | None = None
+        self._in_snapshot = False
         self._version = 0
         self._gate: gate.Gate | None = None
         self._udp: udp.Sockets
@@ -191,34 +191,46 @@ class ConnService:
         """One message from key-service."""
         match message:
             case Welcome():
-                self._pending = None
+                self._in_snapshot = True
             case ConnSettings():
-                self._pending = message
+                self._wanted = message
+                if not self._in_snapshot:
+                    self._try(message, now)
             case SnapshotEnd(version=version):
+                self._in_snapshot = False
                 self._version = version
-                self._configure(now)
+                self.act(now)
             case Resolve():
                 self._resolver.ask(message)
             case _:
                 self._stage.counters["control_unexpected"] += 1
 
-    def _configure(self, now: float) -> None:
-        wanted = self._pending
-        if wanted is None:
+    def act(self, now: float) -> None:
+        """Does as the snapshot says; what can't be done is tried again."""
+        if self._wanted is None:
             return
-        if wanted != self._settings:
+        fault = self._try(self._wanted, now)
+        self._stage.set_fault(fault)
+        self._retry = now + BIND_RETRY if fault else None
+        if not fault:
+            self._line.applied(self._version)
+
+    def _try(self, wanted: ConnSettings, _now: float) -> str:
+        """Does as key-service says and tells it what came of it; what was open stays open if that can't be done."""
+        standing = self._settings
+        try:
+            self._set_sockets(wanted)
+        except OSError as error:
+            self._line.say(Listening(self._udp.port if self._open else 0, error.errno or errno.EIO))
+            return self._explain(error, wanted)
+        if standing is None or (standing.public_key, standing.stamped) != (wanted.public_key, wanted.stamped):
             self._gate = gate.Gate(wanted.public_key, secrets.token_bytes, self._stage.counters, stamped=wanted.stamped)
-            try:
-                self._open_sockets(wanted)
-            except OSError as error:
-                self._stage.set_fault(self._explain(error, wanted))
-                self._retry = now + BIND_RETRY
-                return
+        if standing is None or standing.workers != wanted.workers:
             self._connect_workers(wanted.workers)
-            self._settings = wanted
-        self._retry = None
-        self._stage.set_fault("")
-        self._line.applied(self._version)
+        self._settings = wanted
+        self._listen()
+        self._line.say(Listening(self._udp.port, 0))
+        return ""
 
     @staticmethod
     def _explain(error: OSError, wanted: ConnSettings) -> str:
@@ -226,42 +238,62 @@ class ConnService:
             return f"UDP port {wanted.listen_port} is taken by another program; choose another ListenPort or stop it"
         return f"UDP port {wanted.listen_port} cannot be opened: {error.strerror}"
 
-    def _open_sockets(self, wanted: ConnSettings) -> None:
-        loop = self._stage.loop
+    def _set_sockets(self, wanted: ConnSettings) -> None:
+        """Opens the port that is wanted, or keeps the one that is open if it will do. Raises OSError."""
+        standing = self._settings
+        if self._open and standing is not None:
+            same = wanted.listen_port in {standing.listen_port, self._udp.port}
+            if same:
+                if wanted.fwmark != standing.fwmark:
+                    self._udp.set_mark(wanted.fwmark)
+                return
+        fresh = udp.Sockets(wanted.listen_port, wanted.fwmark)
+        self._close_sockets()
+        self._udp = fresh
+
+    def _listen(self) -> None:
+        """Reads the sockets, from when there is a gate before them and workers behind."""
         if self._open:
-            self._pause_sending()
-        # First: they resume the sockets that they paused by number, and a new socket may get an old one's number.
+            return
+        loop = self._stage.loop
+        self._open = self._udp.all
+        for opened in self._open:
+            loop.add(opened.fileno(), partial(self._on_udp, opened))
         for outlet in self._workers:
-            outlet.close()
-        self._workers = []
+            outlet.throttle([opened.fileno() for opened in self._open])
+        for pipe in (self._handshake_out, self._cipher_out):
+            loop.resume(pipe)
+        self._stage.log.info("listening", port=self._udp.port, families=len(self._open))
+
+    def _close_sockets(self) -> None:
+        if not self._open:
+            return
+        loop = self._stage.loop
+        self._pause_sending()
+        for outlet in self._workers:
+            outlet.throttle([])
         for opened in self._open:
             loop.remove(opened.fileno())
-            opened.close()
+        self._udp.close()
         self._open = []
         if self._blocked:
             self._blocked.clear()
             loop.resume(self._cipher_out)
-        self._udp = udp.Sockets(wanted.listen_port, wanted.fwmark)
-        self._open = self._udp.all
-        for opened in self._open:
-            loop.add(opened.fileno(), partial(self._on_udp, opened))
-        for pipe in (self._handshake_out, self._cipher_out):
-            loop.resume(pipe)
-        self._stage.log.info("listening", port=self._udp.port, families=len(self._open))
 
     def _pause_sending(self) -> None:
         for pipe in (self._handshake_out, self._cipher_out):
             self._stage.loop.pause(pipe)
 
     def _connect_workers(self, workers: int) -> None:
-        sources = [opened.fileno() for opened in self._open]
+        for outlet in self._workers:
+            outlet.close()
         self._workers = [
             Outlet(
                 self._stage.loop,
                 self._stage.pipes.connect(zmq.PUSH, endpoints.CIPHER_IN, number),
                 self._stage.counters,
                 "worker_full",
-                sources,
+                [opened.fileno() for opened in self._open],
                 WORKER_PATIENCE,
             )
             for number in range(workers)
@@ -272,7 +304,3 @@ class ConnService:
     def next_deadline(self) -> float | None:
         """When to try to open the sockets again."""
         return self._retry
-
-    def act(self, _now: float) -> None:
-        """Tries to open the sockets again."""
-        self._configure(boot_time())

@@ -53,6 +53,11 @@ class Sockets:
         for opened in self.all:
             opened.close()
 
+    def set_mark(self, fwmark: int) -> None:
+        """Changes the mark of what is sent from now on; 0 for none. Raises OSError."""
+        for opened in self.all:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, fwmark)
+
     def receive(self, opened: socket.socket) -> tuple[bytes, bytes]:
         """One datagram and the endpoint it is from. Raises OSError (BlockingIOError when there is none).
 

@@ -9,7 +9,6 @@ control      ◀──▶ settings, peers, events
 import secrets
 import time
 from collections.abc import Callable
-from ipaddress import ip_network
 from typing import TypeVar
 
 import zmq
@@ -23,14 +22,20 @@ from stagewire.ipc.control import (
     HandshakeSent,
     Hello,
     LiveSession,
+    PeersGone,
+    PeersSet,
     PeerTraffic,
+    Prefixes,
+    PrefixesGone,
+    PrefixesSet,
+    SendingExpired,
+    SendStaged,
     SessionInstalled,
     SessionRefused,
     SnapshotEnd,
     Traffic,
     Welcome,
     WorkerPeer,
-    WorkerPeers,
     WorkerSettings,
 )
 from stagewire.ipc.handover import Grant, SessionsTaker, WorkerHello
@@ -38,7 +43,8 @@ from stagewire.ipc.loop import Every, boot_time
 from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import ControlLine, Stage
 from stagewire.proto import constants as c
-from stagewire.proto.device import Device, PeerFacts
+from stagewire.proto import prefix
+from stagewire.proto.device import Device, Network, PeerFacts
 from stagewire.proto.session import Session
 from stagewire.proto.tunnel import Output, TunnelSettings
 
@@ -62,7 +68,8 @@ class DeviceService:
         self._stage = stage
         self._device = Device(jitter)
         self._device.drops = stage.counters
-        self._snapshot: set[bytes] = set()
+        self._named: dict[bytes, set[Network]] | None = None
+        """While a snapshot comes in: what it has named so far."""
         self._reported: dict[bytes, tuple[int, int]] = {}
         self._handshake_times: dict[int, int] = {}
 
@@ -174,23 +181,32 @@ class DeviceService:
         plain = self._stage.hello()
         return Hello(plain.stage, plain.number, plain.generation, plain.pid, sessions)
 
-    def on_control(self, message: FromKey, now: float) -> None:
+    def on_control(self, message: FromKey, now: float) -> None:  # noqa: C901 - one case for each message
         """One message from key-service."""
         device = self._device
         match message:
             case Welcome():
-                self._snapshot = set()
+                self._named = {}
             case WorkerSettings():
-                device.settings = TunnelSettings(message.mtu, message.rekey_after_time)
-            case WorkerPeers():
+                device.set_settings(TunnelSettings(message.mtu, message.rekey_after_time))
+            case PeersSet():
                 for peer in message.peers:
                     self._set_peer(peer, now)
-            case SnapshotEnd():
-                for public_key in device.public_keys() - self._snapshot:
+            case PeersGone():
+                for public_key in message.public_keys:
                     self._emit(device.remove_peer(public_key), now)
-                self._reported.clear()  # a new key-service has heard nothing of them
-                self._line.applied(message.version)
-                self._emit(device.want_again(now), now)
+            case PrefixesSet():
+                for entry in message.entries:
+                    self._allow(entry)
+            case PrefixesGone():
+                for entry in message.entries:
+                    device.disallow(entry.public_key, map(prefix.unpack_untrusted, entry.prefixes))
+            case SnapshotEnd():
+                self._end_snapshot(message.version, now)
+            case SendingExpired():
+                device.expire_sending()
+            case SendStaged():
+                self._emit(device.send_staged(message.public_key, now), now)
             case EndpointFound():
                 device.endpoint_found(message.public_key, message.endpoint)
             case HandshakeSent():
@@ -201,12 +217,24 @@ class DeviceService:
                 self._stage.counters["control_unexpected"] += 1
 
     def _set_peer(self, peer: WorkerPeer, now: float) -> None:
-        self._snapshot.add(peer.public_key)
-        facts = PeerFacts(
-            peer.public_key,
-            tuple(map(ip_network, peer.prefixes)),
-            peer.home,
-            peer.persistent_keepalive,
-            peer.endpoint or None,
-        )
+        if self._named is not None:
+            self._named[peer.public_key] = set()
+        facts = PeerFacts(peer.public_key, None, peer.home, peer.persistent_keepalive, peer.endpoint or None)
         self._emit(self._device.set_peer(facts, now), now)
+
+    def _allow(self, entry: Prefixes) -> None:
+        prefixes = [prefix.unpack_untrusted(packed) for packed in entry.prefixes]
+        self._device.allow(entry.public_key, prefixes)
+        if self._named is not None:
+            self._named[entry.public_key].update(prefixes)
+
+    def _end_snapshot(self, version: int, now: float) -> None:
+        """Drops what the snapshot didn't name."""
+        named, self._named = self._named or {}, None
+        for public_key in self._device.public_keys() - named.keys():
+            self._emit(self._device.remove_peer(public_key), now)
+        for public_key, prefixes in named.items():
+            self._device.retain(public_key, prefixes)
+        self._reported.clear()  # a new key-service has heard nothing of them
+        self._line.applied(version)
+        self._emit(self._device.want_again(now), now)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from key_service.hub import Member
-from key_service.snapshot import DEFAULT_PORT
-from stagewire.config import InterfaceConfig, encode_key
+from key_service.live import LiveConfiguration
+from stagewire.config import encode_key
 from stagewire.ipc.stage import Stage
 from stagewire.proto.endpoint import unpack_untrusted
 from stagewire.proto.handshaker import Handshaker, Peer
@@ -18,33 +18,27 @@ def short(public_key: bytes) -> str:
 
 
 def status(
-    config: InterfaceConfig,
-    handshaker: Handshaker,
-    members: Sequence[Member],
-    version: int,
-    workers: int,
-    stage: Stage,
+    stage: Stage, live: LiveConfiguration, handshaker: Handshaker, members: Sequence[Member], version: int
 ) -> str:
     """JSON: the interface, its stages (`ready` when all are at work), its peers."""
-    stages = [_stage(member, version) for member in members]
+    stages = [_stage(member, version) for member in sorted(members, key=lambda member: (member.stage, member.number))]
     stages.append({"stage": "key", "number": 0, "ready": True, "fault": stage.fault})
     at_work = {(entry["stage"], entry["number"]) for entry in stages if entry["ready"]}
-    needed = {("tun", 0), ("conn", 0), *(("device", number) for number in range(workers))}
-    allowed_ips = {peer.public_key: peer.allowed_ips for peer in config.peers}
-    keepalives = {peer.public_key: peer.persistent_keepalive for peer in config.peers}
+    needed = {("tun", 0), ("conn", 0), *(("device", number) for number in range(stage.environment.workers))}
+    configured = live.registry.peers
     return json.dumps(
         {
             "interface": stage.environment.interface,
-            "public_key": encode_key(handshaker.identity.public_key),
-            "listen_port": DEFAULT_PORT if config.listen_port is None else config.listen_port,
+            "public_key": encode_key(handshaker.public_key) if handshaker.public_key else None,
+            "listen_port": live.port or None,
             "ready": needed <= at_work,
             "waiting_for": sorted(f"{name} {number}" for name, number in needed - at_work),
             "stages": stages,
             "peers": [
                 _peer(peer)
                 | {
-                    "allowed_ips": [str(prefix) for prefix in allowed_ips.get(peer.public_key, ())],
-                    "persistent_keepalive_s": keepalives.get(peer.public_key, 0),
+                    "allowed_ips": list(map(str, configured[peer.public_key].allowed_ips)),
+                    "persistent_keepalive_s": configured[peer.public_key].persistent_keepalive,
                 }
                 for peer in handshaker.peers.values()
             ],

@@ -6,18 +6,22 @@ deadlines    ────────┘
 """
 
 import secrets
+import socket
 import time
 from collections.abc import Iterable
-from ipaddress import ip_address
+from pathlib import Path
 
 import zmq
 
-from key_service import report, snapshot
-from key_service.homes import home_of
+from key_service import report
+from key_service.announce import DEFAULT_MTU, Announcer
 from key_service.hub import Hub, Member
+from key_service.live import LiveConfiguration
+from key_service.names import Names
+from key_service.registry import Registry
 from key_service.timestamps import FLUSH_INTERVAL, TimestampStore
+from key_service.wg_socket import WgSocket
 from stagewire import privileges
-from stagewire.config import HostPort, InterfaceConfig
 from stagewire.ipc import endpoints, trains
 from stagewire.ipc.control import (
     Applied,
@@ -26,31 +30,31 @@ from stagewire.ipc.control import (
     HandshakeGaveUp,
     HandshakeSent,
     Hello,
+    LinkState,
+    Listening,
     PeerTraffic,
-    Resolve,
     Resolved,
     SessionInstalled,
     SessionRefused,
     SnapshotEnd,
     StatusReply,
     Welcome,
+    WorkerSettings,
 )
 from stagewire.ipc.handover import SessionsGiver
 from stagewire.ipc.loop import Every, boot_time
 from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import Stage
 from stagewire.proto import constants as c
-from stagewire.proto.endpoint import Endpoint
+from stagewire.proto.effects import Effect, GaveUp, InstallSession, RememberTimestamp, SendHandshake
 from stagewire.proto.events import EndpointMoved, SessionConfirmed, SessionsEnded, WantHandshake
 from stagewire.proto.handshake import Identity
-from stagewire.proto.handshaker import Effect, GaveUp, Handshaker, InstallSession, RememberTimestamp, SendHandshake
+from stagewire.proto.handshaker import Handshaker
 from stagewire.proto.index import worker_of
 from stagewire.proto.messages import BadMessage
 
 HANDSHAKES_PER_TURN = 16
 """Some 0.3 ms each; then control messages get their turn."""
-RESOLVE_AGAIN = 5.0
-"""s between questions for a host name that nobody knew, perhaps because we were up before the resolver."""
 CONN_PATIENCE = 1.0
 """s that handshake messages wait for a conn-service that is on its way."""
 
@@ -63,47 +67,44 @@ def jitter() -> float:
 class KeyService:
     """One interface's key-service."""
 
-    def __init__(self, stage: Stage, config: InterfaceConfig, timestamps: TimestampStore) -> None:
-        assert config.private_key is not None  # noqa: S101 - the configuration is refused without one
+    def __init__(
+        self,
+        stage: Stage,
+        registry: Registry,
+        timestamps: TimestampStore,
+        wg_listener: socket.socket | None,
+        store: Path,
+    ) -> None:
         self._stage = stage
-        self._config = config
         self._timestamps = timestamps
-        self._workers = stage.environment.workers
+        self._wg_listener = wg_listener
         self._version = secrets.randbits(62) | 1
-        identity = Identity.from_private_bytes(config.private_key)
-        own = timestamps.latest(identity.public_key, "own")
-        self._handshaker = Handshaker(identity, own, secrets.token_bytes, jitter)
-        self._handshaker.failures = stage.counters
-        self._names: dict[bytes, HostPort] = {}
-        self._asked: set[bytes] = set()
-        self._unresolved: dict[bytes, str] = {}
-        self._keepalives: set[bytes] = set()
         self._traffic: dict[bytes, tuple[int, int, int]] = {}
         self._workers_up: dict[int, int] = {}
-        self._add_peers()
-
-    def _add_peers(self) -> None:
-        for peer in self._config.peers:
-            known = self._handshaker.add_peer(
-                peer.public_key,
-                peer.preshared_key,
-                home_of(peer.public_key, self._workers),
-                stamped=peer.response_timestamp,
-            )
-            known.latest_initiation = self._timestamps.latest(peer.public_key, "initiation")
-            known.latest_response = self._timestamps.latest(peer.public_key, "response")
-            if peer.persistent_keepalive:
-                self._keepalives.add(peer.public_key)
-            if peer.endpoint is not None:
-                try:
-                    known.endpoint = Endpoint(ip_address(peer.endpoint.host).packed, peer.endpoint.port).pack()
-                except ValueError:
-                    self._names[peer.public_key] = peer.endpoint
+        environment = stage.environment
+        private_key = registry.interface.private_key
+        identity = Identity.from_private_bytes(private_key) if private_key else None
+        own = timestamps.latest(identity.public_key, "own") if identity else bytes(c.TIMESTAMP_LENGTH)
+        self._handshaker = Handshaker(identity, own, secrets.token_bytes, jitter)
+        self._handshaker.failures = stage.counters
+        self._registry = registry
+        self._announcer = Announcer(registry, self._handshaker, environment.workers, environment.managed)
+        self._mtu = registry.interface.mtu or DEFAULT_MTU
+        self._live = LiveConfiguration(
+            self._announcer,
+            timestamps,
+            store,
+            stage.log,
+            show_private_key=environment.show_private_key,
+        )
+        self._live.begin()
 
     def set_up(self) -> None:
         """Opens the pipes; from here on the loop drives everything."""
         stage, pipes = self._stage, self._stage.pipes
-        self._hub = Hub(stage, self._on_hello, self._on_message, self._on_query)
+        self._hub = self._live.hub = Hub(stage, self._on_hello, self._on_message, self._on_query)
+        if self._wg_listener is not None:
+            self._wg = WgSocket(stage.loop, self._wg_listener, self._live, stage.log)
         self._giver = SessionsGiver(
             stage.loop,
             pipes.path(endpoints.SESSIONS),
@@ -121,9 +122,10 @@ class KeyService:
             patience=CONN_PATIENCE,
         )
         stage.loop.add_timed(self)
+        stage.loop.add_timed(self._live)
         stage.loop.add_timed(Every(FLUSH_INTERVAL, lambda _now: self._timestamps.flush()))
         stage.loop.add_timed(Every(5.0, self._hub.forget_silent))
-        stage.loop.add_timed(Every(RESOLVE_AGAIN, self._resolve_unknown))
+        self._names = Names(stage, self._hub, self._handshaker, self._live.names)
 
     # --- deadlines -----------------------------------------------------------------------------------------
 
@@ -164,7 +166,7 @@ class KeyService:
                 case GaveUp():
                     self._stage.log.info("handshake gave up", peer=report.short(effect.public_key))
                     self._tell_home(effect.public_key, HandshakeGaveUp(effect.public_key))
-                    self._resolve(effect.public_key)
+                    self._names.resolve(effect.public_key)
 
     def _remember(self, effect: RememberTimestamp) -> None:
         try:
@@ -183,7 +185,7 @@ class KeyService:
         if member.stage == "device":
             self._meet_worker(member.number, hello)
         self._hub.send(member.identity, Welcome(self._stage.generation, self._version))
-        for message in snapshot.for_stage(member.stage, member.number, self._config, self._handshaker, self._workers):
+        for message in self._announcer.snapshot(member.stage, member.number, self._mtu):
             self._hub.send(member.identity, message)
         self._hub.send(member.identity, SnapshotEnd(self._version))
 
@@ -215,14 +217,18 @@ class KeyService:
             case "device", PeerTraffic():
                 self._on_traffic(member, message)
             case "conn", Resolved():
-                self._on_resolved(message, now)
+                if self._names.on_resolved(message):
+                    self._on_found(message.public_key, now)
+            case "conn", Listening():
+                self._live.on_listening(message)
+            case "tun", LinkState():
+                self._on_link_state(message)
             case _:
                 self._stage.counters["control_unexpected"] += 1
 
     def _on_applied(self, member: Member, now: float) -> None:
         if member.stage == "conn":
-            self._asked.clear()  # what was asked of its forerunner
-            self._resolve_unknown(now)
+            self._names.start_anew()
         elif member.stage == "device":
             self._consider_worker(member.number, now)
 
@@ -257,46 +263,24 @@ class KeyService:
             peer.rx_bytes += traffic.rx_bytes - rx
             self._traffic[traffic.public_key] = (member.generation, traffic.tx_bytes, traffic.rx_bytes)
 
-    # --- host names ----------------------------------------------------------------------------------------
+    def _on_found(self, public_key: bytes, now: float) -> None:
+        """A host name led to a new place: its worker is told, and a peer that is to be kept alive hears from us."""
+        endpoint = self._handshaker.peers[public_key].endpoint
+        self._tell_home(public_key, EndpointFound(public_key, endpoint or b""))
+        if self._registry.peers[public_key].persistent_keepalive:
+            self._carry_out(self._handshaker.want(public_key, now, time.time_ns()), now)
 
-    def _resolve_unknown(self, _now: float) -> None:
-        """Where a peer has been seen since counts for more than where its name said it would be."""
-        for public_key in self._names:
-            peer = self._handshaker.peers.get(public_key)
-            if peer is not None and peer.endpoint is None:
-                self._resolve(public_key)
-
-    def _resolve(self, public_key: bytes) -> None:
-        name = self._names.get(public_key)
-        # A resolver may take longer to answer than we to ask again.
-        if name is not None and public_key not in self._asked:
-            self._asked.add(public_key)
-            self._hub.tell("conn", 0, Resolve(public_key, name.host, name.port))
-
-    def _on_resolved(self, message: Resolved, now: float) -> None:
-        self._asked.discard(message.public_key)
-        peer = self._handshaker.peers.get(message.public_key)
-        if peer is None:
-            return
-        if message.error:
-            if self._unresolved.get(message.public_key) != message.error:
-                self._unresolved[message.public_key] = message.error
-                self._stage.log.warning(
-                    "endpoint unresolved", peer=report.short(message.public_key), reason=message.error
-                )
-            return
-        self._unresolved.pop(message.public_key, None)
-        if peer.endpoint != message.endpoint:
-            peer.endpoint = message.endpoint
-            self._tell_home(message.public_key, EndpointFound(message.public_key, message.endpoint))
-            if message.public_key in self._keepalives:
-                self._carry_out(self._handshaker.want(message.public_key, now, time.time_ns()), now)
+    def _on_link_state(self, state: LinkState) -> None:
+        """Somebody has set the interface: its MTU bounds the padding, and coming up is when keepalives begin."""
+        if state.mtu != self._mtu:
+            self._mtu = state.mtu
+            settings = WorkerSettings(self._mtu, self._registry.interface.rekey_after_time)
+            for worker in range(self._stage.environment.workers):
+                self._hub.tell("device", worker, settings)
 
     # --- the command line ----------------------------------------------------------------------------------
 
     def _on_query(self, identity: bytes) -> None:
         now = boot_time()
-        text = report.status(
-            self._config, self._handshaker, list(self._hub.members(now)), self._version, self._workers, self._stage
-        )
+        text = report.status(self._stage, self._live, self._handshaker, list(self._hub.members(now)), self._version)
         self._hub.send(identity, StatusReply(text))

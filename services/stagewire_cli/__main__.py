@@ -1,5 +1,6 @@
 """`stagewire`: what an operator types."""
 
+import difflib
 import json
 import os
 import sys
@@ -50,10 +51,29 @@ def _need_root() -> None:
         _fail("this needs root: it makes a network interface and starts services under uids of their own")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Our commands; and, as `wireguard-go` is called, the name of an interface for a command."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """`stagewire [-f] wg0` is the daemon that wg-quick and others start."""
+        name = next((argument for argument in args if argument not in {"-f", "--foreground"}), "")
+        close = difflib.get_close_matches(name, self.commands, n=1)
+        if close and name not in self.commands:
+            ctx.fail(f"no such command {name!r}; did you mean {close[0]!r}?")
+        if name not in self.commands and config.valid_interface_name(name) and not name.startswith("-"):
+            return "daemon", self.commands["daemon"], args
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "ignore_unknown_options": True})
 @click.version_option(package_name="stagewire")
 def main() -> None:
-    """A WireGuard-compatible VPN gateway made of small processes."""
+    """A WireGuard-compatible VPN gateway made of small processes.
+
+    `stagewire INTERFACE` makes an interface without a configuration and serves `wg`, as `wireguard-go INTERFACE` does.
+    """
 
 
 @main.command()
@@ -73,6 +93,36 @@ def up(file_or_name: str) -> None:
         bring_up.up(environment, interface, lambda text: _complain(f"note: {text}"))
     except bring_up.Failed as failed:
         _fail(f"{environment.interface}: {failed}")
+
+
+@main.command(hidden=True)
+@click.option("-f", "--foreground", is_flag=True)
+@click.argument("interface")
+def daemon(interface: str, foreground: bool) -> None:
+    """What `wireguard-go INTERFACE` does."""
+    from stagewire_cli import bring_up, daemon
+
+    _need_root()
+    environment = _environment(interface)
+    try:
+        daemon.run(environment, foreground=foreground)
+    except bring_up.Failed as failed:
+        _fail(f"{interface}: {failed}")
+
+
+@main.command()
+@click.argument("name")
+def save(name: str) -> None:
+    """Write what is in force back to NAME's configuration file; its comments stay."""
+    from stagewire_cli import bring_up
+
+    _need_root()
+    try:
+        bring_up.save(_environment(name))
+    except bring_up.Failed as failed:
+        _fail(str(failed))
+    except config.ConfigError as error:
+        _fail(str(error))
 
 
 @main.command()

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from stagewire import privileges
+from stagewire import config, privileges
 from stagewire.config import InterfaceConfig
 from stagewire.environment import Environment
-from stagewire_cli import query
+from stagewire_cli import dns, in_force, query
 from stagewire_cli.supervision import Supervision
 
 READY_WITHIN = 15.0
@@ -32,23 +32,34 @@ def up(environment: Environment, interface: InterfaceConfig, warn: Callable[[str
     supervision = Supervision(environment)
     if supervision.pid() is not None:
         raise Failed(f"{environment.interface} is up already; `stagewire down {environment.interface}` takes it down")
-    for feature, unused in (("DNS", interface.dns), ("SaveConfig", interface.save_config)):
-        if unused:
-            warn(f"{feature} is read but not applied yet")
-    privileges.make_folder(environment.run, None, 0o710)
-    environment.log.mkdir(parents=True, exist_ok=True)
-    supervision.write_configuration()
-    remembered = remembered_configuration(environment)
-    remembered.unlink(missing_ok=True)
-    remembered.symlink_to(environment.config)
+    prepare(environment)
+    remembered_configuration(environment).symlink_to(environment.config)
     try:
         _hooks(interface.pre_up, environment)
-        _start(supervision)
-        _wait_until_ready(environment, supervision)
+        start_and_wait(environment, lambda: None)
+        dns.set_servers(environment.interface, interface.dns, warn)
         _hooks(interface.post_up, environment)
     except BaseException:
-        _stop(environment, supervision)
+        stop(environment)
         raise
+
+
+def prepare(environment: Environment) -> None:
+    """Makes the folders and supervisord's configuration. Raises Failed."""
+    try:
+        shutil.rmtree(environment.run, ignore_errors=True)
+        privileges.make_folder(environment.run, None, 0o710)
+        environment.log.mkdir(parents=True, exist_ok=True)
+        Supervision(environment).write_configuration()
+    except OSError as error:
+        raise Failed(str(error)) from None
+
+
+def start_and_wait(environment: Environment, meanwhile: Callable[[], None]) -> None:
+    """Starts the services and returns when all are at work; calls `meanwhile` again and again. Raises Failed."""
+    supervision = Supervision(environment)
+    _start(supervision)
+    _wait_until_ready(environment, supervision, meanwhile)
 
 
 def down(environment: Environment, interface: InterfaceConfig | None) -> None:
@@ -57,8 +68,22 @@ def down(environment: Environment, interface: InterfaceConfig | None) -> None:
     if supervision.pid() is None and not environment.run.exists():
         raise Failed(f"{environment.interface} is not up")
     _hooks(interface.pre_down if interface else (), environment)
-    _stop(environment, supervision)
+    if interface and interface.save_config:
+        save(environment)
+    if interface:
+        dns.unset_servers(environment.interface, interface.dns)
+    stop(environment)
     _hooks(interface.post_down if interface else (), environment)
+
+
+def save(environment: Environment) -> None:
+    """Writes what is in force back to the file, keeping its comments. Raises Failed or ConfigError."""
+    path = remembered_configuration(environment).resolve()
+    standing = config.load(path)
+    lines = in_force.ask(environment.wg / f"{environment.interface}.sock")
+    if lines is None:
+        raise Failed(f"{environment.interface}: the wg socket doesn't answer, so what is in force isn't known")
+    config.save(path, in_force.over(standing, lines))
 
 
 def remembered_configuration(environment: Environment) -> Path:
@@ -77,10 +102,11 @@ def _start(supervision: Supervision) -> None:
         raise Failed(f"supervisord did not start: {last[0]}")
 
 
-def _wait_until_ready(environment: Environment, supervision: Supervision) -> None:
+def _wait_until_ready(environment: Environment, supervision: Supervision, meanwhile: Callable[[], None]) -> None:
     deadline = time.monotonic() + READY_WITHIN
     waiting_for = ["key 0"]
     while time.monotonic() < deadline:
+        meanwhile()
         answer = query.key_service(environment)
         if answer is not None:
             faults = [f"{stage['stage']}-service: {stage['fault']}" for stage in answer["stages"] if stage["fault"]]
@@ -104,12 +130,15 @@ def _look_for_the_dead(supervision: Supervision) -> None:
                 raise Failed(f"{process.name}: {complaints[-1]}")
 
 
-def _stop(environment: Environment, supervision: Supervision) -> None:
+def stop(environment: Environment) -> None:
+    """Stops the services and removes what they made. Raises Failed."""
+    supervision = Supervision(environment)
     pid = supervision.pid()
     supervision.shut_down()
     if pid is not None:
         _wait_for_end(pid, environment.interface)
     _remove_interface(environment.interface)
+    in_force.remove_stale(environment.wg / f"{environment.interface}.sock")
     shutil.rmtree(environment.run, ignore_errors=True)
 
 

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from stagewire.environment import Environment
 from stagewire_cli import query
@@ -91,7 +91,14 @@ def _services(services: list[Status]) -> Table:
 
 def _peers(peers: list[Status]) -> Table:
     table = Table(
-        "peer", "endpoint", "last handshake", "received", "sent", "allowed ips", box=None, header_style="bold"
+        Column("peer", min_width=44, no_wrap=True),
+        "endpoint",
+        "last handshake",
+        "received",
+        "sent",
+        "allowed ips",
+        box=None,
+        header_style="bold",
     )
     skewed = any(peer["clock_skew_s"] is not None for peer in peers)
     if skewed:

@@ -98,6 +98,8 @@ class Supervision:
             "STAGEWIRE_STATE_DIR": str(environment.state.parent),
             "STAGEWIRE_LOG_DIR": str(environment.log.parent),
             "STAGEWIRE_WORKERS": str(environment.workers),
+            "STAGEWIRE_WG_DIR": str(environment.wg),
+            "STAGEWIRE_MANAGED": str(int(environment.managed)),
         }
 
     def processes(self) -> list[Process] | None:

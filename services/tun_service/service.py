@@ -7,18 +7,29 @@ plain-in ──▶ TUN
 
 import os
 from collections import Counter
-from ipaddress import ip_network
 
 import zmq
 
-from stagewire import privileges
+from stagewire import privileges, tun
 from stagewire.ipc import endpoints, trains
-from stagewire.ipc.control import FromKey, Hello, Routes, SnapshotEnd, TunSettings, Welcome
+from stagewire.ipc.control import (
+    FromKey,
+    Hello,
+    LinkState,
+    RoutesGone,
+    RoutesSet,
+    SnapshotEnd,
+    TunSettings,
+    Welcome,
+)
+from stagewire.ipc.loop import boot_time
 from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import ControlLine, Stage
-from stagewire.proto import ip
+from stagewire.proto import ip, prefix
 from stagewire.proto.allowed_ips import AllowedIps
-from tun_service import network, tun
+from tun_service import network
+from tun_service.link import Link, LinkWatch
+from tun_service.routes import Network, Routes
 
 WORKER_PATIENCE = 0.15
 """s that a worker may take nothing before its packets are dropped for it; less hits one that got no CPU."""
@@ -30,15 +41,22 @@ MAX_TRAIN_BYTES = 64 * 1024
 class TunService:
     """The OS side of one interface."""
 
-    def __init__(self, stage: Stage, clone: int) -> None:
+    def __init__(self, stage: Stage, device: int, *, attached: bool) -> None:
+        """`device` is a descriptor of /dev/net/tun; `attached`: it is the interface's already."""
         self._stage = stage
-        self._tun = clone
-        self._attached = False
+        self._tun = device
+        self._attached = attached
         self._version = 0
-        self._pending: TunSettings | None = None
-        self._settings: TunSettings | None = None
-        self._pending_routes: list[tuple[network.Network, int]] = []
+        self._wanted: TunSettings | None = None
+        self._named: set[Network] | None = None
+        """While a snapshot comes in: the prefixes it has named so far."""
+        self._homes: dict[Network, int] = {}
         self._owners: AllowedIps[int] = AllowedIps()
+        """The same, to be looked up by longest prefix."""
+        self._routes = Routes(stage.environment.interface, self._on_routes_settled)
+        self._watch: LinkWatch | None = None
+        self._link: Link | None = None
+        self._link_said: LinkState | None = None
         self._workers: list[Outlet] = []
         self._retry: float | None = None
 
@@ -49,6 +67,7 @@ class TunService:
         self._plain_in = stage.pipes.bind(zmq.PULL, endpoints.PLAIN_IN)
         stage.loop.add(self._plain_in, self._on_plain_in)
         stage.loop.add_timed(self)
+        stage.loop.add_timed(self._routes)
 
     # --- packets -------------------------------------------------------------------------------------------
 
@@ -127,53 +146,80 @@ class TunService:
         """One message from key-service."""
         match message:
             case Welcome():
-                self._pending, self._pending_routes = None, []
+                self._named = set()
             case TunSettings():
-                self._pending = message
-            case Routes():
-                for route in message.routes:
-                    self._pending_routes += [(ip_network(prefix), route.worker) for prefix in route.prefixes]
+                self._wanted = message
+            case RoutesSet(worker=worker):
+                self._set_owner([prefix.unpack_untrusted(packed) for packed in message.prefixes], worker)
+            case RoutesGone():
+                self._drop([prefix.unpack_untrusted(packed) for packed in message.prefixes])
             case SnapshotEnd(version=version):
+                named, self._named = self._named or set(), None
+                self._drop([each for each in self._homes if each not in named])
                 self._version = version
-                self._configure(now)
+                self._link_said = None  # a new key-service has to be told
+                self.act(now)
             case _:
                 self._stage.counters["control_unexpected"] += 1
 
-    def _configure(self, now: float) -> None:
-        settings = self._pending
+    def _set_owner(self, prefixes: list[Network], worker: int) -> None:
+        for each in prefixes:
+            self._homes[each] = worker
+            self._owners.insert(each, worker)
+        if self._named is not None:
+            self._named.update(prefixes)
+        else:
+            self._routes.add(prefixes)
+
+    def _drop(self, prefixes: list[Network]) -> None:
+        for each in prefixes:
+            worker = self._homes.pop(each, None)
+            if worker is not None:
+                self._owners.remove(each, worker)
+        if self._named is None:
+            self._routes.remove(prefixes)
+
+    def act(self, _now: float) -> None:
+        """Makes the interface as the snapshot says; what the kernel refuses is tried again."""
+        settings = self._wanted
         if settings is None:
             return
         try:
             if not self._attached:
                 tun.attach(self._tun, self._stage.environment.interface, privileges.uid_of("tun"))
                 self._attached = True
-            self._set_owners(settings.workers)
-            network.apply(
-                self._stage.environment.interface,
-                network.Wanted(
-                    settings.addresses,
-                    settings.mtu,
-                    settings.table,
-                    settings.fwmark,
-                    tuple(prefix for prefix, _ in self._pending_routes),
-                ),
-            )
+            if self._watch is None:
+                self._watch = LinkWatch(self._stage.loop, self._stage.environment.interface, self._on_link)
+            if settings.workers != len(self._workers):
+                self._connect_workers(settings.workers)
+            if settings.managed:
+                wanted = network.Wanted(settings.addresses, settings.mtu, settings.table, settings.fwmark)
+                network.apply(self._stage.environment.interface, wanted)
+                self._routes.begin(wanted, self._homes)
+            else:
+                self._on_routes_settled("")
         except (tun.TunUnavailable, network.NetworkRefused) as refused:
-            self._stage.set_fault(str(refused))
-            self._retry = now + RETRY
+            self._on_routes_settled(str(refused))
             return
-        self._settings = settings
         self._retry = None
-        self._stage.set_fault("")
-        self._line.applied(self._version)
 
-    def _set_owners(self, workers: int) -> None:
-        owners: AllowedIps[int] = AllowedIps()
-        for prefix, worker in self._pending_routes:
-            owners.insert(prefix, worker)
-        self._owners = owners
-        if self._settings is None or workers != self._settings.workers:
-            self._connect_workers(workers)
+    def _on_routes_settled(self, fault: str) -> None:
+        self._stage.set_fault(fault)
+        if fault:
+            self._retry = boot_time() + RETRY
+        else:
+            self._line.applied(self._version)
+            self._say_link()
+
+    def _on_link(self, link: Link) -> None:
+        self._link = link
+        self._say_link()
+
+    def _say_link(self) -> None:
+        """Tells key-service what somebody has set the interface to, once for each change."""
+        state = LinkState(self._link.mtu, self._link.up) if self._link and not self._link.gone else None
+        if state is not None and state != self._link_said and self._line.say(state):
+            self._link_said = state
 
     def _connect_workers(self, workers: int) -> None:
         stage = self._stage
@@ -198,7 +244,3 @@ class TunService:
     def next_deadline(self) -> float | None:
         """When to try again what the kernel refused."""
         return self._retry
-
-    def act(self, now: float) -> None:
-        """Tries again."""
-        self._configure(now)

@@ -1,14 +1,17 @@
 """What the environment tells every program: which interface, where its files are, how many workers.
 
-| variable                | meaning                                        | default                                    |
-|-------------------------|------------------------------------------------|--------------------------------------------|
-| `STAGEWIRE_INTERFACE`   | the interface                                  | `wg0`                                      |
-| `STAGEWIRE_CONFIG`      | its configuration file                         | `/etc/stagewire/<interface>.conf`          |
-| `STAGEWIRE_RUN_DIR`     | pipes, one folder per interface                | `/run/stagewire`                           |
-| `STAGEWIRE_STATE_DIR`   | what survives a restart                        | `/var/lib/stagewire`                       |
-| `STAGEWIRE_LOG_DIR`     | logs of what `stagewire up` started            | `/var/log/stagewire`                       |
-| `STAGEWIRE_WORKERS`     | crypto workers, 1 to 64                        | one per core but one, at least one         |
-| `STAGEWIRE_LOG_LEVEL`   | debug, info, warning, error                    | `info`; `LOG_LEVEL` is understood as well  |
+| variable | meaning | default |
+|---|---|---|
+| `STAGEWIRE_INTERFACE` | the interface | `wg0` |
+| `STAGEWIRE_CONFIG` | its configuration file | `/etc/stagewire/<interface>.conf` |
+| `STAGEWIRE_RUN_DIR` | pipes, one folder per interface | `/run/stagewire` |
+| `STAGEWIRE_STATE_DIR` | what survives a restart | `/var/lib/stagewire` |
+| `STAGEWIRE_LOG_DIR` | logs of what `stagewire up` started | `/var/log/stagewire` |
+| `STAGEWIRE_WG_DIR` | where the `wg` socket is | `/var/run/wireguard`, where `wg` looks |
+| `STAGEWIRE_WORKERS` | crypto workers, 1 to 64 | one per core but one, at least one |
+| `STAGEWIRE_LOG_LEVEL` | debug, info, warning, error; `LOG_LEVEL` will do | `info` |
+| `STAGEWIRE_SHOW_PRIVATE_KEY` | 0: the `wg` socket doesn't show the private key | 1: without it `wg` shows no public key |
+| `STAGEWIRE_MANAGED` | 0: no file; addresses and routes are somebody else's | 1; `stagewire INTERFACE` sets 0 |
 """
 
 import os
@@ -44,7 +47,12 @@ class Environment:
     """The interface's own folder of pipes."""
     state: Path
     log: Path
+    wg: Path
+    """Where the `wg` socket is."""
     workers: int
+    managed: bool
+    """Addresses, MTU and routes are ours to set; otherwise there is no configuration file, and somebody else does."""
+    show_private_key: bool
     log_level: str
 
     @classmethod
@@ -68,9 +76,19 @@ class Environment:
             run=folder("STAGEWIRE_RUN_DIR", "/run/stagewire"),
             state=folder("STAGEWIRE_STATE_DIR", "/var/lib/stagewire"),
             log=folder("STAGEWIRE_LOG_DIR", "/var/log/stagewire"),
+            wg=Path(variables.get("STAGEWIRE_WG_DIR") or "/var/run/wireguard"),
+            managed=_flag(variables, "STAGEWIRE_MANAGED"),
+            show_private_key=_flag(variables, "STAGEWIRE_SHOW_PRIVATE_KEY"),
             workers=_workers(variables.get("STAGEWIRE_WORKERS")),
             log_level=_LEVELS[level],
         )
+
+
+def _flag(variables: Mapping[str, str], name: str) -> bool:
+    value = variables.get(name) or "1"
+    if value not in {"0", "1"}:
+        raise EnvironmentMistake(f"{name}: {value!r} is neither 0 nor 1")
+    return value == "1"
 
 
 def _workers(text: str | None) -> int:

@@ -43,6 +43,7 @@ MEANINGS: Final = {
     "send_failed": "the network refused a datagram",
     # key-service
     "unknown_peer": "an initiation from a key that isn't configured",
+    "no_key": "we have no private key yet",
     "own_key": "a peer with our own key",
     "low_order_key": "a public key that yields no secret",
     "initiation_not_for_us": "an initiation that doesn't open under our private key",

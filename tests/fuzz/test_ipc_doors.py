@@ -54,7 +54,7 @@ class Nonsense:
     """Bytes and messages that nobody in his right mind would send."""
 
     def __init__(self, name: str) -> None:
-        print(f"seed {SEED} {name}")  # noqa: T201
+        print(f"seed {SEED} {name}")
         self.random = random.Random(f"{SEED} {name}")
 
     def value(self, expected: Any, known: list[bytes]) -> Any:

@@ -18,8 +18,8 @@ from stagewire.ipc import handover
 from stagewire.ipc.codec import BadControl
 from stagewire.ipc.handover import Grant, SessionsGiver, SessionsTaker, WorkerHello
 from stagewire.ipc.loop import Loop, boot_time
+from stagewire.proto.effects import InstallSession
 from stagewire.proto.handshake import TransportKeys
-from stagewire.proto.handshaker import InstallSession
 from stagewire.proto.session import Session
 
 SEND, RECEIVE = bytes(range(32)), bytes(range(100, 132))

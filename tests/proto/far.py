@@ -7,15 +7,10 @@ import pytest
 
 from stagewire.proto import handshake, tai64n
 from stagewire.proto.cookie import MacSealer
+from stagewire.proto.effects import Effect, RememberTimestamp, SendHandshake
 from stagewire.proto.endpoint import Endpoint
 from stagewire.proto.handshake import Identity, Remote, TransportKeys
-from stagewire.proto.handshaker import (
-    Effect,
-    Handshaker,
-    Peer,
-    RememberTimestamp,
-    SendHandshake,
-)
+from stagewire.proto.handshaker import Handshaker, Peer
 from stagewire.proto.messages import BadMessage, Initiation, Response, parse_handshake_untrusted
 
 T = 1000.0

@@ -19,11 +19,12 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from stagewire.proto import endpoint as places
 from stagewire.proto.device import Device, PeerFacts, is_transport, worker_of_datagram
+from stagewire.proto.effects import Effect, GaveUp, InstallSession, RememberTimestamp, SendHandshake
 from stagewire.proto.endpoint import Endpoint
 from stagewire.proto.events import EndpointMoved, SessionConfirmed, SessionsEnded, WantHandshake, WorkerEvent
 from stagewire.proto.gate import Gate
 from stagewire.proto.handshake import Identity
-from stagewire.proto.handshaker import Effect, GaveUp, Handshaker, InstallSession, RememberTimestamp, SendHandshake
+from stagewire.proto.handshaker import Handshaker
 from stagewire.proto.messages import BadMessage
 from stagewire.proto.session import Session
 from stagewire.proto.tunnel import Output, Tunnel, TunnelSettings

@@ -22,15 +22,9 @@ from tests.proto.far import (
 from tests.proto.test_noise import LOW_ORDER
 
 from stagewire.proto.cookie import CookieChecker
+from stagewire.proto.effects import Effect, GaveUp, InstallSession, RememberTimestamp, SendHandshake
 from stagewire.proto.endpoint import without_source
 from stagewire.proto.handshake import Identity, Remote
-from stagewire.proto.handshaker import (
-    Effect,
-    GaveUp,
-    InstallSession,
-    RememberTimestamp,
-    SendHandshake,
-)
 from stagewire.proto.index import worker_of
 
 # --- as responder ------------------------------------------------------------------------------------------

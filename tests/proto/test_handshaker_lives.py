@@ -20,13 +20,8 @@ from tests.proto.far import (
 )
 
 from stagewire.proto import tai64n
-from stagewire.proto.handshaker import (
-    Handshaker,
-    InstallSession,
-    Peer,
-    RememberTimestamp,
-    SendHandshake,
-)
+from stagewire.proto.effects import InstallSession, RememberTimestamp, SendHandshake
+from stagewire.proto.handshaker import Handshaker, Peer
 from stagewire.proto.index import worker_of
 
 # --- stamped responses -------------------------------------------------------------------------------------

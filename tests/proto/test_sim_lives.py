@@ -8,10 +8,10 @@ from tests.proto.sim import Gateway, Pair, Sent, Wire, World, pair
 from tests.proto.test_sim_network import ATTACKER, flows, up
 
 from stagewire.proto import endpoint as places
+from stagewire.proto.effects import InstallSession, SendHandshake
 from stagewire.proto.endpoint import Endpoint
 from stagewire.proto.events import SessionConfirmed
 from stagewire.proto.gate import LOADED_AT
-from stagewire.proto.handshaker import InstallSession, SendHandshake
 
 
 def state(one: Gateway, other: Gateway) -> tuple[object, ...]:

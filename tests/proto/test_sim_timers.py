@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 from tests.proto.sim import START, Gateway, Pair, World, pair
 
-from stagewire.proto.handshaker import GaveUp
+from stagewire.proto.effects import GaveUp
 from stagewire.proto.session import Session
 from stagewire.proto.tunnel import TunnelSettings
 

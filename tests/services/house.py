@@ -17,9 +17,10 @@ from stagewire.ipc import endpoints, trains
 from stagewire.ipc.loop import boot_time
 from stagewire.proto import constants as c
 from stagewire.proto.device import Device, PeerFacts
+from stagewire.proto.effects import InstallSession, SendHandshake
 from stagewire.proto.endpoint import Endpoint
 from stagewire.proto.handshake import Identity
-from stagewire.proto.handshaker import Handshaker, InstallSession, SendHandshake
+from stagewire.proto.handshaker import Handshaker
 from stagewire.proto.session import Session
 from stagewire.proto.tunnel import Output
 from stagewire_cli import query

@@ -7,7 +7,8 @@ from ipaddress import ip_network
 import pytest
 
 from lab.namespaces import Namespace
-from tun_service import network, tun
+from stagewire import tun
+from tun_service import network, routes
 from tun_service.network import NetworkRefused, Wanted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes network devices")
@@ -34,8 +35,8 @@ class Host:
         mtu: int = 1420,
         fwmark: int = 0,
     ) -> None:
-        wanted = Wanted(addresses, mtu, table, fwmark, tuple(map(ip_network, prefixes)))
-        self.namespace.call(lambda: network.apply("wg0", wanted))
+        wanted = Wanted(addresses, mtu, table, fwmark)
+        self.namespace.call(lambda: _apply(wanted, prefixes))
 
     def lines(self, *arguments: str) -> list[str]:
         """What `ip` says, without the times it counts."""
@@ -51,7 +52,7 @@ class Host:
         return {
             line.split()[0]
             for family in ("-4", "-6")
-            for line in self.lines(family, "route", "show", "table", table, "proto", str(network.PROTOCOL))
+            for line in self.lines(family, "route", "show", "table", table, "proto", str(routes.PROTOCOL))
         }
 
     def rules(self) -> list[str]:
@@ -65,6 +66,20 @@ class Host:
             *(self.lines(family, "route", "show", "table", "all") for family in ("-4", "-6")),
             *(self.lines(family, "rule") for family in ("-4", "-6")),
         ]
+
+
+def _apply(wanted: Wanted, prefixes: tuple[str, ...]) -> None:
+    network.apply("wg0", wanted)
+    said: list[str] = []
+    made = routes.Routes("wg0", said.append)
+    try:
+        made.begin(wanted, map(ip_network, prefixes))
+        while made.next_deadline() is not None:
+            made.act(0.0)
+    finally:
+        made.close()
+    if said != [""]:
+        raise NetworkRefused("; ".join(said))
 
 
 @pytest.fixture
@@ -120,7 +135,7 @@ def test_an_address_may_change_its_length_and_one_of_a_network_may_go(host: Host
 def test_routes_of_others_stay(host: Host) -> None:
     host.apply("10.8.0.0/16")
     host.namespace.run("ip", "route", "add", "10.66.0.0/16", "dev", "wg0")
-    host.namespace.run("ip", "route", "add", "blackhole", "10.67.0.0/16", "proto", str(network.PROTOCOL))
+    host.namespace.run("ip", "route", "add", "blackhole", "10.67.0.0/16", "proto", str(routes.PROTOCOL))
     host.apply("10.7.0.0/16")
     assert host.routes() == {"10.7.0.0/16", "blackhole"}
     assert host.lines("route", "show", "10.66.0.0/16") == ["10.66.0.0/16 dev wg0 scope link"]

@@ -204,4 +204,4 @@ def test_help_and_version_need_nothing(folder: Path) -> None:
         asked = stagewire(*arguments, before=NOT_ROOT, env=folders(folder))
         assert asked.returncode == 0
         assert asked.stdout
-    assert stagewire("nonsense").returncode == 2
+    assert stagewire("statsu").returncode == 2

@@ -9,9 +9,8 @@ import pytest
 
 from lab.namespaces import Namespace
 from lab.wait import until
-from stagewire import privileges
-from tun_service import tun
-from tun_service.tun import TunUnavailable
+from stagewire import privileges, tun
+from stagewire.tun import TunUnavailable
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes network devices")
 

@@ -348,7 +348,7 @@ def test_all_at_once(pair: Pair) -> None:
         pair.wait_for_traffic()
         streams.flow()
         seed = random.randrange(1 << 32)
-        print(f"seed {seed}")  # noqa: T201
+        print(f"seed {seed}")
         for pid in random.Random(seed).sample(sorted(before["b"].values()), len(before["b"])):
             os.kill(pid, signal.SIGKILL)
         until(lambda: len(set(pair.b.pids().values()) - set(before["b"].values())) == len(before["b"]), 20, "all anew")

@@ -72,7 +72,7 @@ def operators(pair: Pair) -> Iterator[list[Operator]]:
 @pytest.fixture(scope="module")
 def plan() -> list[tuple[str, ...]]:
     seed = random.randrange(1 << 32)
-    print(f"seed {seed}")  # noqa: T201
+    print(f"seed {seed}")
     return random.Random(seed).sample(ORDERS, len(ORDERS))
 
 
@@ -82,7 +82,7 @@ def test_every_order_works_unattended(
 ) -> None:
     """Both gateways at once, each in another order than the other."""
     for orders in zip(plan[part :: 2 * PARTS], plan[part + PARTS :: 2 * PARTS], strict=True):
-        print(orders)  # noqa: T201
+        print(orders)
         with ThreadPoolExecutor() as both:
             list(both.map(Operator.start_in_order, operators, orders))
         pair.wait_for_traffic()

@@ -16,8 +16,7 @@ from lab.namespaces import Namespace
 from lab.stagewire import Gateway
 from lab.traffic import ping
 from lab.wireguard_go import Peer, new_key_pair, new_preshared_key
-from stagewire import privileges
-from tun_service import tun
+from stagewire import privileges, tun
 
 pytestmark = pytest.mark.system
 

@@ -4,18 +4,24 @@
                     WantHandshake, EndpointMoved, SessionConfirmed,
                     SessionsEnded, SessionInstalled, SessionRefused,
                     PeerTraffic                                          workers
-                    Resolved                                             conn
+                    Resolved, Listening                                  conn
+                    LinkState                                            tun
     key -> stage    Welcome, Beat, SnapshotEnd                           every stage
-                    TunSettings, Routes                                  tun
-                    WorkerSettings, WorkerPeers, EndpointFound,
-                    HandshakeSent, HandshakeGaveUp                       workers
+                    TunSettings, RoutesSet, RoutesGone                   tun
+                    WorkerSettings, PeersSet, PeersGone, PrefixesSet,
+                    PrefixesGone, EndpointFound, SendingExpired,
+                    SendStaged, HandshakeSent, HandshakeGaveUp           workers
                     ConnSettings, Resolve                                conn
     stage -> status Counters                                             every stage, on `telemetry`
     cli -> key      StatusQuery, answered by StatusReply
     cli -> status   StatusQuery, answered by StatusReply
 
-A snapshot is: Welcome, the stage's settings, its peers or routes in batches, SnapshotEnd. The stage compares it with what
-it has, changes the difference, and says Applied. It is sent on Hello, and again whenever the configuration changes.
+A snapshot is: Welcome, the stage's settings, its peers and prefixes or its routes in batches, SnapshotEnd. The stage takes
+each message as a change of what it has, then drops what no message named, and says Applied. It is sent on Hello.
+What changes later is sent as the same messages, without a frame around them.
+
+Prefixes travel as `proto.prefix` packs them, at most PREFIX_BATCH in a message: a peer may have 130,000 of them, and no
+stage may be kept from its packets for long.
 
 No message here carries a key that isn't public: session keys go by `handover`.
 """
@@ -29,6 +35,9 @@ from stagewire.proto.events import EndpointMoved, SessionConfirmed, SessionsEnde
 VERSION: Final = 1
 HEARTBEAT_INTERVAL: Final = 0.25
 """s between two heartbeats of a stage."""
+PREFIX_BATCH: Final = 512
+"""Prefixes in one message: some 2 ms of its reader's time."""
+PEER_BATCH: Final = 64
 SILENT_AFTER: Final = 2.0
 """s without a heartbeat after which a stage counts as away."""
 
@@ -123,8 +132,12 @@ class SnapshotEnd:
 
 @dataclass(frozen=True, slots=True)
 class TunSettings:
-    """`addresses` as address/length; `table` is auto, off or a number; outer packets carry `fwmark`."""
+    """`managed`: addresses, MTU and routes are ours to set; otherwise somebody else's, as wg-quick's.
 
+    `addresses` as address/length; `table` is auto, off or a number; outer packets carry `fwmark`.
+    """
+
+    managed: bool
     addresses: tuple[str, ...]
     mtu: int
     table: str
@@ -133,18 +146,18 @@ class TunSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """The prefixes of one peer, and the worker it is at home in."""
+class RoutesSet:
+    """Prefixes that belong to a worker from now on."""
 
-    prefixes: tuple[str, ...]
     worker: int
+    prefixes: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Routes:
-    """Some of the routes."""
+class RoutesGone:
+    """Prefixes that belong to nobody any more."""
 
-    routes: tuple[Route, ...]
+    prefixes: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,30 +173,73 @@ class WorkerPeer:
     """A peer as a worker needs it. `endpoint` is packed, or empty. `home`: it lives in this worker."""
 
     public_key: bytes
-    prefixes: tuple[str, ...]
     home: bool
     persistent_keepalive: int
     endpoint: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerPeers:
-    """Some of the peers."""
+class PeersSet:
+    """Peers that are new or changed."""
 
     peers: tuple[WorkerPeer, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class PeersGone:
+    """Peers that were removed: their sessions end."""
+
+    public_keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefixes:
+    """Some prefixes of one peer."""
+
+    public_key: bytes
+    prefixes: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixesSet:
+    """Prefixes added to peers' allowed-IPs, taken from whoever had them."""
+
+    entries: tuple[Prefixes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixesGone:
+    """Prefixes taken from peers' allowed-IPs."""
+
+    entries: tuple[Prefixes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointFound:
-    """A host name was resolved, or resolved anew after nobody answered at the old address."""
+    """Where a peer is, by a look-up or by the operator's word."""
 
     public_key: bytes
     endpoint: bytes
 
 
 @dataclass(frozen=True, slots=True)
+class SendingExpired:
+    """Our long-term key changed: no session sends any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendStaged:
+    """The operator named this peer: what waits for it is worth another try."""
+
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ConnSettings:
-    """`stamped`: some peer's responses carry a timestamp, so their length is let through."""
+    """Answered by Listening. `stamped`: some peer's responses carry a timestamp, so their length is let through.
+
+    `public_key` is zeros while there is no private key.
+    """
 
     public_key: bytes
     listen_port: int
@@ -225,6 +281,22 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True)
+class Listening:
+    """The port that is open, or the errno for which it isn't; then what was open before is open again."""
+
+    port: int
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """What somebody else has set the interface to. `mtu` in bytes."""
+
+    mtu: int
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Counters:
     """A stage's counters since it started."""
 
@@ -250,11 +322,12 @@ class StatusReply:
 
 FromStage = (
     Hello | Heartbeat | Applied | WantHandshake | EndpointMoved | SessionConfirmed | SessionsEnded | SessionInstalled
-    | SessionRefused | PeerTraffic | Resolved | StatusQuery
+    | SessionRefused | PeerTraffic | Resolved | Listening | LinkState | StatusQuery
 )  # fmt: skip
 FromKey = (
-    Welcome | Beat | SnapshotEnd | TunSettings | Routes | WorkerSettings | WorkerPeers | ConnSettings | EndpointFound
-    | HandshakeSent | HandshakeGaveUp | Resolve | StatusReply
+    Welcome | Beat | SnapshotEnd | TunSettings | RoutesSet | RoutesGone | WorkerSettings | PeersSet | PeersGone
+    | PrefixesSet | PrefixesGone | EndpointFound | SendingExpired | SendStaged | ConnSettings | HandshakeSent
+    | HandshakeGaveUp | Resolve | StatusReply
 )  # fmt: skip
 ToStatus = Counters | StatusQuery | StatusReply
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from stagewire.ipc.codec import BadControl, Codec
 from stagewire.ipc.loop import Loop
 from stagewire.proto import constants as c
-from stagewire.proto.handshaker import InstallSession
+from stagewire.proto.effects import InstallSession
 from stagewire.proto.session import Session
 
 VERSION: Final = 1

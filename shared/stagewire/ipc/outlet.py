@@ -65,6 +65,15 @@ class Outlet:
         self._loop.remove_timed(self)
         self._socket.close()
 
+    def throttle(self, sources: Sequence[Source]) -> None:
+        """Holds other sources back from now on."""
+        if self._held:
+            for source in self._sources:
+                self._loop.resume(source)
+            for source in sources:
+                self._loop.pause(source)
+        self._sources = sources
+
     def next_deadline(self) -> float | None:
         """When patience ends."""
         return self._deadline

@@ -9,7 +9,7 @@ longest match say that a source belongs to somebody else.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from itertools import groupby
@@ -24,16 +24,20 @@ from stagewire.proto.session import Session
 from stagewire.proto.timers import Jitter
 from stagewire.proto.tunnel import Output, Tunnel, TunnelSettings
 
+Network = IPv4Network | IPv6Network
 Run = tuple[bytes, Sequence[bytes]]
 """(packed endpoint they came from, datagrams)"""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerFacts:
-    """What a worker knows of a peer. `home`: it lives in this worker; otherwise only its prefixes matter here."""
+    """What a worker knows of a peer. `home`: it lives in this worker; otherwise only its prefixes matter here.
+
+    `allowed_ips` None leaves its prefixes as they are, to be changed by `Device.allow` and `disallow`.
+    """
 
     public_key: bytes
-    allowed_ips: tuple[IPv4Network | IPv6Network, ...]
+    allowed_ips: tuple[Network, ...] | None
     home: bool
     persistent_keepalive: int = 0
     endpoint: bytes | None = None
@@ -185,6 +189,15 @@ class Device:
         if isinstance(tunnel, Tunnel):
             tunnel.endpoint = endpoint
 
+    def send_staged(self, public_key: bytes, now: float) -> Output:
+        """The operator named a peer: tries again with what waits for it."""
+        out = Output()
+        tunnel = self._owners.get(public_key)
+        if isinstance(tunnel, Tunnel):
+            tunnel.flush(now, out)
+            self._agenda.enter(tunnel, tunnel.next_deadline())
+        return self._settle(out)
+
     def want_again(self, now: float) -> Output:
         """A new key-service knows nothing of what was wanted from the old one."""
         out = Output()
@@ -193,6 +206,12 @@ class Device:
         return out
 
     # --- configuration -------------------------------------------------------------------------------------
+
+    def set_settings(self, settings: TunnelSettings) -> None:
+        """What holds for every peer, now and later."""
+        self.settings = settings
+        for tunnel in self.tunnels():
+            tunnel.settings = settings
 
     def set_peer(self, facts: PeerFacts, now: float) -> Output:
         """Adds a peer or changes it. Sessions go on unless it left home."""
@@ -207,12 +226,9 @@ class Device:
                 else Elsewhere(facts.public_key)
             )
             self._owners[facts.public_key] = owner
-        standing = set(self._allowed_ips.prefixes(owner))
-        for prefix in standing.difference(facts.allowed_ips):
-            self._allowed_ips.remove(prefix, owner)
-        for prefix in facts.allowed_ips:
-            if prefix not in standing:
-                self._allowed_ips.insert(prefix, owner)
+        if facts.allowed_ips is not None:
+            self.retain(facts.public_key, set(facts.allowed_ips))
+            self.allow(facts.public_key, facts.allowed_ips)
         if isinstance(owner, Tunnel):
             owner.settings = self.settings
             if facts.endpoint is not None and owner.endpoint is None:
@@ -220,6 +236,32 @@ class Device:
             owner.set_persistent_keepalive(facts.persistent_keepalive, now, out)
             self._agenda.enter(owner, owner.next_deadline())
         return self._settle(out)
+
+    def allow(self, public_key: bytes, prefixes: Iterable[Network]) -> None:
+        """Adds to a peer's allowed-IPs; a prefix that another peer has moves."""
+        owner = self._owners.get(public_key)
+        if owner is not None:
+            for prefix in prefixes:
+                self._allowed_ips.insert(prefix, owner)
+
+    def disallow(self, public_key: bytes, prefixes: Iterable[Network]) -> None:
+        """Takes from a peer's allowed-IPs what is among them."""
+        owner = self._owners.get(public_key)
+        if owner is not None:
+            for prefix in prefixes:
+                self._allowed_ips.remove(prefix, owner)
+
+    def retain(self, public_key: bytes, prefixes: Collection[Network]) -> None:
+        """Takes from a peer's allowed-IPs what isn't among `prefixes`."""
+        owner = self._owners.get(public_key)
+        if owner is not None:
+            stale = [prefix for prefix in self._allowed_ips.prefixes(owner) if prefix not in prefixes]
+            self.disallow(public_key, stale)
+
+    def expire_sending(self) -> None:
+        """Our long-term key changed: no session sends any more, though each still receives until it expires."""
+        for _, session in self._sessions.values():
+            session.expire_sending()
 
     def remove_peer(self, public_key: bytes) -> Output:
         """Forgets a peer, its sessions and its prefixes."""

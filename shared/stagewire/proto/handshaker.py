@@ -20,56 +20,14 @@ from stagewire.proto import endpoint as places
 from stagewire.proto import handshake, tai64n
 from stagewire.proto.agenda import Agenda
 from stagewire.proto.cookie import MacSealer
-from stagewire.proto.handshake import Identity, Remote, SentInitiation, TransportKeys
+from stagewire.proto.effects import Effect, GaveUp, InstallSession, RememberTimestamp, SendHandshake
+from stagewire.proto.handshake import Identity, Remote, SentInitiation
 from stagewire.proto.index import IndexTable, worker_of
 from stagewire.proto.messages import BadMessage, CookieReply, Initiation, Response, parse_handshake_untrusted
 from stagewire.proto.timers import HandshakeTimers, Jitter
 
 INSTALL_TIMEOUT = 1.0
 """Seconds a response is held for its worker's word. Then the handshake is forgotten; its initiator tries again."""
-
-
-@dataclass(frozen=True, slots=True)
-class SendHandshake:
-    """Send a whole message to a packed endpoint. `initiation`: the home worker's timers must hear of it."""
-
-    public_key: bytes
-    endpoint: bytes
-    data: bytes
-    initiation: bool
-
-
-@dataclass(frozen=True, slots=True)
-class InstallSession:
-    """Give a session to worker `worker`, and to nobody else, and tell `installed` when it has it."""
-
-    public_key: bytes
-    worker: int
-    index: int
-    remote_index: int
-    initiator: bool
-    created: float
-    endpoint: bytes
-    keys: TransportKeys
-
-
-@dataclass(frozen=True, slots=True)
-class RememberTimestamp:
-    """Store a TAI64N that survives this process. `kind` is initiation, response (theirs, newest seen) or own (ours)."""
-
-    public_key: bytes
-    kind: str
-    timestamp: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class GaveUp:
-    """Nobody answered for REKEY_ATTEMPT_TIME."""
-
-    public_key: bytes
-
-
-Effect = SendHandshake | InstallSession | RememberTimestamp | GaveUp
 
 
 @dataclass(slots=True)
@@ -96,14 +54,20 @@ class Peer:
     session_lost: bool = False
     _static: Remote | None = field(default=None, repr=False)
 
-    def remote(self, identity: Identity) -> Remote:
+    def remote(self, identity: Identity | None) -> Remote:
         """With the pre-shared key as it is now. Raises BadMessage when nothing must ever be sent to this key."""
+        if identity is None:
+            raise BadMessage("no_key")
         if self._static is None:
             if self.public_key == identity.public_key:
                 raise BadMessage("own_key")
             # When first needed: 10,000 peers would cost half a second at start.
             self._static = Remote.of(identity, self.public_key)
         return replace(self._static, preshared_key=self.preshared_key)
+
+    def forget_static(self) -> None:
+        """Our own key has changed."""
+        self._static = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +82,9 @@ class Handshaker:
     """All handshakes of one interface. `failures` counts, by reason, the handshakes that came to nothing."""
 
     def __init__(
-        self, identity: Identity, own_timestamp: bytes, random_bytes: Callable[[int], bytes], jitter: Jitter
+        self, identity: Identity | None, own_timestamp: bytes, random_bytes: Callable[[int], bytes], jitter: Jitter
     ) -> None:
-        self.identity = identity
+        self._identity = identity
         self.failures: Counter[str] = Counter()
         self.peers: dict[bytes, Peer] = {}
         self._random_bytes = random_bytes
@@ -131,6 +95,18 @@ class Handshaker:
         self._held: dict[int, _HeldResponse] = {}
         self._agenda: Agenda[bytes] = Agenda()
         self._workers: set[int] = set()
+
+    @property
+    def identity(self) -> Identity:
+        """Our long-term key pair. Raises BadMessage while there is none."""
+        if self._identity is None:
+            raise BadMessage("no_key")
+        return self._identity
+
+    @property
+    def public_key(self) -> bytes | None:
+        """Our long-term public key, if there is one."""
+        return self._identity.public_key if self._identity else None
 
     # --- configuration -------------------------------------------------------------------------------------
 
@@ -149,6 +125,18 @@ class Handshaker:
             self._agenda.forget(public_key)
             for index in [index for index, held in self._held.items() if held.peer is peer]:
                 del self._held[index]
+
+    def set_identity(self, identity: Identity | None, own_timestamp: bytes) -> None:
+        """Another long-term key, or none. What is under way ends, and the next initiations need not wait."""
+        self._identity = identity
+        self._stamper = tai64n.Stamper(max(self._stamper.last, own_timestamp))
+        for index in list(self._held):
+            self._release(index)
+        for peer in self.peers.values():
+            self._forget_initiation(peer)
+            peer.forget_static()
+            peer.timers.complete()
+            peer.timers.reset()
 
     # --- what the workers say ------------------------------------------------------------------------------
 
@@ -244,7 +232,7 @@ class Handshaker:
         peer = self.peers.get(opened.public_key)
         if peer is None:
             raise BadMessage("unknown_peer")
-        remote = peer.remote(self.identity)
+        remote = peer.remote(self._identity)
         initiation = handshake.authenticate_untrusted(opened, remote)
         # Any twelve bytes that grow will do, as with every implementation: some have no clock and count.
         if initiation.timestamp <= peer.latest_initiation:
@@ -278,7 +266,7 @@ class Handshaker:
         if peer is None or peer.sent is None or peer.sent.sender != message.receiver:
             raise BadMessage("unknown_response")
         keys, timestamp = handshake.read_response_untrusted(
-            self.identity, peer.remote(self.identity), peer.sent, message, stamped=peer.stamped
+            self.identity, peer.remote(self._identity), peer.sent, message, stamped=peer.stamped
         )
         effects: list[Effect] = []
         if peer.stamped:
@@ -322,7 +310,7 @@ class Handshaker:
             self.failures["no_endpoint"] += 1
             return []
         try:
-            remote = peer.remote(self.identity)
+            remote = peer.remote(self._identity)
         except BadMessage as error:
             self.failures[error.reason] += 1
             return []

@@ -46,6 +46,10 @@ class Session:
         """Young enough, and counters left (paper, section 6.2)."""
         return now - self.created < c.REJECT_AFTER_TIME and self.send_counter < c.REJECT_AFTER_MESSAGES
 
+    def expire_sending(self) -> None:
+        """Never sends again; what the other side sends is still received."""
+        self.send_counter = c.REJECT_AFTER_MESSAGES
+
     def expired(self, now: float) -> bool:
         """Too old to receive with."""
         return now - self.created >= c.REJECT_AFTER_TIME

@@ -1,8 +1,9 @@
-"""The TUN device (Linux, Documentation/networking/tuntap.rst). It is persistent: it outlives the process."""
+"""The TUN device (Linux, Documentation/networking/tuntap.rst)."""
 
 import errno
 import fcntl
 import os
+import socket
 import struct
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,9 @@ _TUNSETPERSIST: Final = 0x400454CB
 _TUNSETOWNER: Final = 0x400454CC
 _IFF_TUN: Final = 0x0001
 _IFF_NO_PI: Final = 0x1000
+LENDER: Final = "tun-lender"
+"""In the run folder: where the keeper of `stagewire INTERFACE` hands out copies of its descriptor, to root."""
+_BORROW_WITHIN: Final = 5.0
 _REQUEST: Final = struct.Struct("16sH22x")
 
 
@@ -33,13 +37,16 @@ def open_clone() -> int:
         raise TunUnavailable(f"{path}: {error.strerror}; start as root, or give access to the device") from None
 
 
-def attach(clone: int, name: str, owner: int) -> None:
-    """Makes `name`, or takes it over if it is ours from an earlier life, and makes it stay. Raises TunUnavailable."""
+def attach(clone: int, name: str, owner: int, *, persistent: bool = True) -> None:
+    """Makes `name`, or takes it over if it is ours from an earlier life. Raises TunUnavailable.
+
+    A persistent device outlives its processes; another is gone with its last descriptor.
+    """
     _check_ours(name, owner)
     try:
         fcntl.ioctl(clone, _TUNSETIFF, _REQUEST.pack(name.encode(), _IFF_TUN | _IFF_NO_PI))
         fcntl.ioctl(clone, _TUNSETOWNER, owner)
-        fcntl.ioctl(clone, _TUNSETPERSIST, 1)
+        fcntl.ioctl(clone, _TUNSETPERSIST, int(persistent))
     except OSError as error:
         raise TunUnavailable(_explain(name, error)) from None
 
@@ -52,6 +59,18 @@ def _check_ours(name: str, owner: int) -> None:
             kind, facts = link.get(("linkinfo", "kind")), link.get(("linkinfo", "data"))
             if kind == "tun" and facts.get("IFLA_TUN_OWNER") != owner:
                 raise TunUnavailable(f"interface {name} exists and is not ours; remove it or choose another name")
+
+
+def borrow(path: Path) -> int:
+    """A copy of the keeper's descriptor, attached already. Raises TunUnavailable."""
+    try:
+        with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(_BORROW_WITHIN)
+            line.connect(str(path))
+            _, descriptors, _, _ = socket.recv_fds(line, 1, 1)
+            return descriptors[0]
+    except (OSError, IndexError):
+        raise TunUnavailable("the process that keeps the device doesn't answer; start the interface anew") from None
 
 
 def _explain(name: str, error: OSError) -> str:
