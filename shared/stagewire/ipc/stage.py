@@ -20,7 +20,7 @@ import zmq
 
 from stagewire import logs, privileges
 from stagewire.environment import Environment, EnvironmentMistake
-from stagewire.ipc import control, endpoints
+from stagewire.ipc import control, endpoints, slots
 from stagewire.ipc.codec import BadControl
 from stagewire.ipc.control import Applied, Beat, Counters, FromKey, FromStage, Heartbeat, Hello, SnapshotEnd, Welcome
 from stagewire.ipc.loop import Every, Loop
@@ -58,6 +58,8 @@ class Stage:
         self.fault = ""
         try:
             endpoints.prepare_folders(self.environment.run, name)
+            # Before anything is opened or read: no two processes may serve one place, nor one undo what the other does.
+            self._slot = slots.take(self.environment.run / name, number, self.log)
         except OSError as error:
             self.log.error("cannot work", reason=str(error))
             sys.exit(EXIT_MISTAKE)
