@@ -49,7 +49,7 @@ from stagewire.proto import constants as c
 from stagewire.proto.effects import Effect, GaveUp, InstallSession, RememberTimestamp, SendHandshake
 from stagewire.proto.events import EndpointMoved, SessionConfirmed, SessionsEnded, WantHandshake
 from stagewire.proto.handshake import Identity
-from stagewire.proto.handshaker import Handshaker
+from stagewire.proto.handshaker import Handshaker, Peer
 from stagewire.proto.index import worker_of
 from stagewire.proto.messages import BadMessage
 
@@ -79,7 +79,7 @@ class KeyService:
         self._timestamps = timestamps
         self._wg_listener = wg_listener
         self._version = secrets.randbits(62) | 1
-        self._traffic: dict[bytes, tuple[int, int, int]] = {}
+        self._traffic: dict[bytes, tuple[Peer, int, int, int]] = {}
         self._workers_up: dict[int, int] = {}
         environment = stage.environment
         private_key = registry.interface.private_key
@@ -174,6 +174,8 @@ class KeyService:
         except OSError as error:
             # It is remembered in memory; what is at risk is a replay after a restart, not the tunnel now.
             self._stage.set_fault(f"timestamps cannot be stored: {error.strerror}")
+        else:
+            self._stage.set_fault("")
 
     def _tell_home(self, public_key: bytes, message: HandshakeSent | HandshakeGaveUp | EndpointFound) -> None:
         self._hub.tell("device", self._handshaker.peers[public_key].worker, message)
@@ -256,12 +258,13 @@ class KeyService:
             peer = self._handshaker.peers.get(traffic.public_key)
             if peer is None or peer.worker != member.number:
                 continue
-            generation, tx, rx = self._traffic.get(traffic.public_key, (0, 0, 0))
-            if generation != member.generation:
+            # What a tunnel has counted begins at nothing with its worker, and with its peer.
+            counted, generation, tx, rx = self._traffic.get(traffic.public_key, (peer, member.generation, 0, 0))
+            if counted is not peer or generation != member.generation or traffic.tx_bytes < tx or traffic.rx_bytes < rx:
                 tx = rx = 0
             peer.tx_bytes += traffic.tx_bytes - tx
             peer.rx_bytes += traffic.rx_bytes - rx
-            self._traffic[traffic.public_key] = (member.generation, traffic.tx_bytes, traffic.rx_bytes)
+            self._traffic[traffic.public_key] = (peer, member.generation, traffic.tx_bytes, traffic.rx_bytes)
 
     def _on_found(self, public_key: bytes, now: float) -> None:
         """A host name led to a new place: its worker is told, and a peer that is to be kept alive hears from us."""
