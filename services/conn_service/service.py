@@ -17,6 +17,7 @@ from functools import partial
 import zmq
 
 from conn_service import udp
+from conn_service.egress import Egress
 from conn_service.names import Resolver
 from stagewire.ipc import endpoints, trains
 from stagewire.ipc.control import ConnSettings, FromKey, Hello, Listening, Resolve, SnapshotEnd, Welcome
@@ -28,6 +29,8 @@ from stagewire.proto import endpoint as places
 WORKER_PATIENCE = 0.15
 """s that a worker may take nothing before its packets are dropped for it; less hits one that got no CPU."""
 BIND_RETRY = 1.0
+MAX_TRAIN_BYTES = 128 * 1024
+"""A visit to a socket ends beyond it: 64 datagrams as large as UDP has them would be more than a pipe takes."""
 
 
 class ConnService:
@@ -53,6 +56,7 @@ class ConnService:
         stage, pipes = self._stage, self._stage.pipes
         self._line = ControlLine(stage, self)
         self._resolver = Resolver(stage.loop, self._line.say)
+        self._egress = Egress(stage.loop, stage.environment.interface, self._on_routes)
         self._handshake_out = pipes.bind(zmq.PULL, endpoints.HANDSHAKE_OUT)
         self._cipher_out = pipes.bind(zmq.PULL, endpoints.CIPHER_OUT)
         self._handshake_in = pipes.connect(zmq.PUSH, endpoints.HANDSHAKE_IN)
@@ -66,8 +70,10 @@ class ConnService:
     def _on_udp(self, opened: socket.socket, now: float) -> None:
         receive = self._udp.receive
         runs: dict[int, list[tuple[bytes, list[bytes]]]] = {}
-        received = 0
+        received = size = 0
         for _ in range(trains.MAX_PACKETS):
+            if size >= MAX_TRAIN_BYTES:
+                break
             try:
                 data, source = receive(opened)
             except BlockingIOError:
@@ -75,6 +81,7 @@ class ConnService:
             except OSError:
                 continue  # an ICMP error that belongs to something we sent
             received += 1
+            size += len(data)
             if not device.is_transport(data):
                 self._on_handshake_in(data, source, now)
                 continue
@@ -96,7 +103,7 @@ class ConnService:
         passed, answer = self._gate.judge_untrusted(data, places.unpack_untrusted(source), now)
         if answer:
             with suppress(OSError):
-                self._udp.send(answer, source)
+                self._udp.answer(answer, source)
         if not passed:
             return
         if len(self._queue) >= gate.QUEUE_LIMIT:
@@ -125,7 +132,7 @@ class ConnService:
             except zmq.Again:
                 return
             except trains.BadTrain as bad:
-                self._stage.counters[bad.reason] += 1
+                self._stage.counters[bad.reason] += bad.packets
                 continue
             self._send(endpoint, [message])
 
@@ -135,7 +142,7 @@ class ConnService:
         except zmq.Again:
             return
         except trains.BadTrain as bad:
-            self._stage.counters[bad.reason] += 1
+            self._stage.counters[bad.reason] += bad.packets
             return
         for endpoint, datagrams in runs:
             self._send(endpoint, datagrams)
@@ -160,13 +167,18 @@ class ConnService:
     def _after_error(self, error: OSError, datagram: bytes, endpoint: bytes) -> bytes:
         """Once more from whatever address the routing table says, if ours is gone; otherwise it is lost."""
         if error.errno in udp.STALE_SOURCE and endpoint != places.without_source(endpoint):
-            endpoint = places.without_source(endpoint)
+            named, endpoint = endpoint, places.without_source(endpoint)
             with suppress(OSError):
                 self._udp.send(datagram, endpoint)
+                self._udp.forget_source(named)
                 self._stage.counters["datagrams_out"] += 1
                 return endpoint
         self._stage.counters["send_failed"] += 1
         return endpoint
+
+    def _on_routes(self) -> None:
+        if self._open:
+            self._udp.routes_changed()
 
     def _hold(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
         self._blocked.extend((endpoint, datagram) for datagram in datagrams)
@@ -221,7 +233,7 @@ class ConnService:
         try:
             self._set_sockets(wanted)
         except OSError as error:
-            self._line.say(Listening(self._udp.port if self._open else 0, error.errno or errno.EIO))
+            self._line.say(Listening(self._udp.port if self._open else 0, error.errno or errno.EIO, wanted.request))
             return self._explain(error, wanted)
         if standing is None or (standing.public_key, standing.stamped) != (wanted.public_key, wanted.stamped):
             self._gate = gate.Gate(wanted.public_key, secrets.token_bytes, self._stage.counters, stamped=wanted.stamped)
@@ -229,7 +241,7 @@ class ConnService:
             self._connect_workers(wanted.workers)
         self._settings = wanted
         self._listen()
-        self._line.say(Listening(self._udp.port, 0))
+        self._line.say(Listening(self._udp.port, 0, wanted.request))
         return ""
 
     @staticmethod
@@ -247,7 +259,7 @@ class ConnService:
                 if wanted.fwmark != standing.fwmark:
                     self._udp.set_mark(wanted.fwmark)
                 return
-        fresh = udp.Sockets(wanted.listen_port, wanted.fwmark)
+        fresh = udp.Sockets(wanted.listen_port, wanted.fwmark, self._egress)
         self._close_sockets()
         self._udp = fresh
 

@@ -3,12 +3,27 @@
 The address that a datagram was sent to travels in its endpoint (`source`), so that the answer leaves from it: a gateway
 with several addresses would otherwise answer from another than was asked, and the other side's firewall drop it.
 IP_PKTINFO is ip(7), IPV6_PKTINFO is RFC 3542.
+
+How long we stick to it:
+
+- By which interface the answer leaves is the routing table's to say, given that source: rules by source address hold.
+- When the interface is another than it was for the first answer to this endpoint (a better route came, or the old one
+  went), the source goes with it, and the routing table chooses one that belongs to the new way. When the old way is back,
+  so is the old source.
+- When the kernel refuses to send from it (the address is gone), the packet leaves from another at once, and so do the next.
+- When nobody answers, the worker or key-service takes it out of the endpoint (handshake retries, as the kernel does).
+
+The kernel's WireGuard compares with the interface that the datagram came in by instead. With two uplinks and one default
+route it so answers from the other uplink's address than was contacted, which the client's NAT drops; operators then have
+to write rules by source. IPv6 it doesn't compare at all, and a better route keeps a source that may not be valid on it.
+wireguard-go binds the answer to the interface that the datagram came in by, even when no route leads back that way. An
+IPv6 link-local address is the one case in which the interface is part of the address, and binds.
 """
 
 import errno
 import socket
 import struct
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from stagewire.proto.endpoint import Endpoint, unpack_untrusted
 
@@ -31,22 +46,34 @@ MAX_PLACES: Final = 4096
 STALE_SOURCE: Final = (errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV)
 """What the kernel says when the address of ours that was asked for is gone."""
 
+_Ancillary = list[tuple[int, int, bytes]]
 _Address = Any
 """What the socket module takes and gives: (host, port) or (host, port, flow, scope)."""
+
+
+class Ways(Protocol):
+    """`egress.Egress`."""
+
+    def interface(self, endpoint: Endpoint, mark: int, port: int) -> int | None:
+        """By which the kernel would send. Raises OSError when that would be our own tunnel."""
 
 
 class Sockets:
     """The IPv4 and the IPv6 socket of one port; on a host without IPv6, the first alone. Endpoints are packed."""
 
-    def __init__(self, port: int, fwmark: int) -> None:
+    def __init__(self, port: int, fwmark: int, ways: Ways) -> None:
         """Port 0 picks one that is free in both families. Raises OSError."""
         four, six = _bind(port, fwmark)
+        self._ways = ways
+        self._fwmark = fwmark
         self.port: int = four.getsockname()[1]
         self.all = [four] if six is None else [four, six]
         self._six = six
         self._four = four
         self._from: dict[tuple[_Address, bytes], bytes] = {}
-        self._to: dict[bytes, tuple[socket.socket, list[tuple[int, int, bytes]], _Address]] = {}
+        self._to: dict[bytes, tuple[socket.socket, _Ancillary, _Address]] = {}
+        self._first_way: dict[bytes, int] = {}
+        """The interface by which the first answer to an endpoint with a source left."""
 
     def close(self) -> None:
         """Closes both."""
@@ -57,6 +84,12 @@ class Sockets:
         """Changes the mark of what is sent from now on; 0 for none. Raises OSError."""
         for opened in self.all:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, fwmark)
+        self._fwmark = fwmark
+        self.routes_changed()
+
+    def routes_changed(self) -> None:
+        """Looks anew, when it is next sent to, how each place is reached."""
+        self._to.clear()
 
     def receive(self, opened: socket.socket) -> tuple[bytes, bytes]:
         """One datagram and the endpoint it is from. Raises OSError (BlockingIOError when there is none).
@@ -81,15 +114,38 @@ class Sockets:
         if known is None:
             if len(self._to) >= MAX_PLACES:
                 self._to.clear()
-            known = self._to[endpoint] = self._destination(endpoint)
+            known = self._to[endpoint] = self._way(endpoint)
         opened, ancillary, address = known
         opened.sendmsg([data], ancillary, 0, address)
+
+    def answer(self, data: bytes, endpoint: bytes) -> None:
+        """Sends one datagram to somebody of whom nothing is to be remembered. Raises OSError."""
+        opened, ancillary, address = self._to.get(endpoint) or self._destination(endpoint)
+        opened.sendmsg([data], ancillary, 0, address)
+
+    def forget_source(self, endpoint: bytes) -> None:
+        """The address of ours that it names is gone: the routing table chooses another, until routes change."""
+        opened, _, address = self._destination(endpoint)
+        self._to[endpoint] = opened, [], address
 
     def socket_of(self, endpoint: bytes) -> socket.socket:
         """The one that reaches an endpoint. Raises OSError when there is none."""
         return self._destination(endpoint)[0]
 
-    def _destination(self, packed: bytes) -> tuple[socket.socket, list[tuple[int, int, bytes]], _Address]:
+    def _way(self, packed: bytes) -> tuple[socket.socket, _Ancillary, _Address]:
+        """How a place is reached now, without the source when that belongs to another way. Raises OSError."""
+        opened, ancillary, address = self._destination(packed)
+        endpoint = unpack_untrusted(packed)
+        # An endpoint in the tunnel itself would wrap each packet again and again, until there are fragments of fragments.
+        now = self._ways.interface(endpoint, self._fwmark, self.port)
+        if not ancillary or endpoint.source_interface or now is None:  # None: sending will tell why
+            return opened, ancillary, address
+        if len(self._first_way) >= MAX_PLACES:
+            self._first_way.clear()
+        stays = self._first_way.setdefault(packed, now) == now
+        return opened, ancillary if stays else [], address
+
+    def _destination(self, packed: bytes) -> tuple[socket.socket, _Ancillary, _Address]:
         try:
             endpoint = unpack_untrusted(packed)
         except ValueError:

@@ -122,14 +122,16 @@ class DeviceService:
             try:
                 self._emit(work(unpack(frame, now), now), now)
             except trains.BadTrain as bad:
-                self._stage.counters[bad.reason] += 1
+                self._stage.counters[bad.reason] += bad.packets
 
     def _emit(self, out: Output, now: float) -> None:
         if out.runs:
-            weight = sum(len(datagrams) for _, datagrams in out.runs)
-            self._to_conn.offer(trains.pack_cipher(out.runs, now), weight, now)
+            for runs in trains.cut_runs(out.runs):
+                weight = sum(len(datagrams) for _, datagrams in runs)
+                self._to_conn.offer(trains.pack_cipher(runs, now), weight, now)
         if out.packets:
-            self._to_tun.offer(trains.pack_plain(out.packets, now), len(out.packets), now)
+            for packets in trains.cut_packets(out.packets):
+                self._to_tun.offer(trains.pack_plain(packets, now), len(packets), now)
         for event in out.events:
             self._line.say(event)
 
@@ -205,8 +207,10 @@ class DeviceService:
                 self._end_snapshot(message.version, now)
             case SendingExpired():
                 device.expire_sending()
+                self._emit(device.want_again(now), now)  # what was asked for was under the old key
             case SendStaged():
-                self._emit(device.send_staged(message.public_key, now), now)
+                for public_key in message.public_keys:
+                    self._emit(device.send_staged(public_key, now), now)
             case EndpointFound():
                 device.endpoint_found(message.public_key, message.endpoint)
             case HandshakeSent():

@@ -1,5 +1,6 @@
 """What each stage is told of the configuration: all of it when it says hello, later what changes."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -71,11 +72,15 @@ class Announcer:
                 # What moved from one peer to another is set anew below, not taken away in between.
                 moved = {each for _, each in added}
                 orphans = [each for _, each in removed if each not in moved]
-                orphans += [each for each in delta.prefixes_gone if each not in moved]
+                orphans += [each for _, each in delta.prefixes_gone if each not in moved]
                 for batch in batches(orphans, PREFIX_BATCH):
                     yield RoutesGone(tuple(map(prefix.pack, batch)))
                 yield from self.routes_set(added)
             case "device":
+                # A peer that goes takes its prefixes with it, in one go; more than a few would keep the packets waiting.
+                held = Counter(key for key, _ in delta.prefixes_gone)
+                large = ((key, each) for key, each in delta.prefixes_gone if held[key] > PREFIX_BATCH)
+                yield from prefixes(PrefixesGone, large)
                 for gone in batches(delta.gone, PEER_BATCH):
                     yield PeersGone(gone)
                 yield from self.peers_set(

@@ -9,7 +9,17 @@ import zmq
 from stagewire.environment import MAX_WORKERS
 from stagewire.ipc import control, endpoints
 from stagewire.ipc.codec import BadControl
-from stagewire.ipc.control import Applied, Beat, FromKey, FromStage, Heartbeat, Hello, Resolved, StatusQuery
+from stagewire.ipc.control import (
+    Applied,
+    Beat,
+    FromKey,
+    FromStage,
+    Heartbeat,
+    Hello,
+    LiveSession,
+    Resolved,
+    StatusQuery,
+)
 from stagewire.ipc.stage import Stage
 from stagewire.proto.endpoint import unpack_untrusted
 from stagewire.proto.events import EndpointMoved
@@ -33,6 +43,8 @@ class Member:
     heard: float
     welcomed: float
     fault: str = ""
+    sessions: tuple[LiveSession, ...] = ()
+    """Those it said it runs."""
     applied: int = 0
     """The version of the snapshot that it has in force; 0 for none."""
 
@@ -45,14 +57,17 @@ class Hub:
     def __init__(
         self,
         stage: Stage,
-        on_hello: Callable[[Member, Hello], None],
+        on_hello: Callable[[Member], None],
         on_message: Callable[[Member, FromStage, float], None],
         on_query: Callable[[bytes], None],
+        generation_of: Callable[[int], int | None],
     ) -> None:
+        """`generation_of` tells which life of a worker is really there: its line for sessions has been checked."""
         self._stage = stage
         self._on_hello = on_hello
         self._on_message = on_message
         self._on_query = on_query
+        self._generation_of = generation_of
         self._members: dict[bytes, Member] = {}
         self._socket = stage.pipes.bind(zmq.ROUTER, endpoints.CONTROL)
         stage.loop.add(self._socket, self._read)
@@ -63,8 +78,10 @@ class Hub:
             self._socket.send_multipart([identity, control.FROM_KEY.pack(message)], zmq.DONTWAIT)
 
     def member(self, stage: str, number: int = 0) -> Member | None:
-        """The newest process of a stage."""
+        """The newest process of a stage; of a worker, the one that holds its line for sessions."""
         found = [member for member in self._members.values() if member.stage == stage and member.number == number]
+        if stage == "device" and (generation := self._generation_of(number)) is not None:
+            found = [member for member in found if member.generation == generation]
         return max(found, key=lambda member: member.welcomed, default=None)
 
     def tell(self, stage: str, number: int, message: FromKey) -> None:
@@ -106,8 +123,9 @@ class Hub:
         elif isinstance(message, Hello):
             if member is None or now - member.welcomed > _HELLO_AGAIN:
                 member = Member(identity, message.stage, message.number, message.generation, message.pid, now, now)
+                member.sessions = message.sessions
                 self._members[identity] = member
-                self._on_hello(member, message)
+                self._on_hello(member)
         elif member is None:
             self.send(identity, Beat(0))
         else:

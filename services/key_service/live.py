@@ -9,24 +9,26 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import ip_address
+from itertools import starmap
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from key_service.announce import Announcer
+from key_service.announce import Announcer, batches
 from key_service.homes import home_of
 from key_service.hub import Hub
 from key_service.registry import Delta, Prepared, Registry
 from key_service.timestamps import TimestampStore
 from stagewire.config import HostPort, PeerConfig
-from stagewire.ipc.control import EndpointFound, Listening, SendingExpired, SendStaged
+from stagewire.ipc.control import PEER_BATCH, EndpointFound, Listening, SendingExpired, SendStaged
 from stagewire.ipc.loop import boot_time
 from stagewire.proto import uapi
 from stagewire.proto.endpoint import Endpoint, unpack_untrusted
 from stagewire.proto.handshake import Identity
-from stagewire.proto.handshaker import Handshaker
+from stagewire.proto.handshaker import Handshaker, Peer
 
 LISTENING_WITHIN: Final = 2.0
 """s for conn-service to say whether a port can be had."""
@@ -54,6 +56,8 @@ class LiveConfiguration:
         self._log = log
         self._show_private_key = show_private_key
         self._waiting: tuple[Prepared, uapi.Change, Done, float] | None = None
+        self._request = 0
+        """Of conn-service, the last; it answers others too, which a change must not take for its own answer."""
         self._queue: deque[tuple[uapi.Change, Done]] = deque()
         self.names: dict[bytes, HostPort] = {}
         """Endpoints that are host names, to be looked up."""
@@ -83,13 +87,15 @@ class LiveConfiguration:
         self._finish(prepared, done)
 
     def _try_sockets(self, prepared: Prepared) -> None:
-        self.hub.tell("conn", 0, self._announcer.conn_settings(prepared.settings))
+        self._request += 1
+        wanted = self._announcer.conn_settings(prepared.settings)
+        self.hub.tell("conn", 0, replace(wanted, request=self._request))
 
     def on_listening(self, message: Listening) -> None:
         """conn-service has opened its sockets, or couldn't."""
         if message.port:
             self.port = message.port
-        if self._waiting is not None:
+        if self._waiting is not None and message.request == self._request:
             prepared, _, done, _ = self._waiting
             self._waiting = None
             if message.code:
@@ -109,6 +115,8 @@ class LiveConfiguration:
         prepared, _, done, _ = self._waiting
         self._waiting = None
         self._finish(prepared, done)
+        # If it came back meanwhile, what it was told then is old by now.
+        self.hub.tell("conn", 0, self._announcer.conn_settings(self.registry.interface))
         self._next()
 
     def _next(self) -> None:
@@ -116,9 +124,14 @@ class LiveConfiguration:
             self.change(*self._queue.popleft())
 
     def _finish(self, prepared: Prepared, done: Done) -> None:
+        mark = self._announcer.mark(self.registry.interface)
         delta = self.registry.commit(prepared)
         self._apply_to_handshakes(delta)
         self._tell(delta)
+        if mark != self._announcer.mark(self.registry.interface):
+            # The first default route came, or the last one went.
+            self.hub.tell("conn", 0, self._announcer.conn_settings(self.registry.interface))
+            self.hub.tell("tun", 0, self._announcer.tun_settings())
         self._remember()
         self._log.info(
             "configuration changed", peers=len(self.registry.peers), changed=len(delta.peers), gone=len(delta.gone)
@@ -165,36 +178,31 @@ class LiveConfiguration:
                     hub.tell(stage, number, SendingExpired())
                 for message in self._announcer.changes(stage, number, delta):
                     hub.tell(stage, number, message)
+        mentioned: dict[int, list[bytes]] = {}
         for key, changed in delta.peers.items():
             home = self._handshaker.peers[key].worker
+            if changed.added:
+                continue  # its worker has been told all of it just now, and nothing waits for it yet
             if changed.endpoint is not None:
                 hub.tell("device", home, EndpointFound(key, changed.endpoint.pack()))
             if changed.mentioned:
-                hub.tell("device", home, SendStaged(key))
+                mentioned.setdefault(home, []).append(key)
+        for home, keys in mentioned.items():
+            for batch in batches(keys, PEER_BATCH):
+                hub.tell("device", home, SendStaged(batch))
 
     # --- what is in force ----------------------------------------------------------------------------------
 
     def state(self, *, whole: bool = False) -> uapi.InterfaceState:
         """As `wg show` sees it; `whole` with the private key whatever the setting."""
         interface = self.registry.interface
+        # Whoever reads slowly gets it as it is now, also of peers that go meanwhile.
+        peers = [(peer, self._handshaker.peers[key]) for key, peer in self.registry.peers.items()]
         return uapi.InterfaceState(
             private_key=interface.private_key if whole or self._show_private_key else None,
             listen_port=self.port or interface.listen_port or 0,
             fwmark=interface.fwmark,
-            peers=map(self._peer_state, self.registry.peers.values()),
-        )
-
-    def _peer_state(self, peer: PeerConfig) -> uapi.PeerState:
-        known = self._handshaker.peers[peer.public_key]
-        return uapi.PeerState(
-            public_key=peer.public_key,
-            preshared_key=peer.preshared_key,
-            endpoint=unpack_untrusted(known.endpoint) if known.endpoint else None,
-            last_handshake_unix_ns=known.last_handshake_unix_ns,
-            tx_bytes=known.tx_bytes,
-            rx_bytes=known.rx_bytes,
-            persistent_keepalive=peer.persistent_keepalive,
-            allowed_ips=peer.allowed_ips,
+            peers=starmap(_peer_state, peers),
         )
 
     def _as_operation(self) -> Iterator[bytes]:
@@ -225,3 +233,16 @@ class LiveConfiguration:
             fresh.replace(self._store)
         except OSError as error:
             self._log.error("change not remembered", reason=str(error))
+
+
+def _peer_state(peer: PeerConfig, known: Peer) -> uapi.PeerState:
+    return uapi.PeerState(
+        public_key=peer.public_key,
+        preshared_key=peer.preshared_key,
+        endpoint=unpack_untrusted(known.endpoint) if known.endpoint else None,
+        last_handshake_unix_ns=known.last_handshake_unix_ns,
+        tx_bytes=known.tx_bytes,
+        rx_bytes=known.rx_bytes,
+        persistent_keepalive=peer.persistent_keepalive,
+        allowed_ips=peer.allowed_ips,
+    )

@@ -37,8 +37,8 @@ class Delta:
     listen_port: bool = False
     fwmark: bool = False
     gone: list[bytes] = field(default_factory=list)
-    prefixes_gone: list[Network] = field(default_factory=list)
-    """Of the peers that are gone."""
+    prefixes_gone: list[tuple[bytes, Network]] = field(default_factory=list)
+    """Of the peers that are gone, each with its peer."""
     peers: dict[bytes, PeerDelta] = field(default_factory=dict)
 
 
@@ -182,7 +182,9 @@ class Prepared:
         for key, prefixes in self._prefixes.items():
             self.peers[key] = replace(self.peers[key], allowed_ips=tuple(prefixes))
         self.delta.gone = [key for key in self._before if key not in self.peers]
-        self.delta.prefixes_gone = [prefix for key in self.delta.gone for prefix in self._before[key].allowed_ips]
+        self.delta.prefixes_gone = [
+            (key, prefix) for key in self.delta.gone for prefix in self._before[key].allowed_ips
+        ]
         for key in self._mentioned.keys() | self._prefixes.keys():
             now = self.peers.get(key)
             if now is not None:

@@ -1,7 +1,7 @@
 """The state of an interface as `stagewire status` shows it. No secret is in it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from key_service.hub import Member
@@ -18,10 +18,16 @@ def short(public_key: bytes) -> str:
 
 
 def status(
-    stage: Stage, live: LiveConfiguration, handshaker: Handshaker, members: Sequence[Member], version: int
+    stage: Stage,
+    live: LiveConfiguration,
+    handshaker: Handshaker,
+    members: Sequence[Member],
+    version: int,
+    workers_up: Mapping[int, int],
 ) -> str:
-    """JSON: the interface, its stages (`ready` when all are at work), its peers."""
-    stages = [_stage(member, version) for member in sorted(members, key=lambda member: (member.stage, member.number))]
+    """JSON: the interface, its stages (`ready` when all are at work), its peers. `workers_up`: generation by number."""
+    in_order = sorted(members, key=lambda member: (member.stage, member.number))
+    stages = [_stage(member, version, workers_up) for member in in_order]
     stages.append({"stage": "key", "number": 0, "ready": True, "fault": stage.fault})
     at_work = {(entry["stage"], entry["number"]) for entry in stages if entry["ready"]}
     needed = {("tun", 0), ("conn", 0), *(("device", number) for number in range(stage.environment.workers))}
@@ -46,12 +52,13 @@ def status(
     )
 
 
-def _stage(member: Member, version: int) -> dict[str, Any]:
+def _stage(member: Member, version: int, workers_up: Mapping[int, int]) -> dict[str, Any]:
+    up = member.stage != "device" or workers_up.get(member.number) == member.generation
     return {
         "stage": member.stage,
         "number": member.number,
         "pid": member.pid,
-        "ready": member.applied == version and not member.fault,
+        "ready": up and member.applied == version and not member.fault,
         "fault": member.fault,
     }
 

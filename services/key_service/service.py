@@ -29,7 +29,6 @@ from stagewire.ipc.control import (
     FromStage,
     HandshakeGaveUp,
     HandshakeSent,
-    Hello,
     LinkState,
     Listening,
     PeerTraffic,
@@ -102,9 +101,6 @@ class KeyService:
     def set_up(self) -> None:
         """Opens the pipes; from here on the loop drives everything."""
         stage, pipes = self._stage, self._stage.pipes
-        self._hub = self._live.hub = Hub(stage, self._on_hello, self._on_message, self._on_query)
-        if self._wg_listener is not None:
-            self._wg = WgSocket(stage.loop, self._wg_listener, self._live, stage.log)
         self._giver = SessionsGiver(
             stage.loop,
             pipes.path(endpoints.SESSIONS),
@@ -112,6 +108,11 @@ class KeyService:
             self._on_worker_connected,
             self._on_worker_gone,
         )
+        self._hub = self._live.hub = Hub(
+            stage, self._on_hello, self._on_message, self._on_query, self._giver.generation
+        )
+        if self._wg_listener is not None:
+            self._wg = WgSocket(stage.loop, self._wg_listener, self._live, stage.log)
         self._handshake_in = pipes.bind(zmq.PULL, endpoints.HANDSHAKE_IN)
         stage.loop.add(self._handshake_in, self._on_handshakes)
         self._handshake_out = Outlet(
@@ -124,7 +125,7 @@ class KeyService:
         stage.loop.add_timed(self)
         stage.loop.add_timed(self._live)
         stage.loop.add_timed(Every(FLUSH_INTERVAL, lambda _now: self._timestamps.flush()))
-        stage.loop.add_timed(Every(5.0, self._hub.forget_silent))
+        stage.loop.add_timed(Every(1.0, self._look_after_workers))
         self._names = Names(stage, self._hub, self._handshaker, self._live.names)
 
     # --- deadlines -----------------------------------------------------------------------------------------
@@ -182,39 +183,28 @@ class KeyService:
 
     # --- from the other stages -----------------------------------------------------------------------------
 
-    def _on_hello(self, member: Member, hello: Hello) -> None:
+    def _on_hello(self, member: Member) -> None:
         self._stage.log.info("stage said hello", stage=member.stage, number=member.number, pid=member.pid)
-        if member.stage == "device":
-            self._meet_worker(member.number, hello)
         self._hub.send(member.identity, Welcome(self._stage.generation, self._version))
         for message in self._announcer.snapshot(member.stage, member.number, self._mtu):
             self._hub.send(member.identity, message)
         self._hub.send(member.identity, SnapshotEnd(self._version))
 
-    def _meet_worker(self, number: int, hello: Hello) -> None:
-        standing = self._workers_up.get(number)
-        if standing is not None and standing != hello.generation:
-            self._on_worker_gone(number, standing)
-        for session in hello.sessions:
-            self._handshaker.adopt_session(
-                session.public_key, session.index, session.endpoint or None, session.handshake_unix_ns
-            )
-
     def _on_message(self, member: Member, message: FromStage, now: float) -> None:
         match member.stage, message:
             case _, Applied():
                 self._on_applied(member, now)
-            case "device", WantHandshake(public_key=public_key):
+            case "device", WantHandshake(public_key=public_key) if self._at_home(public_key, member):
                 self._carry_out(self._handshaker.want(public_key, now, time.time_ns()), now)
             case "device", SessionInstalled(index=index) if worker_of(index) == member.number:
                 self._carry_out(self._handshaker.installed(index, now), now)
             case "device", SessionRefused(index=index) if worker_of(index) == member.number:
                 self._handshaker.refused(index)
-            case "device", SessionConfirmed(public_key=public_key):
+            case "device", SessionConfirmed(public_key=public_key) if self._at_home(public_key, member):
                 self._handshaker.confirmed(public_key, time.time_ns())
             case "device", SessionsEnded(indices=indices):
                 self._handshaker.ended(member.number, indices)
-            case "device", EndpointMoved(public_key=public_key, endpoint=endpoint):
+            case "device", EndpointMoved(public_key=public_key, endpoint=endpoint) if self._at_home(public_key, member):
                 self._handshaker.endpoint_moved(public_key, endpoint)
             case "device", PeerTraffic():
                 self._on_traffic(member, message)
@@ -227,6 +217,10 @@ class KeyService:
                 self._on_link_state(message)
             case _:
                 self._stage.counters["control_unexpected"] += 1
+
+    def _at_home(self, public_key: bytes, member: Member) -> bool:
+        peer = self._handshaker.peers.get(public_key)
+        return peer is not None and peer.worker == member.number
 
     def _on_applied(self, member: Member, now: float) -> None:
         if member.stage == "conn":
@@ -245,7 +239,17 @@ class KeyService:
         if self._giver.generation(number) == member.generation:
             self._workers_up[number] = member.generation
             self._stage.log.info("worker up", worker=number, pid=member.pid)
+            for session in member.sessions:
+                self._handshaker.adopt_session(
+                    session.public_key, session.index, session.endpoint or None, session.handshake_unix_ns
+                )
             self._carry_out(self._handshaker.worker_up(number, now, time.time_ns()), now)
+
+    def _look_after_workers(self, now: float) -> None:
+        """Whoever claimed to be a worker and went again leaves the one behind that it stood before."""
+        self._hub.forget_silent(now)
+        for number in range(self._stage.environment.workers):
+            self._consider_worker(number, now)
 
     def _on_worker_gone(self, number: int, generation: int) -> None:
         if self._workers_up.get(number) == generation:
@@ -285,5 +289,7 @@ class KeyService:
 
     def _on_query(self, identity: bytes) -> None:
         now = boot_time()
-        text = report.status(self._stage, self._live, self._handshaker, list(self._hub.members(now)), self._version)
+        text = report.status(
+            self._stage, self._live, self._handshaker, list(self._hub.members(now)), self._version, self._workers_up
+        )
         self._hub.send(identity, StatusReply(text))

@@ -9,6 +9,7 @@ The copies are written in turn, so that a process killed in the middle of one le
 check out counts as absent.
 """
 
+import errno
 import mmap
 import os
 from contextlib import suppress
@@ -38,7 +39,14 @@ class TimestampStore:
         self._turn: dict[bytes, int] = {}
         with suppress(FileNotFoundError):
             self._read(path.read_bytes())
-        self._map = self._rewrite()
+        try:
+            self._map = self._rewrite()
+        except OSError:
+            # No room for a second file; the one that is there will do until it is full.
+            path.with_suffix(".new").unlink(missing_ok=True)
+            if not path.exists():
+                raise
+            self._map = self._map_standing()
 
     def latest(self, public_key: bytes, kind: str) -> bytes:
         """The greatest stamp stored, or twelve zeros."""
@@ -77,6 +85,23 @@ class TimestampStore:
                 standing = self._stamps.get(public_key, (_NEVER, _NEVER))
                 self._stamps[public_key] = (max(initiation, standing[0]), max(response, standing[1]))
 
+    def _map_standing(self) -> mmap.mmap:
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            mapped = mmap.mmap(descriptor, 0)
+        finally:
+            os.close(descriptor)
+        if mapped[: len(_MAGIC)] != _MAGIC or (len(mapped) - len(_MAGIC)) % _RECORD:
+            raise OSError(errno.EINVAL, "is no file of timestamps, and there is no room for a new one")
+        for offset in range(len(_MAGIC), len(mapped), _RECORD):
+            copies = (mapped[offset : offset + _COPY], mapped[offset + _COPY : offset + _RECORD])
+            keys = {copy[:32] for copy in copies if copy == _pack(copy[:32], copy[32:44], copy[44:56])}
+            if len(keys) == 1:
+                self._slots[keys.pop()] = (offset - len(_MAGIC)) // _RECORD
+        if sorted(self._slots.values()) != list(range(len(self._slots))):
+            raise OSError(errno.EINVAL, "has gaps, and there is no room for a new one")
+        return mapped
+
     def _rewrite(self) -> mmap.mmap:
         """A new file with room to grow, in the old one's place once it is whole."""
         size = len(_MAGIC) + (2 * len(self._stamps) + _SPARE) * _RECORD
@@ -92,6 +117,7 @@ class TimestampStore:
         for slot, (public_key, stamps) in enumerate(self._stamps.items()):
             offset = len(_MAGIC) + slot * _RECORD
             mapped[offset : offset + _COPY] = _pack(public_key, *stamps)
+        mapped.flush()
         fresh.replace(self._path)
         # Not before: until then it is the old file, with the old slots, that is stored to.
         self._slots = {public_key: slot for slot, public_key in enumerate(self._stamps)}

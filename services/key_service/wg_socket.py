@@ -131,7 +131,7 @@ class WgSocket:
         idle = not client.asked and not client.working and not client.unsent
         if client.ending and idle:
             self._close(client)
-        elif client.number in self._clients:
+        elif self._clients.get(client.number) is client:
             self._read_only_if(client, idle and not client.ending)
 
     def _read_only_if(self, client: _Client, wanted: bool) -> None:

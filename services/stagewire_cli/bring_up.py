@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from stagewire import config, privileges
 from stagewire.config import InterfaceConfig
 from stagewire.environment import Environment
-from stagewire_cli import dns, in_force, query
-from stagewire_cli.supervision import Supervision
+from stagewire.ipc import slots
+from stagewire_cli import default_route, dns, in_force, query
+from stagewire_cli.supervision import Supervision, lives
 
 READY_WITHIN = 15.0
 """s; a cold start of seven Python processes on one slow core takes three."""
@@ -36,6 +38,7 @@ def up(environment: Environment, interface: InterfaceConfig, warn: Callable[[str
     remembered_configuration(environment).symlink_to(environment.config)
     try:
         _hooks(interface.pre_up, environment)
+        default_route.set_rules(environment.interface, interface, warn)
         start_and_wait(environment, lambda: None)
         dns.set_servers(environment.interface, interface.dns, warn)
         _hooks(interface.post_up, environment)
@@ -46,6 +49,12 @@ def up(environment: Environment, interface: InterfaceConfig, warn: Callable[[str
 
 def prepare(environment: Environment) -> None:
     """Makes the folders and supervisord's configuration. Raises Failed."""
+    left = slots.holders(environment.run)
+    if left:
+        pids = ", ".join(map(str, left))
+        raise Failed(
+            f"services of an earlier {environment.interface} still run (pids {pids}); `stagewire down` ends them"
+        )
     try:
         shutil.rmtree(environment.run, ignore_errors=True)
         privileges.make_folder(environment.run, None, 0o710)
@@ -67,6 +76,7 @@ def down(environment: Environment, interface: InterfaceConfig | None) -> None:
     supervision = Supervision(environment)
     if supervision.pid() is None and not environment.run.exists():
         raise Failed(f"{environment.interface} is not up")
+    _refuse_anothers(environment, supervision)
     _hooks(interface.pre_down if interface else (), environment)
     if interface and interface.save_config:
         save(environment)
@@ -137,37 +147,51 @@ def stop(environment: Environment) -> None:
     supervision.shut_down()
     if pid is not None:
         _wait_for_end(pid, environment.interface)
+    _end_left_behind(environment)
     _remove_interface(environment.interface)
+    default_route.remove_rules(environment.interface)
     in_force.remove_stale(environment.wg / f"{environment.interface}.sock")
     shutil.rmtree(environment.run, ignore_errors=True)
+
+
+def _refuse_anothers(environment: Environment, supervision: Supervision) -> None:
+    """Services that another supervisord runs it would only start again."""
+    for pid in slots.holders(environment.run):
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        if parent not in {1, supervision.pid()} and "supervisord" in Path(f"/proc/{parent}/cmdline").read_text():
+            raise Failed(f"{environment.interface} is run by a supervisord of its own; stop that (pid {parent})")
+
+
+def _end_left_behind(environment: Environment) -> None:
+    """What a supervisord that was killed has left behind. Raises Failed."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + GONE_WITHIN / 2
+        for pid in slots.holders(environment.run):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        while slots.holders(environment.run):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_POLL)
+        else:
+            return
+    raise Failed(f"{environment.interface}: processes {slots.holders(environment.run)} do not end")
 
 
 def _wait_for_end(pid: int, interface: str) -> None:
     deadline = time.monotonic() + GONE_WITHIN
     while time.monotonic() < deadline:
-        if not _lives(pid):
+        if not lives(pid):
             return
         time.sleep(_POLL)
     # It doesn't answer its socket: tell it directly, once.
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + GONE_WITHIN
     while time.monotonic() < deadline:
-        if not _lives(pid):
+        if not lives(pid):
             return
         time.sleep(_POLL)
     raise Failed(f"{interface}: supervisord {pid} does not end; its programs may still run")
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    # A zombie of a parent that doesn't wait has ended all the same.
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def _remove_interface(interface: str) -> None:

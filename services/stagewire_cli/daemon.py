@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ from stagewire_cli.bring_up import Failed
 from stagewire_cli.supervision import Supervision
 
 _LOOK_MS = 200
+_MTU = 1420
+"""As wireguard-go makes it; wg-quick and others set their own."""
 _SOCKET_GONE_AFTER = 3.0
 """s without the `wg` socket: a restart of key-service, which makes it anew, takes two at most."""
 
@@ -74,6 +77,9 @@ def _keep(environment: Environment, ready: int | None) -> None:
         tun.attach(device, environment.interface, privileges.uid_of("tun"), persistent=False)
     except tun.TunUnavailable as unavailable:
         raise Failed(str(unavailable)) from None
+    subprocess.run(
+        ["ip", "link", "set", "dev", environment.interface, "mtu", str(_MTU)], capture_output=True, check=False
+    )
     bring_up.prepare(environment)
     with _signals() as wakeup, _lender(environment.run) as lender:
         bring_up.start_and_wait(environment, lambda: _lend(lender, device))
@@ -125,7 +131,7 @@ def _lend(lender: socket.socket, device: int) -> None:
 
 
 def _watch(environment: Environment, device: int, lender: socket.socket, wakeup: socket.socket) -> None:
-    """Returns when the device or the socket is gone, or when told to end."""
+    """Returns when the device, the socket or supervisord is gone, or when told to end."""
     poll = select.poll()
     poll.register(device, 0)  # only its end: its packets are tun-service's
     poll.register(lender, select.POLLIN)
@@ -138,7 +144,9 @@ def _watch(environment: Environment, device: int, lender: socket.socket, wakeup:
             return
         if lender.fileno() in ready:
             _lend(lender, device)
+        if Supervision(environment).pid() is None:
+            return
         if path.exists():
             seen = time.monotonic()
-        elif time.monotonic() - seen > _SOCKET_GONE_AFTER or Supervision(environment).pid() is None:
+        elif time.monotonic() - seen > _SOCKET_GONE_AFTER:
             return

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from stagewire.environment import Environment
@@ -40,7 +41,8 @@ def _identity(process: str) -> tuple[str, int]:
 
 
 def _order(name: tuple[str, int]) -> tuple[int, int]:
-    return ("tun", "device", "conn", "key", "status").index(name[0]), name[1]
+    stages = ("tun", "device", "conn", "key", "status")
+    return (stages.index(name[0]) if name[0] in stages else len(stages)), name[1]
 
 
 def _service(name: tuple[str, int], process: Process | None, stage: Status | None, counted: Status | None) -> Status:
@@ -84,7 +86,11 @@ def _services(services: list[Status]) -> Table:
             if not reason.startswith(_DROP_PREFIXES)
         )
         table.add_row(
-            name, state, str(service["pid"] or "-"), span(service["uptime_s"]), service["fault"] or drops or "none"
+            name,
+            state,
+            str(service["pid"] or "-"),
+            span(service["uptime_s"]),
+            escape(service["fault"] or drops or "none"),
         )
     return table
 
@@ -107,7 +113,7 @@ def _peers(peers: list[Status]) -> Table:
         at = peer["last_handshake_unix_s"]
         table.add_row(
             peer["public_key"],
-            peer["endpoint"] or "(unknown)",
+            escape(peer["endpoint"] or "(unknown)"),  # an IPv6 one has brackets, which are markup
             f"{span(max(0, time.time() - at))} ago" if at else "never",
             size(peer["rx_bytes"]),
             size(peer["tx_bytes"]),

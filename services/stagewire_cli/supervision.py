@@ -124,10 +124,9 @@ class Supervision:
         """Its pid while it lives."""
         try:
             pid = int(self.pid_file.read_text())
-            os.kill(pid, 0)
         except (OSError, ValueError):
             return None
-        return pid
+        return pid if lives(pid) else None
 
     def _call(self, method: str) -> Any:
         if not self._socket.exists():
@@ -162,6 +161,19 @@ class _Transport(xmlrpc.client.Transport):
         connection = _Connection(self._path)
         self._connection = host, connection  # where `close` finds it
         return connection
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A zombie of a parent that doesn't wait has ended all the same.
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def template() -> Path:

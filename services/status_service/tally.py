@@ -6,7 +6,11 @@ A process counts from zero; what it had counted when it was last heard of is kep
 from collections import Counter
 from dataclasses import dataclass, field
 
+from stagewire.environment import MAX_WORKERS
 from stagewire.ipc.control import Counters
+from stagewire.stats import MEANINGS
+
+STAGES = ("tun", "device", "conn", "key", "status")
 
 
 @dataclass(slots=True)
@@ -32,7 +36,9 @@ class Tally:
         self.services: dict[tuple[str, int], Service] = {}
 
     def take(self, counters: Counters, now: float) -> None:
-        """Enters what a process has counted so far."""
+        """Enters what a process has counted so far; what nobody we know would say is left out."""
+        if counters.stage not in STAGES or not 0 <= counters.number < MAX_WORKERS:
+            return
         service = self.services.setdefault((counters.stage, counters.number), Service())
         if counters.generation != service.generation:
             service.past += service.present
@@ -41,4 +47,5 @@ class Tally:
             service.lives += 1
         service.pid = counters.pid
         service.heard = now
-        service.present = Counter(dict(zip(counters.names, counters.values, strict=False)))
+        named = zip(counters.names, counters.values, strict=False)
+        service.present = Counter({name: value for name, value in named if name in MEANINGS})

@@ -1,5 +1,6 @@
 """What becomes of the interface by others' hands: its MTU, up or down, its end (rtnetlink(7), RTMGRP_LINK)."""
 
+import errno
 import socket
 import struct
 from collections.abc import Callable
@@ -15,6 +16,7 @@ _NLM_F_REQUEST: Final = 1
 _IFLA_IFNAME: Final = 3
 _IFLA_MTU: Final = 4
 _IFF_UP: Final = 1
+_CHANGES_PER_TURN: Final = 64
 _HEADER: Final = struct.Struct("=IHHII")
 _LINK: Final = struct.Struct("=BxHiII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
@@ -63,20 +65,39 @@ class LinkWatch:
     def __init__(self, loop: Loop, interface: str, on_change: Callable[[Link], None]) -> None:
         self._interface = interface
         self._on_change = on_change
+        self._lost = False
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
         self._socket.bind((0, _RTMGRP_LINK))
-        name = interface.encode() + b"\0"
+        self._ask()
+        loop.add(self._socket.fileno(), self._read)
+
+    def _ask(self) -> None:
+        name = self._interface.encode() + b"\0"
         attribute = _ATTRIBUTE.pack(_ATTRIBUTE.size + len(name), _IFLA_IFNAME) + name
         attribute += bytes(-len(attribute) % 4)
         body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attribute
         self._socket.send(_HEADER.pack(_HEADER.size + len(body), _RTM_GETLINK, _NLM_F_REQUEST, 1, 0) + body)
-        loop.add(self._socket.fileno(), self._read)
+
+    def close(self) -> None:
+        """Watches no longer; to be called once the loop knows nothing of it."""
+        self._socket.close()
 
     def _read(self, _now: float) -> None:
-        try:
-            data = self._socket.recv(65536)
-        except OSError:
-            return  # overrun: the next change says it all again
-        for link in parse(data):
-            if link.name == self._interface:
-                self._on_change(link)
+        for _ in range(_CHANGES_PER_TURN):
+            try:
+                data = self._socket.recv(65536)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self._lost = True  # and it may have been the last change
+                continue
+            for link in parse(data):
+                if link.name == self._interface:
+                    self._on_change(link)
+        else:
+            return  # there may be more
+        if self._lost:  # only now, or there would be no room for the answer either
+            self._lost = False
+            self._ask()

@@ -34,11 +34,12 @@ def warm_up() -> None:
         netlink.link_lookup(ifname="lo")
 
 
-def apply(interface: str, wanted: Wanted) -> None:
+def apply(interface: str, wanted: Wanted, *, set_mtu: bool = True) -> None:
     """Makes the interface as wanted, but for its routes, and brings it up. Raises NetworkRefused."""
     with IPRoute() as netlink:
         index = index_of(netlink, interface)
-        attempt(f"MTU {wanted.mtu}", netlink.link, "set", index=index, mtu=wanted.mtu)
+        if set_mtu:
+            attempt(f"MTU {wanted.mtu}", netlink.link, "set", index=index, mtu=wanted.mtu)
         _set_addresses(netlink, index, wanted.addresses)
         # As the kernel's WireGuard: no link-local address, which would only solicit routers nobody has.
         attempt("no link-local address", netlink.link, "set", index=index, IFLA_AF_SPEC=_NO_LINK_LOCAL)

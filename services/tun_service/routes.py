@@ -134,7 +134,10 @@ class Routes:
             if wanted.table != "auto":
                 yield prefix, int(wanted.table)
             elif prefix.prefixlen == 0:
-                yield prefix, wanted.fwmark
+                # Without a mark the outer packets would follow it themselves, and table 0 is the main one: as long as
+                # key-service gives none, because the default route has only just been allowed, the host keeps its own.
+                if wanted.fwmark:
+                    yield prefix, wanted.fwmark
             elif prefix not in self._connected:
                 yield prefix, MAIN_TABLE
 

@@ -25,6 +25,7 @@ from stagewire.ipc.control import (
 from stagewire.ipc.loop import boot_time
 from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import ControlLine, Stage
+from stagewire.proto import constants as c
 from stagewire.proto import ip, prefix
 from stagewire.proto.allowed_ips import AllowedIps
 from tun_service import network
@@ -36,6 +37,8 @@ WORKER_PATIENCE = 0.15
 TRAINS_PER_TURN = 4
 RETRY = 1.0
 MAX_TRAIN_BYTES = 64 * 1024
+MAX_INNER = 65507 - c.TRANSPORT_OVERHEAD
+"""Bytes of a packet that one datagram can still carry; the device's MTU may be set to a few more."""
 
 
 class TunService:
@@ -57,6 +60,8 @@ class TunService:
         self._watch: LinkWatch | None = None
         self._link: Link | None = None
         self._link_said: LinkState | None = None
+        self._mtu_set: int | None = None
+        """By us; what somebody sets it to afterwards stays, whatever key-service repeats."""
         self._workers: list[Outlet] = []
         self._retry: float | None = None
 
@@ -87,6 +92,9 @@ class TunService:
                 return
             taken += 1
             size += len(packet)
+            if len(packet) > MAX_INNER:
+                counters["outbound_too_large"] += 1
+                continue
             destination = ip.destination(packet)
             worker = lookup(destination) if destination is not None else None
             if worker is not None:
@@ -116,7 +124,7 @@ class TunService:
             except zmq.Again:
                 return
             except trains.BadTrain as bad:
-                self._stage.counters[bad.reason] += 1
+                self._stage.counters[bad.reason] += bad.packets
                 continue
             self._write(packets)
 
@@ -149,13 +157,16 @@ class TunService:
                 self._named = set()
             case TunSettings():
                 self._wanted = message
+                if self._named is None:
+                    self.act(now)
             case RoutesSet(worker=worker):
                 self._set_owner([prefix.unpack_untrusted(packed) for packed in message.prefixes], worker)
             case RoutesGone():
                 self._drop([prefix.unpack_untrusted(packed) for packed in message.prefixes])
             case SnapshotEnd(version=version):
                 named, self._named = self._named or set(), None
-                self._drop([each for each in self._homes if each not in named])
+                if len(named) != len(self._homes):  # they are all in it; 130,000 are not looked through for nothing
+                    self._drop([each for each in self._homes if each not in named])
                 self._version = version
                 self._link_said = None  # a new key-service has to be told
                 self.act(now)
@@ -194,7 +205,8 @@ class TunService:
                 self._connect_workers(settings.workers)
             if settings.managed:
                 wanted = network.Wanted(settings.addresses, settings.mtu, settings.table, settings.fwmark)
-                network.apply(self._stage.environment.interface, wanted)
+                network.apply(self._stage.environment.interface, wanted, set_mtu=wanted.mtu != self._mtu_set)
+                self._mtu_set = wanted.mtu
                 self._routes.begin(wanted, self._homes)
             else:
                 self._on_routes_settled("")

@@ -50,7 +50,11 @@ def group() -> int:
 
 def make_folder(path: Path, stage: str | None, mode: int) -> None:
     """Makes a folder, or sets right the one that is there, owned by `stage` (None: by root) and the shared group."""
-    path.mkdir(parents=True, exist_ok=True)
+    before = os.umask(0o022)  # the folders above must be open to all whatever umask we were started with
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    finally:
+        os.umask(before)
     if os.geteuid() == 0:
         os.chown(path, 0 if stage is None else uid_of(stage), group())
     path.chmod(mode)

@@ -12,6 +12,7 @@ MEANINGS: Final = {
     "tun_packets_out": "packets handed to the OS",
     "no_peer": "no peer's allowed-IPs cover the destination; the sender got an ICMP unreachable",
     "outbound_malformed": "a packet from the OS that is neither IPv4 nor IPv6",
+    "outbound_too_large": "a packet from the OS of more than 65,475 bytes, which no datagram can carry",
     "worker_full": "the worker's pipe stayed full, or the worker is away",
     "tun_write_failed": "the OS refused a packet",
     # device-service

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lab.wait import until
+from stagewire.ipc import slots
 
 HOLDER = """
 import sys, time
@@ -17,7 +18,7 @@ from pathlib import Path
 from stagewire import logs
 from stagewire.ipc import slots
 log = logs.set_up("test", "info")
-slots.take(Path(sys.argv[1]), int(sys.argv[2]), log)
+slots.take(Path(sys.argv[1]), "test", int(sys.argv[2]), log)
 print("begun", flush=True)
 time.sleep(60)
 """
@@ -52,6 +53,22 @@ def test_the_second_waits_until_the_first_is_dead(tmp_path: Path, stopped: bool)
     finally:
         first.kill()
         second.kill()
+
+
+def test_holders_are_known_by_what_they_hold(tmp_path: Path) -> None:
+    assert slots.holders(tmp_path) == []
+    first = Contender(tmp_path)
+    try:
+        until(lambda: first.says("begun"), 10, "the first to be at work")
+        second = Contender(tmp_path)
+        try:
+            until(lambda: second.says("waits"), 10, "the second to wait")
+            assert slots.holders(tmp_path) == [first.process.pid]
+        finally:
+            second.kill()
+    finally:
+        first.kill()
+    assert slots.holders(tmp_path) == []
 
 
 def test_other_numbers_are_other_slots(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stagewire.ipc import trains
+from stagewire.ipc.endpoints import MAX_TRAIN
 from stagewire.ipc.trains import BadTrain
 from stagewire.proto import endpoint as places
 
@@ -173,3 +174,27 @@ def survives(unpack: object, frame: bytes) -> None:
     except BadTrain as bad:
         reason = bad.reason
     assert reason in {"none", "train_malformed", "train_of_unknown_version", "train_too_old"}
+
+
+@given(st.lists(st.binary(min_size=1, max_size=3000).map(lambda piece: piece * 20), max_size=60))
+def test_what_is_too_large_for_a_frame_is_cut_in_order(packets: list[bytes]) -> None:
+    pieces = list(trains.cut_packets(packets))
+    assert [packet for piece in pieces for packet in piece] == packets
+    runs = [(bytes([7]) * 44, packets[::2]), (bytes([8]) * 44, packets[1::2])]
+    cut = list(trains.cut_runs(runs))
+    for endpoint, datagrams in runs:
+        assert [each for piece in cut for place, part in piece if place == endpoint for each in part] == datagrams
+    for frame in [trains.pack_plain(piece, 1.0) for piece in pieces] + [
+        trains.pack_cipher(piece, 1.0) for piece in cut
+    ]:
+        assert len(frame) <= MAX_TRAIN
+
+
+def test_a_train_that_is_too_old_counts_its_packets() -> None:
+    for pack, unpack in (
+        (trains.pack_plain([b"a", b"b", b"c"], 1.0), trains.unpack_plain_untrusted),
+        (trains.pack_cipher([(bytes(44), [b"a", b"b", b"c"])], 1.0), trains.unpack_cipher_untrusted),
+    ):
+        with pytest.raises(trains.BadTrain) as bad:
+            unpack(pack, 2.0)
+        assert (bad.value.reason, bad.value.packets) == ("train_too_old", 3)

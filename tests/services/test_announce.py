@@ -78,7 +78,7 @@ def test_many_peers_come_in_batches() -> None:
     _, *messages = told("device", made(peers=300))
     assert [len(message.peers) for message in messages if isinstance(message, PeersSet)] == [64, 64, 64, 64, 44]
     sizes = [sum(len(entry.prefixes) for entry in m.entries) for m in messages if isinstance(m, PrefixesSet)]
-    assert sizes == [512, 88]
+    assert sizes == [128, 128, 128, 128, 88]
 
 
 def test_conn_hears_the_port_and_the_public_key() -> None:

@@ -1,21 +1,25 @@
 """conn-service as a process: its UDP sockets in a namespace, and the test at the other ends of its pipes."""
 
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterator
+from functools import partial
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 import zmq
 from tests.services.surroundings import CountersStandIn, KeyStandIn, Program, Surroundings, surroundings
 
-from lab.namespaces import Namespace
+from conn_service.egress import Egress
+from lab.namespaces import Namespace, add_addresses
 from lab.wait import until
 from stagewire.config import public_key
 from stagewire.ipc import endpoints, trains
 from stagewire.ipc.control import Applied, ConnSettings, Resolve, Resolved
-from stagewire.ipc.loop import boot_time
+from stagewire.ipc.loop import Handler, Loop, Source, boot_time
 from stagewire.proto import messages
 from stagewire.proto.cookie import MacSealer
 from stagewire.proto.endpoint import Endpoint, unpack_untrusted
@@ -109,6 +113,146 @@ def test_an_answer_from_an_address_that_is_gone_leaves_from_another(conn: Conn, 
     assert [peer.recvfrom(100)[0] for _ in range(2)] == [b"one", b"two"]
     conn.handshakes_out.send(trains.pack_handshake(place, b"three", boot_time()))
     assert peer.recvfrom(100)[0] == b"three"
+
+
+class Links:
+    """Two links between the service's namespace and another, each with both families on it."""
+
+    NAMES = ("first", "second")
+
+    def __init__(self, ours: Namespace, theirs: Namespace) -> None:
+        self.ours, self.theirs = ours, theirs
+        for number, name in enumerate(self.NAMES):
+            ours.run("ip", "link", "add", name, "type", "veth", "peer", "name", name, "netns", theirs.name)
+            for side, end in ((ours, 1), (theirs, 2)):
+                for key in ("rp_filter", "arp_ignore"):  # each link answers for its own addresses alone
+                    side.sysctl(f"net.ipv4.conf.{name}.{key}", 0 if key == "rp_filter" else 1)
+                add_addresses(side, name, [f"192.0.{number}.{end}/24", f"2001:db8:{number}::{end}/64"])
+        for side in (theirs, ours):
+            for name in self.NAMES:
+                side.run("ip", "link", "set", name, "up")
+        until(self._up, 5, "both links to be up")
+
+    def _up(self) -> bool:
+        return all(self.ours.run("ip", "-o", "link", "show", n).stdout.count("state UP") for n in self.NAMES)
+
+    def route(self, action: str, destination: str, number: int, metric: int = 10) -> None:
+        via = f"2001:db8:{number}::2" if ":" in destination else f"192.0.{number}.2"
+        self.ours.run("ip", "route", action, destination, "via", via, "metric", str(metric))
+
+
+@pytest.fixture
+def links(conn: Conn) -> Iterator[Links]:
+    conn.namespace.sysctl("net.ipv4.conf.all.rp_filter", 0)
+    with Namespace("far") as far:
+        far.sysctl("net.ipv4.conf.all.rp_filter", 0)
+        try:
+            yield Links(conn.namespace, far)
+        finally:  # at once; with their namespace, they would go some time later
+            for name in Links.NAMES:
+                conn.namespace.run("ip", "link", "delete", name, check=False)
+
+
+def far_client(links: Links, conn: Conn, address: str, contacts: str) -> tuple[socket.socket, bytes]:
+    """Somebody at `address` who has just sent to one of ours, and where the service says that it is."""
+    add_addresses(links.theirs, "lo", [f"{address}/{128 if ':' in address else 32}"])
+    links.route("add", address, 0)
+    peer = client(links.theirs, address)
+    peer.sendto(transport(), (contacts, PORT))
+    ((place, _),) = conn.runs()
+    return peer, place
+
+
+def answered_from(conn: Conn, peer: socket.socket, place: bytes) -> str:
+    conn.send(place, b"an answer")
+    return str(peer.recvfrom(100)[1][0])
+
+
+FAR = [("203.0.113.9", "192.0.0.1", "192.0.1.1"), ("2001:db8:f::9", "2001:db8:0::1", "2001:db8:1::1")]
+
+
+def compressed(address: str) -> str:
+    return str(ip_address(address))
+
+
+@pytest.mark.parametrize(("far", "first", "second"), FAR)
+def test_a_better_route_takes_the_answers_and_gives_them_back(
+    conn: Conn, links: Links, far: str, first: str, second: str
+) -> None:
+    peer, place = far_client(links, conn, far, first)
+    assert answered_from(conn, peer, place) == compressed(first)
+    links.route("add", far, 1, metric=1)
+    until(lambda: answered_from(conn, peer, place) == compressed(second), 5, "the better route's address")
+    links.route("del", far, 1, metric=1)
+    until(lambda: answered_from(conn, peer, place) == compressed(first), 5, "the address that was contacted")
+    # A link that goes says nothing of its IPv4 routes.
+    links.route("add", far, 1, metric=20)
+    conn.namespace.run("ip", "link", "set", "first", "down")
+    until(lambda: answered_from(conn, peer, place) == compressed(second), 5, "what is left")
+
+
+@pytest.mark.parametrize(("far", "first", "second"), FAR)
+def test_who_contacts_the_other_links_address_is_answered_from_it(
+    conn: Conn, links: Links, far: str, first: str, second: str
+) -> None:
+    """Though the route back leads by the first link."""
+    family = "-6" if ":" in far else "-4"
+    links.theirs.run("ip", family, "route", "add", second, "dev", "second")
+    peer, place = far_client(links, conn, far, second)
+    for _ in range(3):
+        assert answered_from(conn, peer, place) == compressed(second)
+    # What changes elsewhere changes nothing.
+    links.route("add", "2001:db8:e::/64" if ":" in far else "203.0.113.128/25", 1)
+    for _ in range(3):
+        assert answered_from(conn, peer, place) == compressed(second)
+
+
+@pytest.mark.parametrize(("far", "first", "_second"), FAR)
+def test_an_address_that_goes_is_replaced_and_taken_again_when_it_is_back(
+    conn: Conn, links: Links, far: str, first: str, _second: str
+) -> None:
+    other = f"{first}1"
+    length = 64 if ":" in far else 24
+    add_addresses(conn.namespace, "first", [f"{other}/{length}"])
+    peer, place = far_client(links, conn, far, other)
+    assert answered_from(conn, peer, place) == compressed(other)
+    conn.namespace.run("ip", "address", "del", f"{other}/{length}", "dev", "first")
+    for _ in range(3):
+        assert answered_from(conn, peer, place) == compressed(first)
+    add_addresses(conn.namespace, "first", [f"{other}/{length}"])
+    until(lambda: answered_from(conn, peer, place) == compressed(other), 5, "the address that was contacted")
+
+
+class Turned(Loop):
+    """A loop that is turned by hand, for one source."""
+
+    def add(self, source: Source, handler: Handler) -> None:
+        self._served = source, handler
+
+    def turn(self) -> None:
+        """Serves what is there."""
+        source, handler = self._served
+        while select.select([source], [], [], 0)[0]:
+            handler(0.0)
+
+
+def test_the_routing_table_is_asked_anew_for_others_routes_and_not_for_the_tunnels(conn: Conn, links: Links) -> None:
+    loop, changes = Turned(), list[bool]()
+    egress = links.ours.call(lambda: Egress(loop, "second", lambda: changes.append(True)))
+    ask = partial(egress.interface, mark=0, port=PORT)
+    assert ask(Endpoint(bytes([192, 0, 0, 2]), 9)) == links.ours.call(lambda: socket.if_nametoindex("first"))
+    assert ask(Endpoint(bytes([203, 0, 113, 1]), 9)) is None
+    with pytest.raises(OSError, match="in the tunnel itself"):
+        links.ours.call(lambda: ask(Endpoint(bytes([192, 0, 1, 2]), 9)))
+    loop.turn()
+    changes.clear()
+    links.ours.run("ip", "route", "add", "10.5.0.0/16", "dev", "first", "proto", "87")
+    loop.turn()
+    assert changes == []
+    links.ours.run("ip", "route", "add", "10.6.0.0/16", "dev", "first")
+    loop.turn()
+    assert changes
+    egress.close()
 
 
 def test_a_datagram_goes_to_the_worker_its_receiver_names(conn: Conn) -> None:

@@ -33,15 +33,17 @@ class Bench:
     def __init__(self, stack: ExitStack) -> None:
         self.stage = Stage("key")
         stack.callback(self.stage.pipes.context.destroy, linger=0)
-        self.hellos: list[tuple[Member, Hello]] = []
+        self.hellos: list[Member] = []
+        self.generations: dict[int, int] = {}
         self.messages: list[tuple[Member, FromStage]] = []
         self.queries: list[bytes] = []
         self.lines: list[zmq.Socket[bytes]] = []  # until the context is destroyed
         self.hub = Hub(
             self.stage,
-            lambda member, hello: self.hellos.append((member, hello)),
+            self.hellos.append,
             lambda member, message, _now: self.messages.append((member, message)),
             self.queries.append,
+            self.generations.get,
         )
         self.stage.loop.add_timed(Now())
 
@@ -62,7 +64,7 @@ class Bench:
         before = len(self.hellos)
         line.send(FROM_STAGE.pack(Hello(stage, number, generation, 100 + generation)))
         self.turn(lambda: len(self.hellos) > before, "the hello")
-        return self.hellos[-1][0]
+        return self.hellos[-1]
 
     def heard(self, line: "zmq.Socket[bytes]") -> FromKey:
         self.turn(lambda: line.poll(0), "an answer")
@@ -136,6 +138,16 @@ def test_the_newest_life_of_a_stage_is_the_one_spoken_to(bench: Bench) -> None:
     assert not old.poll(0)
     bench.hub.tell("device", 3, Beat(9))  # nobody: no error
     bench.hub.send(b"nobody", Beat(9))
+
+
+def test_whoever_claims_to_be_a_worker_is_not_spoken_to_in_place_of_the_one_with_the_line(bench: Bench) -> None:
+    real, claims = bench.line(b"device.2.1"), bench.line(b"device.2.2")
+    bench.hello(real, "device", 2, 1)
+    bench.generations[2] = 1
+    bench.hello(claims, "device", 2, 2)
+    bench.hub.tell("device", 2, Beat(9))
+    assert bench.heard(real) == Beat(9)
+    assert not claims.poll(0)
 
 
 def test_a_silent_stage_is_away_and_in_the_end_forgotten(bench: Bench) -> None:

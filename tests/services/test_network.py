@@ -1,14 +1,18 @@
 """Addresses, routes and rules of an interface, set and set again in a namespace, and read back with `ip`."""
 
 import os
+import select
 from collections.abc import Iterator
 from ipaddress import ip_network
 
 import pytest
 
 from lab.namespaces import Namespace
+from lab.wait import until
 from stagewire import tun
+from stagewire.ipc.loop import Handler, Loop, Source
 from tun_service import network, routes
+from tun_service.link import Link, LinkWatch, parse
 from tun_service.network import NetworkRefused, Wanted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes network devices")
@@ -202,3 +206,71 @@ def test_an_interface_that_is_gone_is_named(host: Host) -> None:
     host.namespace.run("ip", "link", "delete", "wg0")
     with pytest.raises(NetworkRefused, match="interface wg0 is gone"):
         host.apply()
+
+
+def test_a_default_route_without_a_mark_leaves_the_host_its_own(host: Host) -> None:
+    host.namespace.run("ip", "link", "add", "out", "type", "veth", "peer", "name", "far")
+    host.namespace.run("ip", "address", "add", "192.0.2.1/24", "dev", "out")
+    host.namespace.run("ip", "link", "set", "out", "up")
+    host.namespace.run("ip", "route", "add", "default", "via", "192.0.2.2")
+    before = host.lines("route", "show", "default")
+    assert "via 192.0.2.2" in before[0]
+    host.apply("0.0.0.0/0", "::/0", "10.8.0.0/16")
+    assert host.lines("route", "show", "default") == before
+    assert host.routes("all") == {"10.8.0.0/16"}
+    assert host.rules() == []
+    host.apply("0.0.0.0/0", "::/0", "10.8.0.0/16", fwmark=MARK)
+    assert host.lines("route", "show", "default") == before
+    assert host.routes(str(MARK)) == {"default"}
+
+
+def test_an_mtu_that_somebody_has_set_may_be_left(host: Host) -> None:
+    host.apply(mtu=1380)
+    host.namespace.run("ip", "link", "set", "wg0", "mtu", "1300")
+    host.namespace.call(lambda: network.apply("wg0", Wanted(("10.9.0.2/24",), 1380, "auto", 0), set_mtu=False))
+    assert host.addresses() == {"10.9.0.2/24"}
+    assert "mtu 1300" in "".join(host.lines("link", "show", "dev", "wg0"))
+
+
+class Watched(Loop):
+    """A loop that is turned by hand, for one source."""
+
+    def add(self, source: Source, handler: Handler) -> None:
+        assert isinstance(source, int)
+        self._source, self._handler = source, handler
+
+    def turn(self) -> None:
+        """Serves what is there."""
+        while select.select([self._source], [], [], 0)[0]:
+            self._handler(0.0)
+
+
+def test_changes_of_the_link_are_told_and_those_of_others_are_not(host: Host) -> None:
+    loop, told = Watched(), list[Link]()
+    host.apply(mtu=1380)
+    watch = host.namespace.call(lambda: LinkWatch(loop, "wg0", told.append))
+
+    def last_is(link: Link) -> bool:
+        loop.turn()
+        return told[-1:] == [link]
+
+    until(lambda: last_is(Link("wg0", 1380, True, False)), 5, "the link as it is")
+    host.namespace.run("ip", "link", "set", "wg0", "mtu", "65000")
+    until(lambda: last_is(Link("wg0", 65000, True, False)), 5, "the MTU")
+    host.namespace.run("ip", "link", "add", "other", "type", "veth", "peer", "name", "another")
+    host.namespace.run("ip", "link", "set", "wg0", "down")
+    until(lambda: last_is(Link("wg0", 65000, False, False)), 5, "the link to be down")
+    # More changes than the socket holds: the last of them is not lost.
+    host.namespace.run("sh", "-c", "for i in $(seq 700); do echo link set other mtu $((1000 + i)); done | ip -b -")
+    host.namespace.run("ip", "link", "set", "wg0", "mtu", "1300")
+    until(lambda: last_is(Link("wg0", 1300, False, False)), 5, "the last change")
+    host.namespace.run("ip", "link", "delete", "wg0")
+    until(lambda: told[-1].gone or last_is(told[-1]._replace(gone=True)), 5, "the end")
+    assert {link.name for link in told} == {"wg0"}
+    watch.close()
+
+
+@pytest.mark.parametrize("cut", range(0, 60, 7))
+def test_what_is_no_whole_message_tells_nothing(cut: int) -> None:
+    header = (60).to_bytes(4, "little") + (16).to_bytes(2, "little") + bytes(10)
+    assert parse((header + b"\xff" * 44)[:cut]) == []

@@ -62,7 +62,15 @@ def test_a_counter_that_a_life_has_not_used_keeps_its_total() -> None:
 
 def test_names_without_values_and_values_without_names_are_left_out() -> None:
     tally = Tally()
-    tally.take(Counters("conn", 0, 1, 7, ("a", "b"), (1,)), 1.0)
-    tally.take(Counters("tun", 0, 1, 7, ("a",), (1, 2)), 1.0)
-    assert tally.services["conn", 0].total() == {"a": 1}
-    assert tally.services["tun", 0].total() == {"a": 1}
+    tally.take(Counters("conn", 0, 1, 7, ("bad_mac1", "bad_type"), (1,)), 1.0)
+    tally.take(Counters("tun", 0, 1, 7, ("no_peer",), (1, 2)), 1.0)
+    assert tally.services["conn", 0].total() == {"bad_mac1": 1}
+    assert tally.services["tun", 0].total() == {"no_peer": 1}
+
+
+def test_what_nobody_we_know_would_say_is_left_out() -> None:
+    tally = Tally()
+    tally.take(Counters("nonsense", 0, 1, 7, ("no_peer",), (1,)), 1.0)
+    tally.take(Counters("device", 4711, 1, 7, ("no_peer",), (1,)), 1.0)
+    tally.take(Counters("tun", 0, 1, 7, ("no_peer", "[/x]"), (1, 2)), 1.0)
+    assert {name: service.total() for name, service in tally.services.items()} == {("tun", 0): {"no_peer": 1}}

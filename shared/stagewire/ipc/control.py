@@ -35,8 +35,8 @@ from stagewire.proto.events import EndpointMoved, SessionConfirmed, SessionsEnde
 VERSION: Final = 1
 HEARTBEAT_INTERVAL: Final = 0.25
 """s between two heartbeats of a stage."""
-PREFIX_BATCH: Final = 512
-"""Prefixes in one message: some 2 ms of its reader's time."""
+PREFIX_BATCH: Final = 128
+"""Prefixes in one message: some 0.7 ms of its reader's time."""
 PEER_BATCH: Final = 64
 SILENT_AFTER: Final = 2.0
 """s without a heartbeat after which a stage counts as away."""
@@ -229,16 +229,16 @@ class SendingExpired:
 
 @dataclass(frozen=True, slots=True)
 class SendStaged:
-    """The operator named this peer: what waits for it is worth another try."""
+    """The operator named these peers: what waits for them is worth another try."""
 
-    public_key: bytes
+    public_keys: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ConnSettings:
     """Answered by Listening. `stamped`: some peer's responses carry a timestamp, so their length is let through.
 
-    `public_key` is zeros while there is no private key.
+    `public_key` is zeros while there is no private key. `request` comes back with the answer.
     """
 
     public_key: bytes
@@ -246,6 +246,7 @@ class ConnSettings:
     fwmark: int
     workers: int
     stamped: bool
+    request: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +287,7 @@ class Listening:
 
     port: int
     code: int
+    request: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,7 @@ class SessionsGiver:
         )
         page = os.memfd_create("stagewire-session", os.MFD_CLOEXEC)
         try:
-            os.write(page, session.keys.send + session.keys.receive)
+            os.writev(page, [session.keys.send, session.keys.receive])
             socket.send_fds(standing[0], [_GRANT.pack(grant)], [page])
         except OSError:
             return False

@@ -20,7 +20,7 @@ old when it is met is dropped, so that no queue on the way can turn into delay.
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from stagewire.proto import endpoint as places
@@ -30,6 +30,8 @@ MAX_PACKETS: Final = 64
 """A visit to the TUN device or a UDP socket takes this many at most: UDP GSO's limit, and fairness."""
 MAX_RUN: Final = 65507
 """Bytes of one run: what one UDP GSO send can carry."""
+MAX_FRAME: Final = 160 * 1024
+"""Bytes of packets in one frame; `endpoints.MAX_TRAIN`, beyond which ZeroMQ cuts the line, leaves room for headers."""
 MAX_AGE: Final = 0.25
 """s; an older train is dropped."""
 
@@ -44,11 +46,45 @@ Run = tuple[bytes, list[bytes]]
 
 
 class BadTrain(Exception):  # noqa: N818 - it is the sender's error
-    """A frame that is no train, of another version, or too old. `reason` is the name of the counter it adds to."""
+    """A frame that is no train, of another version, or too old.
 
-    def __init__(self, reason: str) -> None:
+    `reason` is the name of the counter it adds to, `packets` how much: those in it, as far as it can be told.
+    """
+
+    def __init__(self, reason: str, packets: int = 1) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.packets = packets
+
+
+def cut_packets(packets: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Pieces that fit a frame each; nearly always the one that was given."""
+    if sum(map(len, packets)) <= MAX_FRAME:
+        yield packets
+        return
+    start = size = 0
+    for position, packet in enumerate(packets):
+        if size + len(packet) > MAX_FRAME and position > start:
+            yield packets[start:position]
+            start, size = position, 0
+        size += len(packet)
+    yield packets[start:]
+
+
+def cut_runs(runs: Iterable[tuple[bytes, Sequence[bytes]]]) -> Iterator[list[tuple[bytes, Sequence[bytes]]]]:
+    """Pieces that fit a frame each, in order; nearly always the one that was given."""
+    piece: list[tuple[bytes, Sequence[bytes]]] = []
+    size = 0
+    for endpoint, datagrams in runs:
+        for part in cut_packets(datagrams):
+            length = sum(map(len, part))
+            if piece and size + length > MAX_FRAME:
+                yield piece
+                piece, size = [], 0
+            piece.append((endpoint, part))
+            size += length
+    if piece:
+        yield piece
 
 
 def pack_plain(packets: Sequence[bytes], now: float) -> bytes:
@@ -61,7 +97,7 @@ def pack_plain(packets: Sequence[bytes], now: float) -> bytes:
 
 def unpack_plain_untrusted(frame: bytes, now: float) -> list[bytes]:
     """The packets of a plain train. Raises BadTrain. Hot: 0.25 us per 1,420-byte packet."""
-    count = _open(frame, _PLAIN, now)
+    count, stamp = _open(frame, _PLAIN)
     offset = _HEADER.size + 2 * count
     if len(frame) < offset:
         raise BadTrain("train_malformed")
@@ -71,6 +107,7 @@ def unpack_plain_untrusted(frame: bytes, now: float) -> list[bytes]:
         offset += length
     if offset != len(frame):
         raise BadTrain("train_malformed")
+    _check_age(stamp, now, len(packets))
     return packets
 
 
@@ -109,7 +146,7 @@ def _runs(datagrams: Sequence[bytes]) -> Iterable[tuple[int, Sequence[bytes]]]:
 
 def unpack_cipher_untrusted(frame: bytes, now: float) -> list[Run]:
     """The runs of a cipher train. Raises BadTrain. Hot: 0.4 us per 1,452-byte datagram."""
-    count = _open(frame, _CIPHER, now)
+    count, stamp = _open(frame, _CIPHER)
     runs = []
     offset = _HEADER.size
     for _ in range(count):
@@ -124,6 +161,7 @@ def unpack_cipher_untrusted(frame: bytes, now: float) -> list[Run]:
         offset = end
     if offset != len(frame):
         raise BadTrain("train_malformed")
+    _check_age(stamp, now, sum(len(datagrams) for _, datagrams in runs))
     return runs
 
 
@@ -132,17 +170,17 @@ def pack_handshake(endpoint: bytes, message: bytes, now: float) -> bytes:
     return _HEADER.pack(VERSION, _HANDSHAKE, 0, now) + endpoint + message
 
 
-def unpack_handshake_untrusted(frame: bytes, now: float) -> tuple[bytes, bytes]:
+def unpack_handshake_untrusted(frame: bytes, _now: float) -> tuple[bytes, bytes]:
     """(packed endpoint, message) of a handshake frame. Raises BadTrain."""
     # A handshake that waited is still worth an answer; the timestamp in it decides, not ours.
-    _open(frame, _HANDSHAKE, now, max_age=float("inf"))
+    _open(frame, _HANDSHAKE)
     message = _HEADER.size + places.LENGTH
     if len(frame) <= message:
         raise BadTrain("train_malformed")
     return frame[_HEADER.size : message], frame[message:]
 
 
-def _open(frame: bytes, expected: int, now: float, max_age: float = MAX_AGE) -> int:
+def _open(frame: bytes, expected: int) -> tuple[int, float]:
     if len(frame) < _HEADER.size:
         raise BadTrain("train_malformed")
     version, kind, count, stamp = _HEADER.unpack_from(frame)
@@ -150,6 +188,9 @@ def _open(frame: bytes, expected: int, now: float, max_age: float = MAX_AGE) -> 
         raise BadTrain("train_of_unknown_version")
     if kind != expected:
         raise BadTrain("train_malformed")
-    if not now - stamp <= max_age:  # also for a stamp that is no number
-        raise BadTrain("train_too_old")
-    return int(count)
+    return count, stamp
+
+
+def _check_age(stamp: float, now: float, packets: int) -> None:
+    if not now - stamp <= MAX_AGE:  # also for a stamp that is no number
+        raise BadTrain("train_too_old", packets)

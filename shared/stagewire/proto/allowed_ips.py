@@ -59,6 +59,10 @@ class AllowedIps(Generic[T]):
         self._forget(route)
         return True
 
+    def count(self, owner: T) -> int:
+        """How many prefixes `owner` has."""
+        return len(self._owned.get(owner, ()))
+
     def remove_owner(self, owner: T) -> None:
         """Takes all that `owner` has, at a cost that doesn't depend on what others have."""
         self._answers.clear()

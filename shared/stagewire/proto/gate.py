@@ -40,6 +40,7 @@ class Gate:
         self._drops = drops
         self._checker = CookieChecker(public_key, random_bytes)
         self._limiter = RateLimiter()
+        self._cookie_replies = RateLimiter()
         self._loaded_until = float("-inf")
         self._lengths = dict(_LENGTHS)
         if stamped:
@@ -64,8 +65,11 @@ class Gate:
             self._drops["bad_length"] += 1
             return False, b""
         if datagram[:4] == _COOKIE_REPLY:
-            # It carries no mac: its authenticity is key-service's to check, and cheap.
-            return True, b""
+            # It carries no mac, so its authenticity is key-service's to check; nobody has reason to send many.
+            if self._cookie_replies.allow(source.address, now):
+                return True, b""
+            self._drops["source_rate_exceeded"] += 1
+            return False, b""
         if not self._checker.mac1_valid(datagram):
             self._drops["bad_mac1"] += 1
             return False, b""

@@ -1,0 +1,168 @@
+"""Gateways that Debian's `wg` speaks to: `stagewire up FILE` and a bare `stagewire INTERFACE`, at the socket's usual place.
+
+That place is shared by all network namespaces, so each interface here has a name of its own on the whole machine.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Final, Self
+
+from lab.hub import PORT, Hub, Spoke
+from lab.namespaces import Namespace, add_addresses
+from lab.stagewire import Gateway
+from lab.wait import until
+from lab.wireguard_go import SOCKETS, Dump, parse_dump
+
+TIMEOUT: Final = 60
+_WG: Final = {"STAGEWIRE_WG_DIR": str(SOCKETS)}
+_numbers = itertools.count(1)
+
+
+def unique_name() -> str:
+    """Of an interface: at most 15 characters, nobody else's."""
+    return f"sw{os.getpid()}h{next(_numbers)}"
+
+
+class Bare(Gateway):
+    """`stagewire INTERFACE`: without a configuration, until somebody sets it through its socket."""
+
+    def __init__(
+        self, namespace: Namespace, directory: Path, workers: int = 1, env: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(namespace, unique_name(), directory, "", workers, {**_WG, **(env or {})})
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """What its commands find in their environment."""
+        return self._env
+
+    @property
+    def socket(self) -> Path:
+        """Where `wg` finds it."""
+        return SOCKETS / f"{self.name}.sock"
+
+    def up(self) -> None:
+        """Returns when it is ready."""
+        self.command(self.name)
+
+    def gone(self) -> bool:
+        """Whether neither process, socket, run directory nor device are left."""
+        named = [pid for pid in self.namespace.pids() if self.name in _command_line(pid)]
+        link = self.namespace.run("ip", "link", "show", self.name, check=False).returncode == 0
+        run = self.run_directory / self.name
+        return not (named or link or run.exists() or self.socket.exists())
+
+    def close(self) -> None:
+        """Ends every process at once; the keeper sees that and removes the rest."""
+        self.cut_off()
+        with contextlib.suppress(AssertionError):
+            until(self.gone, 10, f"{self.name} to clean up")
+        self.socket.unlink(missing_ok=True)
+
+
+def is_ready(gateway: Gateway) -> bool:
+    """Whether every stage is at work."""
+    answer = gateway.command("status", "--json", gateway.name, check=False).stdout
+    return bool(answer) and json.loads(answer)["ready"] is True
+
+
+def _command_line(pid: int) -> str:
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes() + Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return ""
+    return environment.decode(errors="replace")
+
+
+class WgHub(Hub):
+    """`stagewire up` and its spokes, within reach of `wg`."""
+
+    def __init__(
+        self, namespace: Namespace, directory: Path, spokes: Mapping[str, Spoke], *lines: str, port: int = PORT
+    ) -> None:
+        super().__init__(namespace, directory, spokes, *lines, name=unique_name(), port=port)
+        self.gateway = Gateway(namespace, self.name, directory, self.config, env=_WG)
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        (SOCKETS / f"{self.name}.sock").unlink(missing_ok=True)
+
+    def wg(self, *arguments: str, data: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """`wg <arguments>`, with `data` at its /dev/stdin."""
+        return self.namespace.run("wg", *arguments, input=data, check=check, timeout=TIMEOUT)
+
+    def set(self, *arguments: str, data: str | None = None) -> None:
+        """`wg set <interface> <arguments>`."""
+        self.wg("set", self.name, *arguments, data=data)
+
+    def show(self, field: str) -> str:
+        """`wg show <interface> <field>`."""
+        return self.wg("show", self.name, field).stdout
+
+    def dump(self) -> Dump:
+        """What `wg show` knows now."""
+        return parse_dump(self.show("dump"))
+
+    def section(self, spoke: Spoke) -> str:
+        """A spoke as `wg setconf` reads it."""
+        return spoke.peer().section() + "\n"
+
+    def stripped(self) -> str:
+        """The configuration without what only wg-quick knows."""
+        return "".join(f"{line}\n" for line in self.config.splitlines() if not line.startswith("Address"))
+
+
+class BareHub(WgHub):
+    """A bare interface, made into the same by `wg setconf` and `ip`, which is all that wg-quick does."""
+
+    def __init__(
+        self, namespace: Namespace, directory: Path, spokes: Mapping[str, Spoke], *, port: int = PORT + 100
+    ) -> None:
+        super().__init__(namespace, directory, spokes, port=port)
+        self.bare = Bare(namespace, directory)
+        self.gateway, self.name = self.bare, self.bare.name
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        try:
+            self.wg("setconf", self.name, "/dev/stdin", data=self.stripped())
+            self.address(self.namespace)
+        except BaseException:
+            self.bare.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bare.close()
+
+    def address(self, namespace: Namespace) -> None:
+        """Gives the interface its addresses, where it is now."""
+        for spoke in self.spokes.values():
+            pairs = zip(spoke.gateway_inner, spoke.networks, strict=True)
+            inner = [f"{address}/{ip_network(network).prefixlen}" for address, network in pairs]
+            add_addresses(namespace, self.name, inner)
+        namespace.run("ip", "link", "set", self.name, "mtu", "1420", "up")
+
+
+@contextlib.contextmanager
+def connected(name: str) -> Iterator[socket.socket]:
+    """A client of an interface's socket that isn't `wg`."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(SOCKETS / f"{name}.sock"))
+        client.settimeout(TIMEOUT)
+        yield client
+
+
+def say(name: str, text: str | bytes) -> bytes:
+    """Sends this and the end; returns all that is answered."""
+    with connected(name) as client:
+        client.sendall(text.encode() if isinstance(text, str) else text)
+        client.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: client.recv(65536), b""))
