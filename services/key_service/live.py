@@ -26,7 +26,7 @@ from stagewire.config import HostPort, PeerConfig
 from stagewire.ipc.control import PEER_BATCH, EndpointFound, Listening, SendingExpired, SendStaged
 from stagewire.ipc.loop import boot_time
 from stagewire.proto import uapi
-from stagewire.proto.endpoint import Endpoint, unpack_untrusted
+from stagewire.proto.endpoint import Endpoint, same_place, unpack_untrusted
 from stagewire.proto.handshake import Identity
 from stagewire.proto.handshaker import Handshaker, Peer
 
@@ -153,8 +153,12 @@ class LiveConfiguration:
                 self._add(peer)
             self._handshaker.peers[key].preshared_key = peer.preshared_key
             if changed.endpoint is not None:
-                self._handshaker.peers[key].endpoint = changed.endpoint.pack()
                 self.names.pop(key, None)
+                known, packed = self._handshaker.peers[key], changed.endpoint.pack()
+                if known.endpoint is not None and same_place(known.endpoint, packed):
+                    changed.endpoint = None  # said again by a syncconf: nothing to tell, and our source stays
+                else:
+                    known.endpoint = packed
 
     def _add(self, peer: PeerConfig) -> None:
         home = home_of(peer.public_key, self._announcer.workers)

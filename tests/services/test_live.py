@@ -105,11 +105,15 @@ def test_a_new_peer_is_told_to_all_whom_it_concerns(house: House) -> None:
     assert [told[number].peers[0].home for number in (0, 1)] == [home_of(A, 2) == number for number in (0, 1)]
     assert told[0].peers[0].endpoint == PLACE.pack()
     house.hub.said.clear()
-    # Named again: its home alone hears where it is, and that what waits is worth a try.
-    house.change(peer(A, endpoint=PLACE))
+    # Named again: its home alone hears that what waits is worth a try, and where it is if that is news.
     home = home_of(A, 2)
+    house.change(peer(A, endpoint=PLACE))
+    assert house.hub.said == [("device", home, SendStaged((A,)))]
+    house.hub.said.clear()
+    moved = PLACE._replace(port=PLACE.port + 1)
+    house.change(peer(A, endpoint=moved))
     assert house.hub.said == [
-        ("device", home, EndpointFound(A, PLACE.pack())),
+        ("device", home, EndpointFound(A, moved.pack())),
         ("device", home, SendStaged((A,))),
     ]
     house.hub.said.clear()
