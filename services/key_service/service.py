@@ -158,6 +158,11 @@ class KeyService:
                 case RememberTimestamp():
                     self._remember(effect)
                 case InstallSession():
+                    # Every two minutes with every peer: not for the eyes of who didn't ask for it.
+                    role = "initiator" if effect.initiator else "responder"
+                    self._stage.log.debug(
+                        "session", peer=report.short(effect.public_key), worker=effect.worker, role=role
+                    )
                     if not self._giver.give(effect):
                         self._handshaker.refused(effect.index)
                 case SendHandshake():
