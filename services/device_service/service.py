@@ -6,7 +6,6 @@ sessions      ──▶ Device.install
 control      ◀──▶ settings, peers, events
 """
 
-import secrets
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -42,11 +41,11 @@ from stagewire.ipc.handover import Grant, SessionsTaker, WorkerHello
 from stagewire.ipc.loop import Every, boot_time
 from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import ControlLine, Stage
-from stagewire.proto import constants as c
 from stagewire.proto import prefix
 from stagewire.proto.device import Device, Network, PeerFacts
 from stagewire.proto.session import Session
 from stagewire.proto.tunnel import Output, TunnelSettings
+from stagewire.randomness import jitter
 
 TRAINS_PER_TURN = 4
 """From one pipe; then the other direction gets its turn."""
@@ -54,11 +53,6 @@ TRAFFIC_INTERVAL = 1.0
 TRAFFIC_BATCH = 1024
 
 T = TypeVar("T")
-
-
-def jitter() -> float:
-    """Seconds, uniformly."""
-    return secrets.randbelow(1000) * c.REKEY_TIMEOUT_JITTER_MAX / 1000
 
 
 class DeviceService:

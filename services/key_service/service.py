@@ -51,16 +51,12 @@ from stagewire.proto.handshake import Identity
 from stagewire.proto.handshaker import Handshaker, Peer
 from stagewire.proto.index import worker_of
 from stagewire.proto.messages import BadMessage
+from stagewire.randomness import jitter
 
 HANDSHAKES_PER_TURN = 16
 """Some 0.3 ms each; then control messages get their turn."""
 CONN_PATIENCE = 1.0
 """s that handshake messages wait for a conn-service that is on its way."""
-
-
-def jitter() -> float:
-    """Seconds, uniformly."""
-    return secrets.randbelow(1000) * c.REKEY_TIMEOUT_JITTER_MAX / 1000
 
 
 class KeyService:
