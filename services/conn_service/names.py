@@ -2,7 +2,8 @@
 
 import socket
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Thread
 
 from stagewire.ipc.control import Resolve, Resolved
 from stagewire.ipc.loop import Loop
@@ -32,23 +33,22 @@ class Resolver:
     def __init__(self, loop: Loop, on_answer: Callable[[Resolved], object]) -> None:
         self._on_answer = on_answer
         self._answers: list[Resolved] = []
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="resolver")
+        self._questions: SimpleQueue[Resolve] = SimpleQueue()
         self._ours, self._theirs = socket.socketpair()
         loop.add(self._ours.fileno(), self._deliver)
+        # A daemon: a look-up that is under way must not keep us from stopping.
+        Thread(target=self._work, name="resolver", daemon=True).start()
 
     def ask(self, question: Resolve) -> None:
         """The answer comes to `on_answer`."""
-        self._pool.submit(self._work, question)
+        self._questions.put(question)
 
-    def _work(self, question: Resolve) -> None:
-        self._answers.append(look_up(question))
-        self._theirs.send(b"\0")
+    def _work(self) -> None:
+        while True:
+            self._answers.append(look_up(self._questions.get()))
+            self._theirs.send(b"\0")
 
     def _deliver(self, _now: float) -> None:
         self._ours.recv(4096)
         while self._answers:
             self._on_answer(self._answers.pop(0))
-
-    def close(self) -> None:
-        """Leaves a look-up that is under way to itself."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
