@@ -211,3 +211,14 @@ def test_unproven_sources_leave_no_trace() -> None:
 def test_mac1_key_is_of_our_public_key() -> None:
     message = initiation()
     assert cookie.mac1(cookie.mac1_key(OURS), message[:-32]) == message[-32:-16]
+
+
+def test_cookie_replies_carry_no_mac_and_are_few_from_one_source() -> None:
+    drops: Counter[str] = Counter()
+    gate = Gate(bytes(32), bytes, drops)
+    reply = b"\x03\0\0\0" + bytes(60)
+    one, other = Endpoint(bytes([192, 0, 2, 1]), 7), Endpoint(bytes([192, 0, 2, 2]), 7)
+    assert [gate.judge_untrusted(reply, one, 5.0)[0] for _ in range(6)] == [True] * 5 + [False]
+    assert gate.judge_untrusted(reply, other, 5.0) == (True, b"")
+    assert gate.judge_untrusted(reply, one, 5.05) == (True, b"")
+    assert drops == {"source_rate_exceeded": 1}
