@@ -54,7 +54,7 @@ from stagewire.proto.messages import BadMessage
 from stagewire.randomness import jitter
 
 HANDSHAKES_PER_TURN = 16
-"""Some 0.3 ms each; then control messages get their turn."""
+"""A quarter of a millisecond each; then control messages get their turn."""
 CONN_PATIENCE = 1.0
 """s that handshake messages wait for a conn-service that is on its way."""
 

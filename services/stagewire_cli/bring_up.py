@@ -19,7 +19,7 @@ from stagewire_cli import default_route, dns, in_force, query
 from stagewire_cli.supervision import Supervision, lives
 
 READY_WITHIN = 15.0
-"""s; a cold start of seven Python processes on one slow core takes three."""
+"""s; on two busy cores a start took up to six."""
 GONE_WITHIN = 10.0
 _POLL = 0.05
 _RULE_PROTOCOL = "87"  # tun-service marks its routes and rules with it

@@ -77,7 +77,7 @@ class TunService:
     # --- packets -------------------------------------------------------------------------------------------
 
     def _on_tun(self, now: float) -> None:
-        """Hot: 1.6 us per packet for the read, 0.5 us for the worker."""
+        """Hot: 0.8 us per packet for the read, 0.3 us for the worker."""
         counters = self._stage.counters
         packets: dict[int, list[bytes]] = {}
         read, lookup, clone = os.read, self._owners.lookup, self._tun

@@ -38,7 +38,7 @@ MEANINGS: Final = {
     "bad_length": "a datagram whose length doesn't fit its type",
     "bad_mac1": "a handshake message whose sender doesn't know our public key",
     "cookie_demanded": "under load: answered with a cookie instead",
-    "source_rate_exceeded": "under load: more than 20 handshakes a second from one address",
+    "source_rate_exceeded": "more than 20 a second from one address: handshakes under load, cookie replies always",
     "unknown_worker": "a transport message for a worker there is none of",
     "key_full": "more handshake messages waited for key-service than it can take",
     "send_failed": "the network refused a datagram",

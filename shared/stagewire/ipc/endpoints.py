@@ -34,7 +34,7 @@ DATA_HIGH_WATER: Final = 4
 HANDSHAKE_HIGH_WATER: Final = 64
 CONTROL_HIGH_WATER: Final = 4096
 MAX_TRAIN: Final = 256 * 1024
-"""Bytes; a train is at most 64 packets of 1,500, or one super-packet."""
+"""Bytes; `trains.MAX_FRAME` of packets and their headers. ZeroMQ cuts the line of who sends more."""
 MAX_CONTROL: Final = 8 * 1024 * 1024
 """Bytes; the longest is a peer with 130,560 prefixes."""
 RECONNECT_MS: Final = 5

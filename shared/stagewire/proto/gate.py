@@ -17,7 +17,7 @@ from stagewire.proto.endpoint import Endpoint
 from stagewire.proto.ratelimit import RateLimiter
 
 QUEUE_LIMIT: Final = 512
-"""Handshake messages that may wait for key-service: a fifth of a second of its work."""
+"""Handshake messages that may wait for key-service: an eighth of a second of its work."""
 LOADED_AT: Final = QUEUE_LIMIT // 8
 LOADED_FOR: Final = 1.0
 """Seconds for which one full queue counts as load."""
