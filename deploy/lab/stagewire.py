@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 from lab.namespaces import Namespace
 from lab.wait import until
+from stagewire.ipc import slots
 
 SOCKET_PATH_LIMIT: Final = 107
 """Bytes in the path of a Unix socket."""
@@ -29,9 +30,13 @@ class Gateway:
         directory: Path,
         config_text: str,
         workers: int = 2,
+        spares: int = 0,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """`directory` wants a short path (see the fixture `lab_directory`): the pipes are Unix sockets."""
+        """`directory` wants a short path (see the fixture `lab_directory`): the pipes are Unix sockets.
+
+        Without spares, which what isn't about deaths can do without, a gateway is up in half the time.
+        """
         self.namespace, self.name = namespace, name
         self.config_path = directory / f"{name}.conf"
         self._config_text = config_text
@@ -47,6 +52,7 @@ class Gateway:
             # Of its own, as gateways of one name in several namespaces share the usual place.
             "STAGEWIRE_WG_DIR": str(self.wg_directory),
             "STAGEWIRE_WORKERS": str(workers),
+            "STAGEWIRE_SPARES": str(spares),
             **(env or {}),
         }
 
@@ -79,7 +85,8 @@ class Gateway:
             children = Path(f"/proc/{supervisord}/task/{supervisord}/children").read_text().split()
         except FileNotFoundError:
             return
-        processes = [supervisord, *map(int, children)]  # in this order, or it would start new ones
+        # In this order, or it would start new ones; and what a supervisord that was killed has left.
+        processes = [supervisord, *map(int, children), *self.processes()]
         for pid in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signals.SIGKILL)
@@ -124,17 +131,26 @@ class Gateway:
             env=self._env,
         )
 
-    def pid(self, program: str | None = None) -> int:
-        """The process of a program as supervisord calls it (`group:name`), or of supervisord itself."""
-        answer = self.supervisorctl("pid", *([program] if program else [])).stdout.strip()
-        # It prints 0 for a program that is not running, and a signal to 0 would go to our own process group.
-        if not answer.isdigit() or answer == "0":
-            raise RuntimeError(f"{program or 'supervisord'} is not running: {answer}")
-        return int(answer)
+    def pid(self, stage: str | None = None, number: int = 0) -> int:
+        """The process that is at work as `stage` (tun, device, conn, key, status), or supervisord."""
+        if stage is None:
+            return int((self.run_directory / self.name / "supervisord.pid").read_text())
+        pid = self.held().get((stage, number))
+        if pid is None:
+            raise RuntimeError(f"no {stage}-service {number} is at work")
+        return pid
 
-    def kill(self, program: str, signal: int) -> int:
-        """Sends a signal to a program's process and returns the pid it had."""
-        pid = self.pid(program)
+    def held(self) -> dict[tuple[str, int], int]:
+        """The processes at work by stage and number."""
+        return slots.held(self.run_directory / self.name)
+
+    def processes(self) -> list[int]:
+        """The processes at work and those that wait."""
+        return slots.contenders(self.run_directory / self.name)
+
+    def kill(self, stage: str, signal: int, number: int = 0) -> int:
+        """Sends a signal to the process at work as `stage` and returns the pid it had."""
+        pid = self.pid(stage, number)
         os.kill(pid, signal)
         return pid
 

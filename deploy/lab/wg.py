@@ -36,7 +36,7 @@ class Bare(Gateway):
     def __init__(
         self, namespace: Namespace, directory: Path, workers: int = 1, env: Mapping[str, str] | None = None
     ) -> None:
-        super().__init__(namespace, unique_name(), directory, "", workers, {**_WG, **(env or {})})
+        super().__init__(namespace, unique_name(), directory, "", workers, env={**_WG, **(env or {})})
 
     @property
     def env(self) -> Mapping[str, str]:

@@ -44,6 +44,8 @@ class ConnService:
         self._version = 0
         self._gate: gate.Gate | None = None
         self._udp: udp.Sockets
+        self._inherited = stage.inherited
+        """The sockets of the conn-service before us, until we know what is wanted."""
         self._open: list[socket.socket] = []
         """Those that are being read; while there are none, nothing is taken to be sent either."""
         self._workers: list[Outlet] = []
@@ -259,9 +261,11 @@ class ConnService:
                 if wanted.fwmark != standing.fwmark:
                     self._udp.set_mark(wanted.fwmark)
                 return
-        fresh = udp.Sockets(wanted.listen_port, wanted.fwmark, self._egress)
+        inherited, self._inherited = self._inherited, {}
+        fresh = udp.Sockets(wanted.listen_port, wanted.fwmark, self._egress, inherited)
         self._close_sockets()
         self._udp = fresh
+        self._stage.bequest.leave(fresh.descriptors)
 
     def _listen(self) -> None:
         """Reads the sockets, from when there is a gate before them and workers behind."""

@@ -23,12 +23,16 @@ IPv6 link-local address is the one case in which the interface is part of the ad
 import errno
 import socket
 import struct
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from stagewire.proto.endpoint import Endpoint, unpack_untrusted
 
 RECEIVE_BUFFER: Final = 7 << 20
 """Bytes, as wireguard-go asks for; the kernel's queue is the one that may drop."""
+_NAME4: Final = "udp4"
+_NAME6: Final = "udp6"
 _IP_PKTINFO: Final = 8
 _IP_MTU_DISCOVER: Final = 10
 _IPV6_MTU_DISCOVER: Final = 23
@@ -61,9 +65,11 @@ class Ways(Protocol):
 class Sockets:
     """The IPv4 and the IPv6 socket of one port; on a host without IPv6, the first alone. Endpoints are packed."""
 
-    def __init__(self, port: int, fwmark: int, ways: Ways) -> None:
-        """Port 0 picks one that is free in both families. Raises OSError."""
-        four, six = _bind(port, fwmark)
+    def __init__(self, port: int, fwmark: int, ways: Ways, inherited: Mapping[str, int] = MappingProxyType({})) -> None:
+        """Port 0 picks one that is free in both families, or takes what is `inherited`: descriptors by name, which are
+        ours from here on, and are closed when they are for another port. Raises OSError.
+        """
+        four, six = _adopt(port, inherited) or _bind(port, fwmark)
         self._ways = ways
         self._fwmark = fwmark
         self.port: int = four.getsockname()[1]
@@ -74,6 +80,13 @@ class Sockets:
         self._to: dict[bytes, tuple[socket.socket, _Ancillary, _Address]] = {}
         self._first_way: dict[bytes, int] = {}
         """The interface by which the first answer to an endpoint with a source left."""
+        if inherited:
+            self.set_mark(fwmark)
+
+    @property
+    def descriptors(self) -> dict[str, int]:
+        """By name, for whoever comes after us."""
+        return {name: opened.fileno() for name, opened in ((_NAME4, self._four), (_NAME6, self._six)) if opened}
 
     def close(self) -> None:
         """Closes both."""
@@ -170,6 +183,16 @@ def _endpoint(family: int, address: _Address, info: bytes) -> Endpoint:
     scope = address[3]
     packed = socket.inet_pton(socket.AF_INET6, address[0].partition("%")[0])
     return Endpoint(packed, address[1], scope, source, interface if scope else 0)
+
+
+def _adopt(port: int, inherited: Mapping[str, int]) -> tuple[socket.socket, socket.socket | None] | None:
+    opened = {name: socket.socket(fileno=descriptor) for name, descriptor in inherited.items()}
+    four, six = opened.get(_NAME4), opened.get(_NAME6)
+    if four is not None and port in {0, four.getsockname()[1]}:
+        return four, six
+    for each in opened.values():
+        each.close()
+    return None
 
 
 def _bind(port: int, fwmark: int) -> tuple[socket.socket, socket.socket | None]:

@@ -1,4 +1,4 @@
-"""`device-service --number N`: runs crypto worker N, in the foreground, until SIGTERM."""
+"""`device-service`: runs one crypto worker, in the foreground, until SIGTERM. Which one, it finds out by itself."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ def main() -> int:
         prog="device-service", description="Runs one crypto worker of a Stagewire gateway."
     )
     parser.add_argument(
-        "--number", type=int, default=0, choices=range(MAX_WORKERS), metavar="N", help="which one, from 0"
+        "--number", type=int, choices=range(MAX_WORKERS), metavar="N", help="this one, from 0; otherwise one that lacks"
     )
     stage = Stage("device", parser.parse_args().number)
     return stage.run(DeviceService(stage).set_up)

@@ -43,6 +43,7 @@ class Member:
     heard: float
     welcomed: float
     fault: str = ""
+    spares: int = 0
     sessions: tuple[LiveSession, ...] = ()
     """Those it said it runs."""
     applied: int = 0
@@ -131,7 +132,7 @@ class Hub:
         else:
             member.heard = now
             if isinstance(message, Heartbeat):
-                member.fault = message.fault
+                member.fault, member.spares = message.fault, message.spares
                 self.send(identity, Beat(self._stage.generation))
             else:
                 if isinstance(message, Applied):

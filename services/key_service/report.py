@@ -28,7 +28,7 @@ def status(
     """JSON: the interface, its stages (`ready` when all are at work), its peers. `workers_up`: generation by number."""
     in_order = sorted(members, key=lambda member: (member.stage, member.number))
     stages = [_stage(member, version, workers_up) for member in in_order]
-    stages.append({"stage": "key", "number": 0, "ready": True, "fault": stage.fault})
+    stages.append({"stage": "key", "number": 0, "ready": True, "fault": stage.fault, "spares": stage.bequest.spares})
     at_work = {(entry["stage"], entry["number"]) for entry in stages if entry["ready"]}
     needed = {("tun", 0), ("conn", 0), *(("device", number) for number in range(stage.environment.workers))}
     configured = live.registry.peers
@@ -60,6 +60,7 @@ def _stage(member: Member, version: int, workers_up: Mapping[int, int]) -> dict[
         "pid": member.pid,
         "ready": up and member.applied == version and not member.fault,
         "fault": member.fault,
+        "spares": member.spares,
     }
 
 

@@ -49,7 +49,7 @@ def up(environment: Environment, interface: InterfaceConfig, warn: Callable[[str
 
 def prepare(environment: Environment) -> None:
     """Makes the folders and supervisord's configuration. Raises Failed."""
-    left = slots.holders(environment.run)
+    left = slots.contenders(environment.run)
     if left:
         pids = ", ".join(map(str, left))
         raise Failed(
@@ -156,7 +156,7 @@ def stop(environment: Environment) -> None:
 
 def _refuse_anothers(environment: Environment, supervision: Supervision) -> None:
     """Services that another supervisord runs it would only start again."""
-    for pid in slots.holders(environment.run):
+    for pid in slots.held(environment.run).values():
         parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         if parent not in {1, supervision.pid()} and "supervisord" in Path(f"/proc/{parent}/cmdline").read_text():
             raise Failed(f"{environment.interface} is run by a supervisord of its own; stop that (pid {parent})")
@@ -166,16 +166,16 @@ def _end_left_behind(environment: Environment) -> None:
     """What a supervisord that was killed has left behind. Raises Failed."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + GONE_WITHIN / 2
-        for pid in slots.holders(environment.run):
+        for pid in slots.contenders(environment.run):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-        while slots.holders(environment.run):
+        while slots.contenders(environment.run):
             if time.monotonic() > deadline:
                 break
             time.sleep(_POLL)
         else:
             return
-    raise Failed(f"{environment.interface}: processes {slots.holders(environment.run)} do not end")
+    raise Failed(f"{environment.interface}: processes {slots.contenders(environment.run)} do not end")
 
 
 def _wait_for_end(pid: int, interface: str) -> None:

@@ -1,6 +1,8 @@
 """`stagewire status`: what the services say, as one JSON object or as tables."""
 
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -8,10 +10,12 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from stagewire.environment import Environment
+from stagewire.ipc import slots
 from stagewire_cli import query
 from stagewire_cli.supervision import Process, Supervision
 
 Status = dict[str, Any]
+_STAGES = ("tun", "device", "conn", "key", "status")
 _DROP_PREFIXES = ("tun_packets", "datagrams")
 
 
@@ -28,36 +32,48 @@ def gather(environment: Environment) -> Status | None:
     keys = keys or {"interface": environment.interface, "ready": False, "stages": [], "peers": []}
     stages = {(stage["stage"], stage["number"]): stage for stage in keys.pop("stages")}
     counted = {(entry["stage"], entry["number"]): entry for entry in counters["services"]}
-    supervised = {_identity(process.name): process for process in processes or []}
-    names = sorted(stages.keys() | counted.keys() | supervised.keys(), key=_order)
+    held = slots.held(environment.run)
+    supervised = {process.pid: process for process in processes or []}
+    needed = {(stage, 0) for stage in _STAGES} | {("device", number) for number in range(environment.workers)}
+    names = sorted(stages.keys() | counted.keys() | held.keys() | needed, key=_order)
     return keys | {
-        "services": [_service(name, supervised.get(name), stages.get(name), counted.get(name)) for name in names]
+        "services": [
+            _service(name, held.get(name), supervised.get(held.get(name, 0)), stages.get(name), counted.get(name))
+            for name in names
+        ]
     }
-
-
-def _identity(process: str) -> tuple[str, int]:
-    name, _, number = process.partition("_")
-    return name.removesuffix("-service"), int(number or 0)
 
 
 def _order(name: tuple[str, int]) -> tuple[int, int]:
-    stages = ("tun", "device", "conn", "key", "status")
-    return (stages.index(name[0]) if name[0] in stages else len(stages)), name[1]
+    return (_STAGES.index(name[0]) if name[0] in _STAGES else len(_STAGES)), name[1]
 
 
-def _service(name: tuple[str, int], process: Process | None, stage: Status | None, counted: Status | None) -> Status:
-    running = process is not None and process.state == "RUNNING"
+def _service(
+    name: tuple[str, int], pid: int | None, process: Process | None, stage: Status | None, counted: Status | None
+) -> Status:
+    started = _started(pid) if pid else None
     return {
         "service": f"{name[0]}-service",
         "number": name[1],
-        "state": process.state if process else "UNSUPERVISED",
-        "pid": process.pid if process else (stage or {}).get("pid"),
-        "uptime_s": int(time.time()) - process.started if process and running else None,
-        "ready": bool(stage and stage["ready"]),
+        "state": "RUNNING" if pid else "DOWN",
+        "pid": pid,
+        "program": f"{process.group}:{process.name}" if process else None,
+        "uptime_s": int(time.time() - started) if started else None,
+        "ready": bool(stage and stage["ready"] and (pid in {stage.get("pid"), None} or "pid" not in stage)),
         "fault": (stage or {}).get("fault", ""),
+        "spares": (stage or {}).get("spares", 0),
         "lives": (counted or {}).get("lives", 0),
         "counters": (counted or {}).get("counters", {}),
     }
+
+
+def _started(pid: int) -> float | None:
+    """When a process was started, in unix s (proc(5), `stat`, field 22)."""
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return None
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def render(status: Status, console: Console) -> None:
@@ -74,7 +90,7 @@ def render(status: Status, console: Console) -> None:
 
 
 def _services(services: list[Status]) -> Table:
-    table = Table("service", "state", "pid", "up for", "drops and failures", box=None, header_style="bold")
+    table = Table("service", "state", "pid", "up for", "spares", "drops and failures", box=None, header_style="bold")
     for service in services:
         name = service["service"] + (f" {service['number']}" if service["service"] == "device-service" else "")
         state = (
@@ -90,6 +106,7 @@ def _services(services: list[Status]) -> Table:
             state,
             str(service["pid"] or "-"),
             span(service["uptime_s"]),
+            str(service["spares"]),
             escape(service["fault"] or drops or "none"),
         )
     return table

@@ -1,8 +1,8 @@
 """supervisord for one interface: its configuration, what we add to it, and how to speak to it.
 
 supervisord's configuration can count processes but not cores, and knows no default for a variable that isn't set. So
-`supervisord.conf` names 64 workers, and an RPC interface of ours, which supervisord makes before it starts anything,
-leaves as many as are wanted.
+`supervisord.conf` names as many processes of each program as there may ever be, and an RPC interface of ours, which
+supervisord makes before it starts anything, leaves as many as are wanted; later it adds some or takes some away.
 """
 
 import configparser
@@ -16,37 +16,62 @@ from pathlib import Path
 from typing import Any
 
 from stagewire.environment import Environment, EnvironmentMistake
+from stagewire.ipc import slots
 
 WORKERS_GROUP = "device-service"
+GROUPS = ("key-service", "conn-service", WORKERS_GROUP, "tun-service", "status-service")
 EXIT_MISTAKE = 2
 _RPC_TIMEOUT = 5.0
 
 
-class _Nothing:
-    """An RPC interface without methods."""
+class Programs:
+    """The RPC interface `stagewire` of our supervisord. Its methods are what may be called."""
+
+    def __init__(self, supervisord: Any, counts: dict[str, int]) -> None:
+        self._groups = supervisord.process_groups
+        self._not_wanted: dict[str, dict[str, Any]] = {}
+        for group, count in counts.items():
+            processes = self._groups[group].processes
+            surplus = sorted(processes)[count:]
+            self._not_wanted[group] = {name: processes.pop(name) for name in surplus}
+
+    def add(self, group: str, count: int) -> list[str]:
+        """Gives a group `count` processes in all if it has fewer; returns the new ones' names, which are to be started."""
+        processes, waiting = self._groups[group].processes, self._not_wanted[group]
+        names = sorted(waiting)[: max(0, count - len(processes))]
+        for name in names:
+            processes[name] = waiting.pop(name)
+        return [f"{group}:{name}" for name in names]
+
+    def drop(self, group: str, name: str) -> bool:
+        """Takes a process that has been stopped out of its group; says whether it was there."""
+        process = self._groups[group].processes.pop(name, None)
+        if process is not None:
+            self._not_wanted[group][name] = process
+        return process is not None
 
 
-def make(supervisord: Any, **_settings: str) -> _Nothing:
+def make(supervisord: Any, **_settings: str) -> Programs:
     """Called by supervisord before it starts the programs."""
     # Programs are installed beside supervisord, whose folder need not be on anybody's PATH.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     try:
-        workers = Environment.read(os.environ).workers
+        environment = Environment.read(os.environ)
     except EnvironmentMistake as mistake:
         # Whatever is raised here, SystemExit included, supervisord shows as tracebacks and hides behind a line of its own.
         sys.stderr.write(f"stagewire: {mistake}\n")
         sys.stderr.flush()
         os._exit(EXIT_MISTAKE)
-    processes = supervisord.process_groups[WORKERS_GROUP].processes
-    for name in sorted(processes)[workers:]:
-        del processes[name]
-    return _Nothing()
+    workers = slots.wanted_workers(environment.run, environment.workers)
+    counts = {group: (workers if group == WORKERS_GROUP else 1) + environment.spares for group in GROUPS}
+    return Programs(supervisord, counts)
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One program as supervisord sees it. `started` is in unix s; `state` is supervisord's word."""
+    """One process as supervisord sees it. `started` is in unix s; `state` is supervisord's word."""
 
+    group: str
     name: str
     state: str
     pid: int
@@ -98,6 +123,7 @@ class Supervision:
             "STAGEWIRE_STATE_DIR": str(environment.state.parent),
             "STAGEWIRE_LOG_DIR": str(environment.log.parent),
             "STAGEWIRE_WORKERS": str(environment.workers),
+            "STAGEWIRE_SPARES": str(environment.spares),
             "STAGEWIRE_WG_DIR": str(environment.wg),
             "STAGEWIRE_MANAGED": str(int(environment.managed)),
         }
@@ -109,7 +135,7 @@ class Supervision:
             return None
         return [
             Process(
-                info["name"], info["statename"], info["pid"], info["start"],
+                info["group"], info["name"], info["statename"], info["pid"], info["start"],
                 Path(info["stdout_logfile"]) if info["stdout_logfile"] else None,
             )
             for info in answer

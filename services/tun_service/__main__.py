@@ -1,5 +1,6 @@
 """`tun-service`: runs one, in the foreground, until SIGTERM."""
 
+import os
 import sys
 
 from stagewire import tun
@@ -11,17 +12,25 @@ from tun_service.service import TunService
 
 def main() -> int:
     """Returns the exit status."""
-    stage = Stage("tun")
+    stage = Stage("tun", warm_up=network.warm_up)
     try:
-        lender = stage.environment.run / tun.LENDER
-        kept = lender.exists()
-        device = tun.borrow(lender) if kept else tun.open_clone()
+        device = _device(stage)
     except tun.TunUnavailable as unavailable:
         stage.log.error("cannot work", reason=str(unavailable))
         return EXIT_MISTAKE
-    network.warm_up()
     # NET_ADMIN for the device, its addresses and its routes.
-    return stage.run(TunService(stage, device, attached=kept).set_up, CAP_NET_ADMIN)
+    return stage.run(TunService(stage, device, attached=tun.is_attached(device)).set_up, CAP_NET_ADMIN)
+
+
+def _device(stage: Stage) -> int:
+    """The descriptor of the tun-service before us, or the keeper's, or a new one. Raises TunUnavailable."""
+    inherited = stage.inherited.get(tun.DESCRIPTOR)
+    if inherited is not None:
+        if tun.is_attached(inherited):
+            return inherited
+        os.close(inherited)  # the device was deleted meanwhile
+    lender = stage.environment.run / tun.LENDER
+    return tun.borrow(lender) if lender.exists() else tun.open_clone()
 
 
 if __name__ == "__main__":

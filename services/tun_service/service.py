@@ -69,6 +69,8 @@ class TunService:
         """Opens the pipes, and the device if nobody else has it."""
         stage = self._stage
         self._line = ControlLine(stage, self)
+        if self._attached:
+            stage.bequest.leave({tun.DESCRIPTOR: self._tun})
         self._plain_in = stage.pipes.bind(zmq.PULL, endpoints.PLAIN_IN)
         stage.loop.add(self._plain_in, self._on_plain_in)
         stage.loop.add_timed(self)
@@ -199,6 +201,7 @@ class TunService:
             if not self._attached:
                 tun.attach(self._tun, self._stage.environment.interface, privileges.uid_of("tun"))
                 self._attached = True
+                self._stage.bequest.leave({tun.DESCRIPTOR: self._tun})
             if self._watch is None:
                 self._watch = LinkWatch(self._stage.loop, self._stage.environment.interface, self._on_link)
             if settings.workers != len(self._workers):

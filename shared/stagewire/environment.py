@@ -9,6 +9,7 @@
 | `STAGEWIRE_LOG_DIR` | logs of what `stagewire up` started | `/var/log/stagewire` |
 | `STAGEWIRE_WG_DIR` | where the `wg` socket is | `/var/run/wireguard`, where `wg` looks |
 | `STAGEWIRE_WORKERS` | crypto workers, 1 to 64 | one per core but one, at least one |
+| `STAGEWIRE_SPARES` | processes that wait to take over, of each program, 0 to 4 | 1 |
 | `STAGEWIRE_LOG_LEVEL` | debug, info, warning, error; `LOG_LEVEL` will do | `info` |
 | `STAGEWIRE_SHOW_PRIVATE_KEY` | 0: the `wg` socket doesn't show the private key | 1: without it `wg` shows no public key |
 | `STAGEWIRE_MANAGED` | 0: no file; addresses and routes are somebody else's | 1; `stagewire INTERFACE` sets 0 |
@@ -23,6 +24,7 @@ from stagewire import config
 
 MAX_WORKERS = 64
 """The receiver index has room for 256; nobody has measured beyond a handful."""
+MAX_SPARES = 4
 _LEVELS = {
     "debug": "debug",
     "verbose": "debug",
@@ -50,6 +52,7 @@ class Environment:
     wg: Path
     """Where the `wg` socket is."""
     workers: int
+    spares: int
     managed: bool
     """Addresses, MTU and routes are ours to set; otherwise there is no configuration file, and somebody else does."""
     show_private_key: bool
@@ -79,7 +82,8 @@ class Environment:
             wg=Path(variables.get("STAGEWIRE_WG_DIR") or "/var/run/wireguard"),
             managed=_flag(variables, "STAGEWIRE_MANAGED"),
             show_private_key=_flag(variables, "STAGEWIRE_SHOW_PRIVATE_KEY"),
-            workers=_workers(variables.get("STAGEWIRE_WORKERS")),
+            workers=_number(variables, "STAGEWIRE_WORKERS", 1, MAX_WORKERS) or _one_per_core_but_one(),
+            spares=_number(variables, "STAGEWIRE_SPARES", 0, MAX_SPARES, default=1),
             log_level=_LEVELS[level],
         )
 
@@ -91,9 +95,14 @@ def _flag(variables: Mapping[str, str], name: str) -> bool:
     return value == "1"
 
 
-def _workers(text: str | None) -> int:
+def _number(variables: Mapping[str, str], name: str, least: int, most: int, default: int = 0) -> int:
+    text = variables.get(name)
     if not text:
-        return min(MAX_WORKERS, max(1, (os.cpu_count() or 1) - 1))
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_WORKERS:
-        raise EnvironmentMistake(f"STAGEWIRE_WORKERS: {text!r} is no number from 1 to {MAX_WORKERS}")
+        return default
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise EnvironmentMistake(f"{name}: {text!r} is no number from {least} to {most}")
     return int(text)
+
+
+def _one_per_core_but_one() -> int:
+    return min(MAX_WORKERS, max(1, (os.cpu_count() or 1) - 1))

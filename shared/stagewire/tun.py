@@ -11,7 +11,10 @@ from typing import Final
 from pyroute2 import IPRoute
 
 MAX_PACKET: Final = 65535
+DESCRIPTOR: Final = "tun"
+"""What its descriptor is called when it is handed on."""
 _TUNSETIFF: Final = 0x400454CA
+_TUNGETIFF: Final = 0x800454D2
 _TUNSETPERSIST: Final = 0x400454CB
 _TUNSETOWNER: Final = 0x400454CC
 _IFF_TUN: Final = 0x0001
@@ -49,6 +52,15 @@ def attach(clone: int, name: str, owner: int, *, persistent: bool = True) -> Non
         fcntl.ioctl(clone, _TUNSETPERSIST, int(persistent))
     except OSError as error:
         raise TunUnavailable(_explain(name, error)) from None
+
+
+def is_attached(clone: int) -> bool:
+    """Whether a descriptor of /dev/net/tun belongs to a device, and that is there."""
+    try:
+        fcntl.ioctl(clone, _TUNGETIFF, bytes(_REQUEST.size))
+    except OSError:
+        return False
+    return True
 
 
 def _check_ours(name: str, owner: int) -> None:

@@ -16,11 +16,12 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from stagewire import logs
-from stagewire.ipc import slots
+from stagewire.ipc.loop import Every, Loop
+from stagewire.ipc.spare import Spare
 log = logs.set_up("test", "info")
-slots.take(Path(sys.argv[1]), "test", int(sys.argv[2]), log)
+slot, _ = Spare(Path(sys.argv[1]), "test", lambda: (int(sys.argv[2]),), 0, log).wait()
 print("begun", flush=True)
-time.sleep(60)
+Loop(slot.beat).run()
 """
 
 
@@ -56,19 +57,20 @@ def test_the_second_waits_until_the_first_is_dead(tmp_path: Path, stopped: bool)
 
 
 def test_holders_are_known_by_what_they_hold(tmp_path: Path) -> None:
-    assert slots.holders(tmp_path) == []
+    assert slots.held(tmp_path) == {}
     first = Contender(tmp_path)
     try:
         until(lambda: first.says("begun"), 10, "the first to be at work")
         second = Contender(tmp_path)
         try:
             until(lambda: second.says("waits"), 10, "the second to wait")
-            assert slots.holders(tmp_path) == [first.process.pid]
+            assert slots.held(tmp_path) == {("test", 0): first.process.pid}
+            assert slots.contenders(tmp_path) == sorted([first.process.pid, second.process.pid])
         finally:
             second.kill()
     finally:
         first.kill()
-    assert slots.holders(tmp_path) == []
+    assert slots.held(tmp_path) == {}
 
 
 def test_other_numbers_are_other_slots(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_repeated_hello_is_answered_once(bench: Bench) -> None:
 
 def test_whoever_did_not_say_hello_is_asked_to(bench: Bench) -> None:
     line = bench.line(b"tun.0.1")
-    for message in (Heartbeat(1, ""), Applied(3), WantHandshake(bytes(32), "rekey")):
+    for message in (Heartbeat(1, "", 0), Applied(3), WantHandshake(bytes(32), "rekey")):
         bench.say(line, message)
         assert bench.heard(line) == Beat(0)
     assert bench.messages == []
@@ -112,10 +112,10 @@ def test_whoever_did_not_say_hello_is_asked_to(bench: Bench) -> None:
 def test_a_heartbeat_is_answered_and_carries_a_fault(bench: Bench) -> None:
     line = bench.line(b"tun.0.1")
     member = bench.hello(line)
-    bench.say(line, Heartbeat(1, "no device"))
+    bench.say(line, Heartbeat(1, "no device", 2))
     assert bench.heard(line) == Beat(bench.stage.generation)
-    assert member.fault == "no device"
-    bench.say(line, Heartbeat(1, ""))
+    assert (member.fault, member.spares) == ("no device", 2)
+    bench.say(line, Heartbeat(1, "", 0))
     bench.heard(line)
     assert member.fault == ""
 

@@ -47,7 +47,7 @@ def test_more_time_is_never_said_as_less(one: float, other: float) -> None:
 
 SERVICE = {
     "service": "device-service", "number": 1, "state": "RUNNING", "pid": 4711, "uptime_s": 65, "ready": True,
-    "fault": "", "lives": 1, "counters": {"datagrams_in": 5, "tun_packets_in": 6, "replayed": 1234},
+    "fault": "", "spares": 1, "lives": 1, "counters": {"datagrams_in": 5, "tun_packets_in": 6, "replayed": 1234},
 }  # fmt: skip
 PEER = {
     "public_key": "P" * 43 + "=", "endpoint": "192.0.2.1:51820", "worker": 1, "last_handshake_unix_s": None,
@@ -98,7 +98,7 @@ def test_a_clock_skew_has_a_column_when_there_is_one() -> None:
 
 
 def test_nothing_that_is_missing_is_an_error() -> None:
-    service = SERVICE | {"pid": None, "uptime_s": None, "state": "UNSUPERVISED", "counters": {}}
+    service = SERVICE | {"pid": None, "uptime_s": None, "state": "DOWN", "counters": {}}
     text = shown([service], [PEER | {"endpoint": None, "allowed_ips": []}], listen_port=None)
     assert "(unknown)" in text
     assert "(none)" in text

@@ -51,8 +51,11 @@ class Side:
 
     def pids(self) -> dict[str, int]:
         """Of the programs that run now."""
-        processes = self.supervision.processes() or []
-        return {process.name: process.pid for process in processes if process.state == "RUNNING"}
+        held = self.gateway.held().items()
+        return {
+            f"device-service_{number:02d}" if stage == "device" else f"{stage}-service": pid
+            for (stage, number), pid in held
+        }
 
     def ready(self) -> bool:
         """Whether key-service says that everybody is at work."""
@@ -213,8 +216,9 @@ def pair(shared_directory: Path) -> Iterator[Pair]:
 
 
 def restart(side: Side, program: str) -> None:
-    group = "device-service:" if program.startswith("device") else ""
-    assert "started" in side.supervisorctl("restart", group + program)
+    processes = {process.pid: process for process in side.supervision.processes() or []}
+    process = processes[side.pids()[program]]
+    assert "started" in side.supervisorctl("restart", f"{process.group}:{process.name}")
 
 
 def kill(side: Side, program: str) -> None:

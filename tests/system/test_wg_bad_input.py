@@ -62,7 +62,7 @@ def _tunnel_does_not_notice(network: Topology, hub: BareHub) -> Iterator[None]:
     """A stream and the whole configuration go through every test here, untouched."""
     with hub.wireguard_go(STEADY, network.a, Topology.B4):
         assert ping(network.a, STEADY.gateway_inner[0]).received == 1
-        before, pid = hub.wg("showconf", hub.name).stdout, hub.gateway.pid("key-service")
+        before, pid = hub.wg("showconf", hub.name).stdout, hub.gateway.pid("key")
         with NumberedStream(network.a, network.b, STEADY.gateway_inner[0], rate=500) as stream:
             until(lambda: stream.received > 20, 5, "the stream")
             yield
@@ -72,12 +72,12 @@ def _tunnel_does_not_notice(network: Topology, hub: BareHub) -> Iterator[None]:
             f"longest gap {report.longest_gap * 1000:.0f} ms, our sender's own {report.longest_send_gap * 1000:.0f} ms"
         )
         assert hub.wg("showconf", hub.name).stdout == before
-        assert hub.gateway.pid("key-service") == pid
+        assert hub.gateway.pid("key") == pid
 
 
 def resident(hub: BareHub) -> int:
     """key-service's memory, in MiB."""
-    status = Path(f"/proc/{hub.gateway.pid('key-service')}/status").read_text()
+    status = Path(f"/proc/{hub.gateway.pid('key')}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) // 1024
 
 
@@ -110,7 +110,7 @@ def test_a_thousand_connections_that_say_nothing(hub: BareHub) -> None:
         opened[-1].sendall(b"\n")
         assert opened[-1].recv(65536).endswith(b"errno=0\n\n")
     assert resident(hub) - before < 20
-    pid = hub.gateway.pid("key-service")
+    pid = hub.gateway.pid("key")
     until(lambda: len(list(Path(f"/proc/{pid}/fd").iterdir())) < 60, 5, "its descriptors to be closed")
 
 

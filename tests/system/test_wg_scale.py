@@ -59,7 +59,7 @@ def beside_a_stream(network: Topology, hub: BareHub, what: str, change: Callable
 
 
 def restart_key_service(hub: BareHub) -> None:
-    hub.gateway.kill("key-service", signal.SIGKILL)
+    hub.gateway.kill("key", signal.SIGKILL)
     until(lambda: is_ready(hub.gateway), 20, "key-service to be back")
 
 

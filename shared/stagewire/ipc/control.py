@@ -65,10 +65,14 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A stage lives. `fault` is what keeps it from its work, in one line for the operator, or empty."""
+    """A stage lives. `fault` is what keeps it from its work, in one line for the operator, or empty.
+
+    `spares` is how many processes wait to take over.
+    """
 
     generation: int
     fault: str
+    spares: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ import zmq
 Source = zmq.Socket[bytes] | int
 Handler = Callable[[float], None]
 
+HEARTBEAT_INTERVAL = 0.05
+"""s that a turn may wait at most: whoever watches the heartbeat must be able to tell idle from hung."""
 FINISH_WITHIN = 0.2
 """s from being told to stop to stopping, while there is something left to do."""
 
@@ -38,7 +40,9 @@ class Timed(Protocol):
 class Loop:
     """Dispatches readable sources and deadlines until told to stop (SIGTERM, SIGINT or `stop`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, heart: Callable[[float], None] = lambda _now: None) -> None:
+        """`heart` is called once each turn, and at least every HEARTBEAT_INTERVAL."""
+        self._heart = heart
         self._poller = zmq.Poller()
         self._handlers: dict[object, Handler] = {}
         self._writers: dict[object, Handler] = {}
@@ -120,14 +124,17 @@ class Loop:
             self.remove(source)
         until = boot_time() + FINISH_WITHIN
         while boot_time() < until and (ready := self._poller.poll(0)):
-            self._dispatch(ready, boot_time())
+            now = boot_time()
+            self._heart(now)
+            self._dispatch(ready, now)
 
     def _turn(self) -> None:
         due = min((when for timed in self._timed if (when := timed.next_deadline()) is not None), default=None)
         # Rounded up: the poller truncates to milliseconds, and would spin through the last one.
-        wait = None if due is None else max(0, math.ceil((due - boot_time()) * 1000))
-        ready = self._poller.poll(wait)
+        wait = HEARTBEAT_INTERVAL if due is None else min(HEARTBEAT_INTERVAL, max(0.0, due - boot_time()))
+        ready = self._poller.poll(math.ceil(wait * 1000))
         now = boot_time()
+        self._heart(now)
         self._dispatch(ready, now)
         for timed in self._timed:
             when = timed.next_deadline()

@@ -1,40 +1,151 @@
-"""Who is at work: one process a slot, whoever is started, killed or left behind.
+"""Who is at work: one process a slot, whoever is started, killed, stopped or left behind.
 
-A slot is a lock on a file (flock(2)), which the kernel frees the instant its holder dies. A second copy of a stage, started
-by hand or left behind by a supervisord that was killed, waits here before it opens anything, and takes over when the first
-is gone.
+A slot is a lock on a file (flock(2)), which the kernel frees the instant its holder dies. The file is also the holder's
+page: the time of its last heartbeat, and until when it may be silent because it has said that it will be. Files and locks
+are root's, in the interface's own folder, where no stage could take them away or put a link in their place.
 """
 
 import fcntl
+import mmap
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
-import structlog
-
-_PREFIX = "slot."
-
-
-def take(run: Path, stage: str, number: int, log: structlog.typing.FilteringBoundLogger) -> int:
-    """Waits for a stage's slot; returns the descriptor that holds it for as long as the process lives. Raises OSError.
-
-    The file is in the interface's own folder `run`, root's, where no stage could take it away or put a link in its place.
-    """
-    path = run / f"{_PREFIX}{stage}.{number}"
-    slot = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.info("waits: another process is at work in this place", pid=os.getpid())
-        fcntl.flock(slot, fcntl.LOCK_EX)
-    return slot
+PREFIX: Final = "slot."
+LOOK_INTERVAL: Final = 0.25
+"""s between two looks whether the file is still there."""
+STARTING: Final = 10.0
+"""s that a new holder has until its first heartbeat; a key-service with 10,000 peers needs one or two."""
+_PAGE: Final = mmap.PAGESIZE
 
 
-def holders(run: Path) -> list[int]:
-    """The pids of the processes at work in an interface's folder, whoever started them; only root sees all."""
-    inodes = set()
-    with suppress(OSError):
-        inodes = {path.stat().st_ino for path in run.glob(f"{_PREFIX}*")}
-    held = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+class SlotLost(Exception):  # noqa: N818 - a state of the host, told to the operator
+    """Somebody took the file away; another process may hold a new one of that name."""
+
+
+class Slot:
+    """A file that can be held by one process at a time. Opened as root. Raises OSError."""
+
+    def __init__(self, run: Path, stage: str, number: int) -> None:
+        self.stage = stage
+        self.number = number
+        self.path = run / f"{PREFIX}{stage}.{number}"
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            # Writing to a page that a full disk has no room for would be a SIGBUS; here it is an error one can read.
+            os.posix_fallocate(self._file, 0, _PAGE)
+            self._inode = os.fstat(self._file).st_ino
+            self._page = memoryview(mmap.mmap(self._file, _PAGE)).cast("d")
+        except OSError:
+            os.close(self._file)
+            raise
+        self._look = 0.0
+
+    def take(self, now: float) -> bool:
+        """Takes the lock if it is free and its file still there. `now` is in s on the boot-time clock."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if not self.in_place():
+            self.release()
+            return False
+        self._page[1] = now + STARTING
+        self._page[0] = now
+        return True
+
+    def release(self) -> None:
+        """Lets go of the lock."""
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Closes the file; a lock on it is free then."""
+        os.close(self._file)
+
+    def in_place(self) -> bool:
+        """Whether the file is still what its name leads to."""
+        try:
+            return self.path.stat().st_ino == self._inode
+        except OSError:
+            return False
+
+    # --- the holder ----------------------------------------------------------------------------------------
+
+    def beat(self, now: float) -> None:
+        """Says that the loop turns. Raises SlotLost.
+
+        Hot: 0.15 us, once a turn.
+        """
+        self._page[0] = now
+        if now >= self._look:
+            self._page[1] = 0.0
+            # After a long stop this is the first thing done, before any packet.
+            self._look = now + LOOK_INTERVAL
+            if not self.in_place():
+                raise SlotLost(f"{self.path} was taken away")
+
+    def expect_silence(self, seconds: float, now: float) -> None:
+        """Announces work during which the loop stands still."""
+        self._page[1] = now + seconds
+        self._look = 0.0  # over with the next turn
+
+    # --- who watches it ------------------------------------------------------------------------------------
+
+    @property
+    def last_beat(self) -> float:
+        """The holder's last heartbeat, s on its boot-time clock."""
+        return self._page[0]
+
+    @property
+    def silent_until(self) -> float:
+        """Until when the holder has said that it may be silent, s on the boot-time clock."""
+        return self._page[1]
+
+    def holder(self) -> int | None:
+        """The pid of the process that holds the lock."""
+        return next((pid for pid, inode in _locks() if inode == self._inode), None)
+
+
+def _locks() -> list[tuple[int, int]]:
     # "1: FLOCK ADVISORY WRITE <pid> <device>:<inode> 0 EOF"; those that wait have an arrow for a kind
-    return sorted({int(f[4]) for f in held if f[1] == "FLOCK" and int(f[5].rpartition(":")[2]) in inodes})
+    held = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+    return [(int(f[4]), int(f[5].rpartition(":")[2])) for f in held if f[1] == "FLOCK"]
+
+
+def held(run: Path) -> dict[tuple[str, int], int]:
+    """The pids of the processes at work in an interface's folder by stage and number; only root sees all."""
+    places: dict[int, tuple[str, int]] = {}
+    with suppress(OSError):
+        for path in run.glob(f"{PREFIX}*"):
+            stage, _, number = path.name.removeprefix(PREFIX).partition(".")
+            places[path.stat().st_ino] = stage, int(number)
+    return {places[inode]: pid for pid, inode in _locks() if inode in places}
+
+
+def wanted_workers(run: Path, default: int) -> int:
+    """How many workers an interface is to have: what key-service was last told, or `default`."""
+    try:
+        return int((run / "key" / "workers").read_text())
+    except (OSError, ValueError):
+        return default
+
+
+def contenders(run: Path) -> list[int]:
+    """The pids of all that hold or wait for a slot of an interface, in its folder as it is or as it was."""
+    processes = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+    return sorted(pid for pid in processes if _has_open(pid, str(run / PREFIX)))
+
+
+def holders_of_deleted(path: Path) -> list[int]:
+    """The pids of those that hold a slot of this name whose file was taken away."""
+    return sorted({pid for pid, _ in _locks() if _has_open(pid, f"{path} (deleted)")})
+
+
+def _has_open(pid: int, beginning: str) -> bool:
+    with suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                if str(link.readlink()).startswith(beginning):
+                    return True
+    return False

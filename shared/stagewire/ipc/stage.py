@@ -1,6 +1,6 @@
 """What every program is made of beside its own work: environment, log, folders, privileges, loop, control, counters.
 
-    stage = Stage("tun")            read the environment, set the log up, make the folders    (as root)
+    stage = Stage("tun")            read the environment, set the log up, make the folders, wait for a slot   (as root)
     ...                             open what needs root
     stage.run(...)                  become the stage's own uid, turn the loop until SIGTERM
 
@@ -13,7 +13,7 @@ import os
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -22,6 +22,7 @@ import zmq
 from stagewire import logs, privileges
 from stagewire.environment import Environment, EnvironmentMistake
 from stagewire.ipc import control, endpoints, slots
+from stagewire.ipc.bequest import Bequest
 from stagewire.ipc.codec import BadControl
 from stagewire.ipc.control import (
     Applied,
@@ -38,6 +39,8 @@ from stagewire.ipc.control import (
     Welcome,
 )
 from stagewire.ipc.loop import Every, Loop, boot_time
+from stagewire.ipc.slots import SlotLost
+from stagewire.ipc.spare import Spare
 
 LINGER_MS = 100
 """What was sent before we stop has this long to leave."""
@@ -58,26 +61,39 @@ class Handler(Protocol):
 class Stage:
     """One process. `name` is tun, device, conn, key or status; `number` is the worker's."""
 
-    def __init__(self, name: str, number: int = 0) -> None:
+    def __init__(self, name: str, only: int | None = None, warm_up: Callable[[], None] = lambda: None) -> None:
+        """Returns when there is work: until then it is the spare. `only` is the one number to wait for.
+
+        `warm_up` does beforehand what takes long and needs no slot.
+        """
         self.name = name
-        self.number = number
         self.generation = secrets.randbits(63)
         self.environment = _read_environment()
-        extra = {"worker": number} if name == "device" else {}
-        self.log = logs.set_up(
-            f"{name}-service", self.environment.log_level, interface=self.environment.interface, **extra
-        )
+        self.log = logs.set_up(f"{name}-service", self.environment.log_level, interface=self.environment.interface)
         self.counters: Counter[str] = Counter()
-        self.loop = Loop()
-        self.fault = ""
         try:
             endpoints.prepare_folders(self.environment.run, name)
+            warm_up()
             # Before anything is opened or read: no two processes may serve one place, nor one undo what the other does.
-            self._slot = slots.take(self.environment.run, name, number, self.log)
+            waiting = Spare(self.environment.run, name, lambda: self._numbers(only), privileges.uid_of(name), self.log)
+            self.slot, self.inherited = waiting.wait()
         except OSError as error:
             self.log.error("cannot work", reason=str(error))
             sys.exit(EXIT_MISTAKE)
+        self.number = self.slot.number
+        if name == "device":
+            self.log = self.log.bind(worker=self.number)
+        self.loop = Loop(self.slot.beat)
+        self.fault = ""
+        self.bequest: Bequest
         self.pipes = endpoints.Pipes(zmq.Context(), self.environment.run)
+
+    def _numbers(self, only: int | None) -> Sequence[int]:
+        if only is not None:
+            return (only,)
+        if self.name == "device":
+            return range(slots.wanted_workers(self.environment.run, self.environment.workers))
+        return (0,)
 
     def set_fault(self, fault: str) -> None:
         """Says what keeps the stage from its work (empty: nothing does); logged when it changes."""
@@ -98,19 +114,30 @@ class Stage:
             privileges.drop(self.name, *capabilities)
             # From here on every socket is for the services' group, and nobody else.
             os.umask(0o117)
+            self.bequest = Bequest(self.loop, self.environment.run / self.name, self.number)
             set_up()
             self._push_counters()
             self.log.info("started", pid=os.getpid(), generation=self.generation)
             self.loop.run()
         except KeyboardInterrupt:
             pass
+        except SlotLost as lost:
+            self.log.error("the run folder was wiped; starts anew", reason=str(lost))
+            return 1
         except Exception:
             self.log.exception("died of a bug")
             return 1
         finally:
             self.pipes.context.destroy(linger=LINGER_MS)
+            self._make_room()
         self.log.info("stopped")
         return 0
+
+    def _make_room(self) -> None:
+        """Lets the spare begin while the interpreter takes its time to end."""
+        self.slot.release()
+        with suppress(AttributeError):  # not got as far as that
+            self.bequest.close()
 
     def _push_counters(self) -> None:
         telemetry = self.pipes.connect(zmq.PUSH, endpoints.TELEMETRY)
@@ -178,7 +205,7 @@ class ControlLine:
         if self._key_generation is None:
             self.say(self._handler.hello())
             return
-        self.say(Heartbeat(self._stage.generation, self._stage.fault))
+        self.say(Heartbeat(self._stage.generation, self._stage.fault, self._stage.bequest.spares))
         # Often while nobody knows us, so that a start is quick; rarely after.
         self._heartbeat.put_off(now + control.HEARTBEAT_INTERVAL)
 
