@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 from stagewire import tun
 from stagewire.ipc.stage import EXIT_MISTAKE, Stage
@@ -12,14 +13,16 @@ from tun_service.service import TunService
 
 def main() -> int:
     """Returns the exit status."""
-    stage = Stage("tun", warm_up=network.warm_up)
+    opened: list[Any] = []
+    stage = Stage("tun", warm_up=lambda: opened.append(network.open_netlink()))
+    (netlink,) = opened
     try:
         device = _device(stage)
     except tun.TunUnavailable as unavailable:
         stage.log.error("cannot work", reason=str(unavailable))
         return EXIT_MISTAKE
     # NET_ADMIN for the device, its addresses and its routes.
-    return stage.run(TunService(stage, device, attached=tun.is_attached(device)).set_up, CAP_NET_ADMIN)
+    return stage.run(TunService(stage, netlink, device, attached=tun.is_attached(device)).set_up, CAP_NET_ADMIN)
 
 
 def _device(stage: Stage) -> int:

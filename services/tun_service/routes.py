@@ -1,4 +1,5 @@
-"""Routes of the peers' allowed-IPs, and the policy rules a default route needs, as wg-quick(8) sets them.
+"""What the kernel is to know of an interface: its addresses (`network`), routes of the peers' allowed-IPs, and the policy
+rules that a default route needs, as wg-quick(8) sets them.
 
 `Table = auto` puts each prefix into the main table; a default route goes into a table of its own instead, which everything
 uses that doesn't carry our mark, so that the outer packets still find the real one. `Table = N` puts all into table N,
@@ -10,14 +11,14 @@ be 130,000 of them and packets in between.
 import errno
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 from typing import Any, Final
 
-from pyroute2 import IPRoute, NetlinkError
+from pyroute2 import NetlinkError
 
 from stagewire.ipc.loop import boot_time
-from tun_service.network import NetworkRefused, Wanted, attempt, index_of
+from tun_service.network import NetworkRefused, Wanted, apply, attempt, index_of
 
 Network = IPv4Network | IPv6Network
 Route = tuple[Network, int]
@@ -28,6 +29,7 @@ PROTOCOL: Final = 87
 MAIN_TABLE: Final = 254
 BUDGET: Final = 0.004
 """s of one turn that routes may take."""
+_STEP: Final = 64
 _INVERT: Final = 0x2  # FIB_RULE_INVERT
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _SCOPES: Final = {4: "link", 6: "universe"}
@@ -37,37 +39,50 @@ _SCOPES: Final = {4: "link", 6: "universe"}
 class Routes:
     """Brings the kernel's routes into line. `on_settled` is told when they are, or why they can't be."""
 
-    def __init__(self, interface: str, on_settled: Callable[[str], None]) -> None:
+    def __init__(self, netlink: Any, interface: str, on_settled: Callable[[str], None]) -> None:
+        self._netlink = netlink
         self._interface = interface
         self._on_settled = on_settled
         self._wanted: Wanted | None = None
         self._connected: set[Network] = set()
         self._index = 0
+        self._comparing: Iterator[None] = iter(())
         self._todo: deque[tuple[bool, Route]] = deque()
         self._due = False
-        self._netlink: Any = None
 
-    def begin(self, wanted: Wanted, prefixes: Iterable[Network]) -> None:
-        """Compares all of them with what stands. Raises NetworkRefused."""
+    def begin(self, wanted: Wanted, prefixes: Iterable[Network], *, set_mtu: bool = True) -> None:
+        """Compares all that is wanted with what stands, and changes what differs."""
         self._wanted = wanted
         # The addresses' own networks are routed by the kernel already; wg-quick leaves them out as well.
         self._connected = {ip_interface(address).network for address in wanted.addresses}
-        if self._netlink is None:
-            self._netlink = IPRoute()
+        self._todo.clear()
+        self._comparing = self._compare(wanted, tuple(prefixes), set_mtu)
+        self._due = True
+
+    def _compare(self, wanted: Wanted, prefixes: Sequence[Network], set_mtu: bool) -> Iterator[None]:
+        """Step by step. What changes meanwhile is in `_todo`, and comes after what is found here."""
         self._index = index_of(self._netlink, self._interface)
-        routes = set(self._routes(prefixes))
-        standing = set(self._standing())
-        self._todo = deque((False, route) for route in standing - routes)
-        self._todo.extend((True, route) for route in sorted(routes - standing, key=str))
+        yield
+        yield from apply(self._netlink, self._index, wanted, set_mtu=set_mtu)
+        routes: dict[Route, None] = {}  # a set that keeps its order
+        for position, route in enumerate(self._routes(prefixes)):
+            routes[route] = None
+            if position % _STEP == 0:
+                yield
+        standing: set[Route] = set()
+        for route in self._standing():
+            standing.add(route)
+            yield
+        found = [(False, route) for route in standing if route not in routes]
+        found += [(True, route) for route in routes if route not in standing]
+        self._todo.extendleft(reversed(found))
         for prefix, table in routes:
             if self._needs_rules(prefix):
                 self._set_rules(_FAMILIES[prefix.version], table)
-        self._due = True
 
     def close(self) -> None:
         """Lets go of netlink; the routes stay."""
-        if self._netlink is not None:
-            self._netlink.close()
+        self._netlink.close()
 
     def add(self, prefixes: Iterable[Network]) -> None:
         """More of them."""
@@ -90,10 +105,14 @@ class Routes:
         """A few of them."""
         until = boot_time() + BUDGET
         try:
+            for _ in self._comparing:
+                if boot_time() >= until:
+                    return
             while self._todo and boot_time() < until:
                 self._change(*self._todo.popleft())
         except NetworkRefused as refused:
             self._todo.clear()
+            self._comparing = iter(())
             self._due = False
             self._on_settled(str(refused))
             return

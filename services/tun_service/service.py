@@ -7,6 +7,7 @@ plain-in ──▶ TUN
 
 import os
 from collections import Counter
+from typing import Any
 
 import zmq
 
@@ -44,11 +45,12 @@ MAX_INNER = 65507 - c.TRANSPORT_OVERHEAD
 class TunService:
     """The OS side of one interface."""
 
-    def __init__(self, stage: Stage, device: int, *, attached: bool) -> None:
+    def __init__(self, stage: Stage, netlink: Any, device: int, *, attached: bool) -> None:
         """`device` is a descriptor of /dev/net/tun; `attached`: it is the interface's already."""
         self._stage = stage
         self._tun = device
-        self._attached = attached
+        self._attached = self._found = attached
+        """Found: a tun-service before us has set its MTU, and somebody may have set another since."""
         self._version = 0
         self._wanted: TunSettings | None = None
         self._named: set[Network] | None = None
@@ -56,7 +58,7 @@ class TunService:
         self._homes: dict[Network, int] = {}
         self._owners: AllowedIps[int] = AllowedIps()
         """The same, to be looked up by longest prefix."""
-        self._routes = Routes(stage.environment.interface, self._on_routes_settled)
+        self._routes = Routes(netlink, stage.environment.interface, self._on_routes_settled)
         self._watch: LinkWatch | None = None
         self._link: Link | None = None
         self._link_said: LinkState | None = None
@@ -198,6 +200,8 @@ class TunService:
         if settings is None:
             return
         try:
+            if self._found:
+                self._mtu_set, self._found = settings.mtu, False
             if not self._attached:
                 tun.attach(self._tun, self._stage.environment.interface, privileges.uid_of("tun"))
                 self._attached = True
@@ -208,12 +212,11 @@ class TunService:
                 self._connect_workers(settings.workers)
             if settings.managed:
                 wanted = network.Wanted(settings.addresses, settings.mtu, settings.table, settings.fwmark)
-                network.apply(self._stage.environment.interface, wanted, set_mtu=wanted.mtu != self._mtu_set)
+                self._routes.begin(wanted, self._homes, set_mtu=wanted.mtu != self._mtu_set)
                 self._mtu_set = wanted.mtu
-                self._routes.begin(wanted, self._homes)
             else:
                 self._on_routes_settled("")
-        except (tun.TunUnavailable, network.NetworkRefused) as refused:
+        except tun.TunUnavailable as refused:
             self._on_routes_settled(str(refused))
             return
         self._retry = None
@@ -221,6 +224,7 @@ class TunService:
     def _on_routes_settled(self, fault: str) -> None:
         self._stage.set_fault(fault)
         if fault:
+            self._mtu_set = None  # it may be that which was refused
             self._retry = boot_time() + RETRY
         else:
             self._line.applied(self._version)

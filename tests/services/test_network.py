@@ -38,9 +38,10 @@ class Host:
         table: str = "auto",
         mtu: int = 1420,
         fwmark: int = 0,
+        set_mtu: bool = True,
     ) -> None:
         wanted = Wanted(addresses, mtu, table, fwmark)
-        self.namespace.call(lambda: _apply(wanted, prefixes))
+        self.namespace.call(lambda: _apply(wanted, prefixes, set_mtu=set_mtu))
 
     def lines(self, *arguments: str) -> list[str]:
         """What `ip` says, without the times it counts."""
@@ -72,12 +73,11 @@ class Host:
         ]
 
 
-def _apply(wanted: Wanted, prefixes: tuple[str, ...]) -> None:
-    network.apply("wg0", wanted)
+def _apply(wanted: Wanted, prefixes: tuple[str, ...], *, set_mtu: bool) -> None:
     said: list[str] = []
-    made = routes.Routes("wg0", said.append)
+    made = routes.Routes(network.open_netlink(), "wg0", said.append)
     try:
-        made.begin(wanted, map(ip_network, prefixes))
+        made.begin(wanted, map(ip_network, prefixes), set_mtu=set_mtu)
         while made.next_deadline() is not None:
             made.act(0.0)
     finally:
@@ -227,7 +227,7 @@ def test_a_default_route_without_a_mark_leaves_the_host_its_own(host: Host) -> N
 def test_an_mtu_that_somebody_has_set_may_be_left(host: Host) -> None:
     host.apply(mtu=1380)
     host.namespace.run("ip", "link", "set", "wg0", "mtu", "1300")
-    host.namespace.call(lambda: network.apply("wg0", Wanted(("10.9.0.2/24",), 1380, "auto", 0), set_mtu=False))
+    host.apply(addresses=("10.9.0.2/24",), mtu=1380, set_mtu=False)
     assert host.addresses() == {"10.9.0.2/24"}
     assert "mtu 1300" in "".join(host.lines("link", "show", "dev", "wg0"))
 
