@@ -82,9 +82,13 @@ def plain(directory: Path, more: str = "", **variables: str) -> Iterator[Plain]:
             stop(made.process)
 
 
-def expected(workers: int) -> dict[str, str]:
-    names = [f"device-service:device-service_{number:02d}" for number in range(workers)]
-    return dict.fromkeys(["conn-service", *names, "key-service", "status-service", "tun-service"], "RUNNING")
+def expected(workers: int, spares: int = 1) -> dict[str, str]:
+    counts = {"conn": 1, "device": workers, "key": 1, "status": 1, "tun": 1}
+    return {
+        f"{stage}-service:{stage}-service_{number:02d}": "RUNNING"
+        for stage, count in counts.items()
+        for number in range(count + spares)
+    }
 
 
 def workers_of(supervisord: Plain) -> list[int]:
@@ -116,17 +120,19 @@ def test_it_runs_the_programs_and_a_worker_for_every_core_but_one(lab_directory:
 def test_a_program_that_ends_is_started_until_it_can_work(lab_directory: Path) -> None:
     """A configuration that is refused: nothing is given up for good, and once it is mended all work."""
     config = lab_directory / "wg0.conf"
-    with plain(lab_directory, "Nonsense = 1\n", STAGEWIRE_WORKERS="3") as supervisord:
+    with plain(lab_directory, "Nonsense = 1\n", STAGEWIRE_WORKERS="3", STAGEWIRE_SPARES="0") as supervisord:
         until(lambda: supervisord.output.count("configuration refused") >= 2, 20, "key-service to have tried twice")
         assert f"{config}:4: " in supervisord.output
         config.write_text(config.read_text().replace("Nonsense = 1\n", ""))
         until(supervisord.ready, 20, "the gateway to be ready")
-        assert supervisord.status() == expected(3)
+        assert supervisord.status() == expected(3, spares=0)
         assert workers_of(supervisord) == [0, 1, 2]
 
 
 def test_an_environment_that_makes_no_sense_is_refused_in_one_line(lab_directory: Path) -> None:
-    for number, (variable, value) in enumerate({"WORKERS": "65", "INTERFACE": "a/b", "LOG_LEVEL": "loud"}.items()):
+    for number, (variable, value) in enumerate(
+        {"WORKERS": "65", "SPARES": "5", "INTERFACE": "a/b", "LOG_LEVEL": "loud"}.items()
+    ):
         folder = lab_directory / str(number)
         folder.mkdir()
         with Namespace("plain") as namespace, (folder / "output").open("ab") as output:
