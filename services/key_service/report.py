@@ -1,6 +1,7 @@
 """The state of an interface as `stagewire status` shows it. No secret is in it."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,16 @@ def status(
     """JSON: the interface, its stages (`ready` when all are at work), its peers. `workers_up`: generation by number."""
     in_order = sorted(members, key=lambda member: (member.stage, member.number))
     stages = [_stage(member, version, workers_up) for member in in_order]
-    stages.append({"stage": "key", "number": 0, "ready": True, "fault": stage.fault, "spares": stage.bequest.spares})
+    stages.append(
+        {
+            "stage": "key",
+            "number": 0,
+            "pid": os.getpid(),
+            "ready": True,
+            "fault": stage.fault,
+            "spares": stage.bequest.spares,
+        }
+    )
     at_work = {(entry["stage"], entry["number"]) for entry in stages if entry["ready"]}
     needed = {("tun", 0), ("conn", 0), *(("device", number) for number in range(stage.environment.workers))}
     configured = live.registry.peers

@@ -170,6 +170,31 @@ def status(name: str | None, as_json: bool) -> None:
         show.render(answer, console)
 
 
+@main.command()
+@click.argument("stage", type=click.Choice(["tun", "device", "conn", "key", "status", "all"]))
+@click.argument("name", required=False)
+def restart(stage: str, name: str | None) -> None:
+    """Replace the processes of a stage, or of all, one after another while traffic flows.
+
+    NAME may be left out when one interface is up. After an upgrade this is what brings the new version to work.
+    """
+    from stagewire_cli import bring_up, rolling
+
+    _need_root()
+    environment = _environment(name or _the_one_that_is_up())
+    try:
+        rolling.restart(environment, rolling.STAGES if stage == "all" else (stage,), click.echo)
+    except bring_up.Failed as failed:
+        _fail(f"{environment.interface}: {failed}")
+
+
+def _the_one_that_is_up() -> str:
+    names = _interfaces()
+    if len(names) != 1:
+        _fail(f"{len(names)} interfaces are up ({', '.join(names)}); name one" if names else "no interface is up")
+    return names[0]
+
+
 def _interfaces() -> list[str]:
     folder = Path(os.environ.get("STAGEWIRE_RUN_DIR") or "/run/stagewire")
     try:

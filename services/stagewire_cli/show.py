@@ -59,7 +59,7 @@ def _service(
         "pid": pid,
         "program": f"{process.group}:{process.name}" if process else None,
         "uptime_s": int(time.time() - started) if started else None,
-        "ready": bool(stage and stage["ready"] and (pid in {stage.get("pid"), None} or "pid" not in stage)),
+        "ready": bool(stage and stage["ready"] and stage["pid"] == pid),
         "fault": (stage or {}).get("fault", ""),
         "spares": (stage or {}).get("spares", 0),
         "lives": (counted or {}).get("lives", 0),

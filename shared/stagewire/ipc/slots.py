@@ -131,10 +131,11 @@ def wanted_workers(run: Path, default: int) -> int:
         return default
 
 
-def contenders(run: Path) -> list[int]:
-    """The pids of all that hold or wait for a slot of an interface, in its folder as it is or as it was."""
+def contenders(run: Path, stage: str = "") -> list[int]:
+    """The pids of all that hold or wait for a slot of an interface (of `stage`), in its folder as it is or as it was."""
+    beginning = f"{run / PREFIX}{stage}." if stage else str(run / PREFIX)
     processes = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
-    return sorted(pid for pid in processes if _has_open(pid, str(run / PREFIX)))
+    return sorted(pid for pid in processes if _has_open(pid, beginning))
 
 
 def holders_of_deleted(path: Path) -> list[int]:
