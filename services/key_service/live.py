@@ -28,7 +28,8 @@ from stagewire.ipc.loop import boot_time
 from stagewire.proto import uapi
 from stagewire.proto.endpoint import Endpoint, same_place, unpack_untrusted
 from stagewire.proto.handshake import Identity
-from stagewire.proto.handshaker import Handshaker, Peer
+from stagewire.proto.handshaker import Handshaker
+from stagewire.proto.peer import Peer
 
 LISTENING_WITHIN: Final = 2.0
 """s for conn-service to say whether a port can be had."""

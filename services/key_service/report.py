@@ -9,7 +9,8 @@ from key_service.live import LiveConfiguration
 from stagewire.config import encode_key
 from stagewire.ipc.stage import Stage
 from stagewire.proto.endpoint import unpack_untrusted
-from stagewire.proto.handshaker import Handshaker, Peer
+from stagewire.proto.handshaker import Handshaker
+from stagewire.proto.peer import Peer
 
 
 def short(public_key: bytes) -> str:

@@ -48,9 +48,10 @@ from stagewire.proto import constants as c
 from stagewire.proto.effects import Effect, GaveUp, InstallSession, RememberTimestamp, SendHandshake
 from stagewire.proto.events import EndpointMoved, SessionConfirmed, SessionsEnded, WantHandshake
 from stagewire.proto.handshake import Identity
-from stagewire.proto.handshaker import Handshaker, Peer
+from stagewire.proto.handshaker import Handshaker
 from stagewire.proto.index import worker_of
 from stagewire.proto.messages import BadMessage
+from stagewire.proto.peer import Peer
 from stagewire.randomness import jitter
 
 HANDSHAKES_PER_TURN = 16
@@ -202,7 +203,7 @@ class KeyService:
             case "device", SessionRefused(index=index) if worker_of(index) == member.number:
                 self._handshaker.refused(index)
             case "device", SessionConfirmed(public_key=public_key) if self._at_home(public_key, member):
-                self._handshaker.confirmed(public_key, time.time_ns())
+                self._handshaker.confirmed(public_key, member.number, time.time_ns())
             case "device", SessionsEnded(indices=indices):
                 self._handshaker.ended(member.number, indices)
             case "device", EndpointMoved(public_key=public_key, endpoint=endpoint) if self._at_home(public_key, member):
