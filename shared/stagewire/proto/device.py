@@ -169,6 +169,11 @@ class Device:
         """The peers at home here."""
         return [owner for owner in self._owners.values() if isinstance(owner, Tunnel)]
 
+    def tunnel(self, public_key: bytes) -> Tunnel | None:
+        """A peer's, if it is at home here."""
+        owner = self._owners.get(public_key)
+        return owner if isinstance(owner, Tunnel) else None
+
     def handshake_sent(self, public_key: bytes, now: float) -> None:
         """key-service sent an initiation."""
         tunnel = self._owners.get(public_key)
