@@ -232,6 +232,7 @@ class ConnService:
     def _try(self, wanted: ConnSettings, _now: float) -> str:
         """Does as key-service says and tells it what came of it; what was open stays open if that can't be done."""
         standing = self._settings
+        self._connect_workers(wanted.workers)
         try:
             self._set_sockets(wanted)
         except OSError as error:
@@ -239,8 +240,6 @@ class ConnService:
             return self._explain(error, wanted)
         if standing is None or (standing.public_key, standing.stamped) != (wanted.public_key, wanted.stamped):
             self._gate = gate.Gate(wanted.public_key, secrets.token_bytes, self._stage.counters, stamped=wanted.stamped)
-        if standing is None or standing.workers != wanted.workers:
-            self._connect_workers(wanted.workers)
         self._settings = wanted
         self._listen()
         self._line.say(Listening(self._udp.port, 0, wanted.request))
@@ -301,9 +300,10 @@ class ConnService:
             self._stage.loop.pause(pipe)
 
     def _connect_workers(self, workers: int) -> None:
-        for outlet in self._workers:
-            outlet.close()
-        self._workers = [
+        """To so many; what waits for those that stay, goes on waiting."""
+        while len(self._workers) > workers:
+            self._workers.pop().close()
+        self._workers += [
             Outlet(
                 self._stage.loop,
                 self._stage.pipes.connect(zmq.PUSH, endpoints.CIPHER_IN, number),
@@ -312,7 +312,7 @@ class ConnService:
                 [opened.fileno() for opened in self._open],
                 WORKER_PATIENCE,
             )
-            for number in range(workers)
+            for number in range(len(self._workers), workers)
         ]
 
     # --- time ----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ control      ◀──▶ settings, peers, events
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import zmq
@@ -21,12 +21,15 @@ from stagewire.ipc.control import (
     HandshakeSent,
     Hello,
     LiveSession,
+    MovedIn,
+    MoveIn,
     PeersGone,
     PeersSet,
     PeerTraffic,
     Prefixes,
     PrefixesGone,
     PrefixesSet,
+    Retire,
     SendingExpired,
     SendStaged,
     SessionInstalled,
@@ -44,7 +47,7 @@ from stagewire.ipc.stage import ControlLine, Stage
 from stagewire.proto import prefix
 from stagewire.proto.device import Device, Network, PeerFacts
 from stagewire.proto.session import Session
-from stagewire.proto.tunnel import Output, TunnelSettings
+from stagewire.proto.tunnel import Output, Tunnel, TunnelSettings
 from stagewire.randomness import jitter
 
 TRAINS_PER_TURN = 4
@@ -152,8 +155,11 @@ class DeviceService:
         self._emit(self._device.act(now), now)
 
     def _report_traffic(self, _now: float) -> None:
+        self._report(self._device.tunnels())
+
+    def _report(self, tunnels: Iterable[Tunnel]) -> None:
         changed: list[Traffic] = []
-        for tunnel in self._device.tunnels():
+        for tunnel in tunnels:
             totals = (tunnel.tx_bytes, tunnel.rx_bytes)
             if self._reported.get(tunnel.public_key, (0, 0)) != totals and len(changed) < TRAFFIC_BATCH:
                 self._reported[tunnel.public_key] = totals
@@ -188,6 +194,13 @@ class DeviceService:
             case PeersSet():
                 for peer in message.peers:
                     self._set_peer(peer, now)
+            case MoveIn():
+                for peer in message.peers:
+                    self._set_peer(peer, now)
+                self._line.say(MovedIn(tuple(peer.public_key for peer in message.peers)))
+            case Retire():
+                self._stage.log.info("told to go")
+                self._stage.loop.stop()
             case PeersGone():
                 for public_key in message.public_keys:
                     self._emit(device.remove_peer(public_key), now)
@@ -217,6 +230,10 @@ class DeviceService:
     def _set_peer(self, peer: WorkerPeer, now: float) -> None:
         if self._named is not None:
             self._named[peer.public_key] = set()
+        tunnel = None if peer.home else self._device.tunnel(peer.public_key)
+        if tunnel is not None:  # it leaves, and what it counted goes with it
+            self._report([tunnel])
+            self._reported.pop(peer.public_key, None)
         facts = PeerFacts(peer.public_key, None, peer.home, peer.persistent_keepalive, peer.endpoint or None)
         self._emit(self._device.set_peer(facts, now), now)
 

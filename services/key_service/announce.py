@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from key_service.homes import home_of
+from key_service.moves import Moves
 from key_service.registry import Delta, Registry
 from stagewire.config import InterfaceConfig, Network
 from stagewire.ipc.control import (
@@ -14,6 +14,7 @@ from stagewire.ipc.control import (
     PREFIX_BATCH,
     ConnSettings,
     FromKey,
+    MoveIn,
     PeersGone,
     PeersSet,
     Prefixes,
@@ -45,7 +46,7 @@ class Announcer:
 
     registry: Registry
     handshaker: Handshaker
-    workers: int
+    moves: Moves
     managed: bool
 
     def snapshot(self, stage: str, number: int, mtu: int) -> Iterator[FromKey]:
@@ -92,18 +93,31 @@ class Announcer:
     def peers_set(self, keys: Iterable[bytes], worker: int) -> Iterator[FromKey]:
         """Peers as one worker needs them."""
         for batch in batches(keys, PEER_BATCH):
-            yield PeersSet(tuple(self._worker_peer(key, worker) for key in batch))
+            yield PeersSet(tuple(self._worker_peer(key, worker in self.moves.homes(key)) for key in batch))
 
-    def _worker_peer(self, key: bytes, worker: int) -> WorkerPeer:
-        known = self.handshaker.peers[key]
-        keepalive = self.registry.peers[key].persistent_keepalive
-        return WorkerPeer(key, known.worker == worker, keepalive, known.endpoint or b"")
+    def move_in(self, keys: Iterable[bytes]) -> Iterator[MoveIn]:
+        """Peers as the worker needs them that they move to."""
+        for batch in batches(keys, PEER_BATCH):
+            yield MoveIn(tuple(self._worker_peer(key, True) for key in batch))
 
-    def routes_set(self, owned: Owned) -> Iterator[FromKey]:
+    def move_out(self, keys: Iterable[bytes]) -> Iterator[PeersSet]:
+        """Peers as the worker needs them that they have left."""
+        for batch in batches(keys, PEER_BATCH):
+            yield PeersSet(tuple(self._worker_peer(key, False) for key in batch))
+
+    def _worker_peer(self, key: bytes, home: bool) -> WorkerPeer:
+        endpoint = self.handshaker.peers[key].endpoint or b""
+        return WorkerPeer(key, home, self.registry.peers[key].persistent_keepalive, endpoint)
+
+    def routes_of(self, keys: Iterable[bytes]) -> Iterator[RoutesSet]:
+        """Which worker has all that belongs to these peers."""
+        return self.routes_set((key, each) for key in keys for each in self.registry.peers[key].allowed_ips)
+
+    def routes_set(self, owned: Owned) -> Iterator[RoutesSet]:
         """Which worker has which prefix."""
         by_worker: dict[int, list[bytes]] = {}
         for key, each in owned:
-            by_worker.setdefault(home_of(key, self.workers), []).append(prefix.pack(each))
+            by_worker.setdefault(self.moves.carrier(key), []).append(prefix.pack(each))
         for worker, packed in by_worker.items():
             for batch in batches(packed, PREFIX_BATCH):
                 yield RoutesSet(worker, batch)
@@ -117,7 +131,7 @@ class Announcer:
             interface.mtu or DEFAULT_MTU,
             str(interface.table),
             self.mark(interface),
-            self.workers,
+            self.moves.count,
         )
 
     def conn_settings(self, interface: InterfaceConfig) -> ConnSettings:
@@ -126,7 +140,7 @@ class Announcer:
             self.handshaker.public_key or bytes(c.KEY_LENGTH),
             DEFAULT_PORT if interface.listen_port is None else interface.listen_port,
             self.mark(interface),
-            self.workers,
+            self.moves.count,
             any(peer.response_timestamp for peer in self.registry.peers.values()),
         )
 

@@ -1,7 +1,6 @@
 """The control line's hub: who is there, how they are, and a way to speak to each."""
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 import zmq
@@ -18,6 +17,7 @@ from stagewire.ipc.control import (
     Hello,
     LiveSession,
     Resolved,
+    Scale,
     StatusQuery,
 )
 from stagewire.ipc.stage import Stage
@@ -48,6 +48,8 @@ class Member:
     """Those it said it runs."""
     applied: int = 0
     """The version of the snapshot that it has in force; 0 for none."""
+    behind: bool = False
+    """Something could not be told to it: it is told nothing until it has said hello again."""
 
 
 class Hub:
@@ -60,7 +62,7 @@ class Hub:
         stage: Stage,
         on_hello: Callable[[Member], None],
         on_message: Callable[[Member, FromStage, float], None],
-        on_query: Callable[[bytes], None],
+        on_query: Callable[[bytes, StatusQuery | Scale], None],
         generation_of: Callable[[int], int | None],
     ) -> None:
         """`generation_of` tells which life of a worker is really there: its line for sessions has been checked."""
@@ -74,9 +76,22 @@ class Hub:
         stage.loop.add(self._socket, self._read)
 
     def send(self, identity: bytes, message: FromKey) -> None:
-        """Sends to one; what a stage that is away would have heard is in the snapshot it gets when it is back."""
-        with suppress(zmq.ZMQError):
+        """Sends to one; what a stage that is away would have heard is in the snapshot it gets when it is back.
+
+        One whose pipe is full, because it hangs or was told more than it can hold, needs a new snapshot as well. It
+        gets the rest of none: what that didn't name it would drop.
+        """
+        member = self._members.get(identity)
+        if member is not None and member.behind and not isinstance(message, Beat):
+            return
+        try:
             self._socket.send_multipart([identity, control.FROM_KEY.pack(message)], zmq.DONTWAIT)
+        except zmq.Again:
+            self._stage.counters["control_full"] += 1
+            if member is not None:
+                member.behind = True
+        except zmq.ZMQError:
+            pass  # it is gone
 
     def member(self, stage: str, number: int = 0) -> Member | None:
         """The newest process of a stage; of a worker, the one that holds its line for sessions."""
@@ -84,6 +99,10 @@ class Hub:
         if stage == "device" and (generation := self._generation_of(number)) is not None:
             found = [member for member in found if member.generation == generation]
         return max(found, key=lambda member: member.welcomed, default=None)
+
+    def numbers(self, stage: str) -> list[int]:
+        """Of all processes of a stage that said hello."""
+        return sorted({member.number for member in self._members.values() if member.stage == stage})
 
     def tell(self, stage: str, number: int, message: FromKey) -> None:
         """Sends to the newest process of a stage, if there is one."""
@@ -119,8 +138,8 @@ class Hub:
         if not _makes_sense(message):
             self._stage.counters["control_unexpected"] += 1
             return
-        if isinstance(message, StatusQuery):
-            self._on_query(identity)
+        if isinstance(message, StatusQuery | Scale):
+            self._on_query(identity, message)
         elif isinstance(message, Hello):
             if member is None or now - member.welcomed > _HELLO_AGAIN:
                 member = Member(identity, message.stage, message.number, message.generation, message.pid, now, now)
@@ -133,7 +152,8 @@ class Hub:
             member.heard = now
             if isinstance(message, Heartbeat):
                 member.fault, member.spares = message.fault, message.spares
-                self.send(identity, Beat(self._stage.generation))
+                # Nobody's generation: it says hello again, and is welcomed with all that is to be known.
+                self.send(identity, Beat(0 if member.behind else self._stage.generation))
             else:
                 if isinstance(message, Applied):
                     member.applied = message.version

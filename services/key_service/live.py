@@ -18,7 +18,6 @@ from typing import Final
 import structlog
 
 from key_service.announce import Announcer, batches
-from key_service.homes import home_of
 from key_service.hub import Hub
 from key_service.registry import Delta, Prepared, Registry
 from key_service.timestamps import TimestampStore
@@ -28,7 +27,8 @@ from stagewire.ipc.loop import boot_time
 from stagewire.proto import uapi
 from stagewire.proto.endpoint import Endpoint, same_place, unpack_untrusted
 from stagewire.proto.handshake import Identity
-from stagewire.proto.handshaker import Handshaker, Peer
+from stagewire.proto.handshaker import Handshaker
+from stagewire.proto.peer import Peer
 
 LISTENING_WITHIN: Final = 2.0
 """s for conn-service to say whether a port can be had."""
@@ -91,6 +91,11 @@ class LiveConfiguration:
         wanted = self._announcer.conn_settings(prepared.settings)
         self.hub.tell("conn", 0, replace(wanted, request=self._request))
 
+    def tell_conn(self) -> None:
+        """conn-service needs its settings again; those that it is just trying aren't taken back by it."""
+        settings = self._waiting[0].settings if self._waiting is not None else self.registry.interface
+        self.hub.tell("conn", 0, self._announcer.conn_settings(settings))
+
     def on_listening(self, message: Listening) -> None:
         """conn-service has opened its sockets, or couldn't."""
         if message.port:
@@ -141,6 +146,7 @@ class LiveConfiguration:
     def _apply_to_handshakes(self, delta: Delta) -> None:
         for key in delta.gone:
             self._handshaker.remove_peer(key)
+            self._announcer.moves.forget(key)
             self.names.pop(key, None)
         if delta.private_key:
             private_key = self.registry.interface.private_key
@@ -161,7 +167,7 @@ class LiveConfiguration:
                     known.endpoint = packed
 
     def _add(self, peer: PeerConfig) -> None:
-        home = home_of(peer.public_key, self._announcer.workers)
+        home = self._announcer.moves.home(peer.public_key)
         known = self._handshaker.add_peer(peer.public_key, peer.preshared_key, home, stamped=peer.response_timestamp)
         known.latest_initiation = self._timestamps.latest(peer.public_key, "initiation")
         known.latest_response = self._timestamps.latest(peer.public_key, "response")
@@ -176,7 +182,7 @@ class LiveConfiguration:
         hub = self.hub
         if delta.private_key:
             hub.tell("conn", 0, self._announcer.conn_settings(self.registry.interface))
-        for stage, numbers in (("device", range(self._announcer.workers)), ("tun", range(1))):
+        for stage, numbers in (("device", hub.numbers("device")), ("tun", [0])):
             for number in numbers:
                 if stage == "device" and delta.private_key:
                     hub.tell(stage, number, SendingExpired())
@@ -184,13 +190,13 @@ class LiveConfiguration:
                     hub.tell(stage, number, message)
         mentioned: dict[int, list[bytes]] = {}
         for key, changed in delta.peers.items():
-            home = self._handshaker.peers[key].worker
             if changed.added:
                 continue  # its worker has been told all of it just now, and nothing waits for it yet
-            if changed.endpoint is not None:
-                hub.tell("device", home, EndpointFound(key, changed.endpoint.pack()))
-            if changed.mentioned:
-                mentioned.setdefault(home, []).append(key)
+            for home in self._announcer.moves.homes(key):
+                if changed.endpoint is not None:
+                    hub.tell("device", home, EndpointFound(key, changed.endpoint.pack()))
+                if changed.mentioned:
+                    mentioned.setdefault(home, []).append(key)
         for home, keys in mentioned.items():
             for batch in batches(keys, PEER_BATCH):
                 hub.tell("device", home, SendStaged(batch))

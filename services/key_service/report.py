@@ -7,10 +7,12 @@ from typing import Any
 
 from key_service.hub import Member
 from key_service.live import LiveConfiguration
+from key_service.workers import Workers
 from stagewire.config import encode_key
 from stagewire.ipc.stage import Stage
 from stagewire.proto.endpoint import unpack_untrusted
-from stagewire.proto.handshaker import Handshaker, Peer
+from stagewire.proto.handshaker import Handshaker
+from stagewire.proto.peer import Peer
 
 
 def short(public_key: bytes) -> str:
@@ -24,11 +26,12 @@ def status(
     handshaker: Handshaker,
     members: Sequence[Member],
     version: int,
-    workers_up: Mapping[int, int],
+    workers: Workers,
 ) -> str:
-    """JSON: the interface, its stages (`ready` when all are at work), its peers. `workers_up`: generation by number."""
+    """JSON: the interface, its stages (`ready` when all that are wanted are at work), its workers, its peers."""
+    moves = workers.moves
     in_order = sorted(members, key=lambda member: (member.stage, member.number))
-    stages = [_stage(member, version, workers_up) for member in in_order]
+    stages = [_stage(member, version, workers.up) for member in in_order]
     stages.append(
         {
             "stage": "key",
@@ -40,7 +43,7 @@ def status(
         }
     )
     at_work = {(entry["stage"], entry["number"]) for entry in stages if entry["ready"]}
-    needed = {("tun", 0), ("conn", 0), *(("device", number) for number in range(stage.environment.workers))}
+    needed = {("tun", 0), ("conn", 0), *(("device", number) for number in range(moves.wanted))}
     configured = live.registry.peers
     return json.dumps(
         {
@@ -50,6 +53,7 @@ def status(
             "ready": needed <= at_work,
             "waiting_for": sorted(f"{name} {number}" for name, number in needed - at_work),
             "stages": stages,
+            "workers": {"wanted": moves.wanted, "up": sorted(workers.up), "peers_moving": moves.moving},
             "peers": [
                 _peer(peer)
                 | {

@@ -17,12 +17,14 @@ from key_service import report
 from key_service.announce import DEFAULT_MTU, Announcer
 from key_service.hub import Hub, Member
 from key_service.live import LiveConfiguration
+from key_service.moves import Moves
 from key_service.names import Names
 from key_service.registry import Registry
 from key_service.timestamps import FLUSH_INTERVAL, TimestampStore
 from key_service.wg_socket import WgSocket
+from key_service.workers import Workers
 from stagewire import privileges
-from stagewire.ipc import endpoints, trains
+from stagewire.ipc import endpoints, slots, trains
 from stagewire.ipc.control import (
     Applied,
     EndpointFound,
@@ -31,11 +33,14 @@ from stagewire.ipc.control import (
     HandshakeSent,
     LinkState,
     Listening,
+    MovedIn,
     PeerTraffic,
     Resolved,
+    Scale,
     SessionInstalled,
     SessionRefused,
     SnapshotEnd,
+    StatusQuery,
     StatusReply,
     Welcome,
     WorkerSettings,
@@ -48,7 +53,7 @@ from stagewire.proto import constants as c
 from stagewire.proto.effects import Effect, GaveUp, InstallSession, RememberTimestamp, SendHandshake
 from stagewire.proto.events import EndpointMoved, SessionConfirmed, SessionsEnded, WantHandshake
 from stagewire.proto.handshake import Identity
-from stagewire.proto.handshaker import Handshaker, Peer
+from stagewire.proto.handshaker import Handshaker
 from stagewire.proto.index import worker_of
 from stagewire.proto.messages import BadMessage
 from stagewire.randomness import jitter
@@ -74,8 +79,6 @@ class KeyService:
         self._timestamps = timestamps
         self._wg_listener = wg_listener
         self._version = secrets.randbits(62) | 1
-        self._traffic: dict[bytes, tuple[Peer, int, int, int]] = {}
-        self._workers_up: dict[int, int] = {}
         environment = stage.environment
         private_key = registry.interface.private_key
         identity = Identity.from_private_bytes(private_key) if private_key else None
@@ -83,7 +86,8 @@ class KeyService:
         self._handshaker = Handshaker(identity, own, secrets.token_bytes, jitter)
         self._handshaker.failures = stage.counters
         self._registry = registry
-        self._announcer = Announcer(registry, self._handshaker, environment.workers, environment.managed)
+        moves = Moves(self._handshaker, slots.wanted_workers(environment.run, environment.workers))
+        self._announcer = Announcer(registry, self._handshaker, moves, environment.managed)
         self._mtu = registry.interface.mtu or DEFAULT_MTU
         self._live = LiveConfiguration(
             self._announcer,
@@ -93,19 +97,20 @@ class KeyService:
             show_private_key=environment.show_private_key,
         )
         self._live.begin()
+        self._workers = Workers(self._announcer, self._live, self._version, self._carry_out, environment, stage.log)
 
     def set_up(self) -> None:
         """Opens the pipes; from here on the loop drives everything."""
         stage, pipes = self._stage, self._stage.pipes
-        self._giver = SessionsGiver(
+        giver = self._workers.giver = SessionsGiver(
             stage.loop,
             pipes.path(endpoints.SESSIONS),
             privileges.uid_of("device"),
-            self._on_worker_connected,
-            self._on_worker_gone,
+            lambda number: self._workers.consider(number, boot_time()),
+            self._workers.on_gone,
         )
-        self._hub = self._live.hub = Hub(
-            stage, self._on_hello, self._on_message, self._on_query, self._giver.generation
+        self._hub = self._live.hub = self._workers.hub = Hub(
+            stage, self._on_hello, self._on_message, self._on_query, giver.generation
         )
         if self._wg_listener is not None:
             self._wg = WgSocket(stage.loop, self._wg_listener, self._live, stage.log)
@@ -119,9 +124,10 @@ class KeyService:
             patience=CONN_PATIENCE,
         )
         stage.loop.add_timed(self)
+        stage.loop.add_timed(self._workers)
         stage.loop.add_timed(self._live)
         stage.loop.add_timed(Every(FLUSH_INTERVAL, lambda _now: self._timestamps.flush()))
-        stage.loop.add_timed(Every(1.0, self._look_after_workers))
+        stage.loop.add_timed(Every(1.0, self._look_after_stages))
         self._names = Names(stage, self._hub, self._handshaker, self._live.names)
 
     # --- deadlines -----------------------------------------------------------------------------------------
@@ -159,7 +165,7 @@ class KeyService:
                     self._stage.log.debug(
                         "session", peer=report.short(effect.public_key), worker=effect.worker, role=role
                     )
-                    if not self._giver.give(effect):
+                    if not self._workers.giver.give(effect):
                         self._handshaker.refused(effect.index)
                 case SendHandshake():
                     self._handshake_out.offer(trains.pack_handshake(effect.endpoint, effect.data, now), 1, now)
@@ -180,12 +186,15 @@ class KeyService:
             self._stage.set_fault("")
 
     def _tell_home(self, public_key: bytes, message: HandshakeSent | HandshakeGaveUp | EndpointFound) -> None:
-        self._hub.tell("device", self._handshaker.peers[public_key].worker, message)
+        for worker in self._announcer.moves.homes(public_key):
+            self._hub.tell("device", worker, message)
 
     # --- from the other stages -----------------------------------------------------------------------------
 
     def _on_hello(self, member: Member) -> None:
         self._stage.log.info("stage said hello", stage=member.stage, number=member.number, pid=member.pid)
+        if member.stage == "device":
+            self._workers.on_hello(member)
         self._hub.send(member.identity, Welcome(self._stage.generation, self._version))
         for message in self._announcer.snapshot(member.stage, member.number, self._mtu):
             self._hub.send(member.identity, message)
@@ -193,22 +202,12 @@ class KeyService:
 
     def _on_message(self, member: Member, message: FromStage, now: float) -> None:
         match member.stage, message:
+            case "device", _:
+                self._on_worker_message(member, message, now)
+            case "conn", Applied():
+                self._names.start_anew()
             case _, Applied():
-                self._on_applied(member, now)
-            case "device", WantHandshake(public_key=public_key) if self._at_home(public_key, member):
-                self._carry_out(self._handshaker.want(public_key, now, time.time_ns()), now)
-            case "device", SessionInstalled(index=index) if worker_of(index) == member.number:
-                self._carry_out(self._handshaker.installed(index, now), now)
-            case "device", SessionRefused(index=index) if worker_of(index) == member.number:
-                self._handshaker.refused(index)
-            case "device", SessionConfirmed(public_key=public_key) if self._at_home(public_key, member):
-                self._handshaker.confirmed(public_key, time.time_ns())
-            case "device", SessionsEnded(indices=indices):
-                self._handshaker.ended(member.number, indices)
-            case "device", EndpointMoved(public_key=public_key, endpoint=endpoint) if self._at_home(public_key, member):
-                self._handshaker.endpoint_moved(public_key, endpoint)
-            case "device", PeerTraffic():
-                self._on_traffic(member, message)
+                pass
             case "conn", Resolved():
                 if self._names.on_resolved(message):
                     self._on_found(message.public_key, now)
@@ -219,57 +218,38 @@ class KeyService:
             case _:
                 self._stage.counters["control_unexpected"] += 1
 
-    def _at_home(self, public_key: bytes, member: Member) -> bool:
+    def _on_worker_message(self, member: Member, message: FromStage, now: float) -> None:
+        handshaker, workers = self._handshaker, self._workers
+        match message:
+            case Applied():
+                workers.consider(member.number, now)
+            case WantHandshake(public_key=public_key) if self._is_first_home(public_key, member):
+                self._carry_out(handshaker.want(public_key, now, time.time_ns()), now)
+            case SessionInstalled(index=index) if worker_of(index) == member.number:
+                workers.on_installed(index, member, now)
+            case SessionRefused(index=index) if worker_of(index) == member.number:
+                handshaker.refused(index)
+            case SessionConfirmed(public_key=public_key) if workers.at_home(public_key, member):
+                workers.on_confirmed(public_key, member, now)
+            case SessionsEnded(indices=indices):
+                handshaker.ended(member.number, indices)
+            case EndpointMoved(public_key=public_key, endpoint=endpoint) if workers.at_home(public_key, member):
+                handshaker.endpoint_moved(public_key, endpoint)
+            case PeerTraffic():
+                workers.on_traffic(member, message)
+            case MovedIn():
+                workers.on_moved_in(member, message, now)
+            case _:
+                self._stage.counters["control_unexpected"] += 1
+
+    def _is_first_home(self, public_key: bytes, member: Member) -> bool:
+        """Whether a peer's new sessions are for this worker; one that it is about to leave may want what it likes."""
         peer = self._handshaker.peers.get(public_key)
         return peer is not None and peer.worker == member.number
 
-    def _on_applied(self, member: Member, now: float) -> None:
-        if member.stage == "conn":
-            self._names.start_anew()
-        elif member.stage == "device":
-            self._consider_worker(member.number, now)
-
-    def _on_worker_connected(self, number: int) -> None:
-        self._consider_worker(number, boot_time())
-
-    def _consider_worker(self, number: int, now: float) -> None:
-        """A worker is up when the same life of it has its configuration and its line for sessions."""
-        member = self._hub.member("device", number)
-        if member is None or member.applied != self._version or number in self._workers_up:
-            return
-        if self._giver.generation(number) == member.generation:
-            self._workers_up[number] = member.generation
-            self._stage.log.info("worker up", worker=number, pid=member.pid)
-            for session in member.sessions:
-                self._handshaker.adopt_session(
-                    session.public_key, session.index, session.endpoint or None, session.handshake_unix_ns
-                )
-            self._carry_out(self._handshaker.worker_up(number, now, time.time_ns()), now)
-
-    def _look_after_workers(self, now: float) -> None:
-        """Whoever claimed to be a worker and went again leaves the one behind that it stood before."""
+    def _look_after_stages(self, now: float) -> None:
         self._hub.forget_silent(now)
-        for number in range(self._stage.environment.workers):
-            self._consider_worker(number, now)
-
-    def _on_worker_gone(self, number: int, generation: int) -> None:
-        if self._workers_up.get(number) == generation:
-            del self._workers_up[number]
-            self._stage.log.warning("worker gone", worker=number)
-            self._handshaker.worker_down(number)
-
-    def _on_traffic(self, member: Member, message: PeerTraffic) -> None:
-        for traffic in message.peers:
-            peer = self._handshaker.peers.get(traffic.public_key)
-            if peer is None or peer.worker != member.number:
-                continue
-            # What a tunnel has counted begins at nothing with its worker, and with its peer.
-            counted, generation, tx, rx = self._traffic.get(traffic.public_key, (peer, member.generation, 0, 0))
-            if counted is not peer or generation != member.generation or traffic.tx_bytes < tx or traffic.rx_bytes < rx:
-                tx = rx = 0
-            peer.tx_bytes += traffic.tx_bytes - tx
-            peer.rx_bytes += traffic.rx_bytes - rx
-            self._traffic[traffic.public_key] = (peer, member.generation, traffic.tx_bytes, traffic.rx_bytes)
+        self._workers.look_after(now)
 
     def _on_found(self, public_key: bytes, now: float) -> None:
         """A host name led to a new place: its worker is told, and a peer that is to be kept alive hears from us."""
@@ -283,14 +263,15 @@ class KeyService:
         if state.mtu != self._mtu:
             self._mtu = state.mtu
             settings = WorkerSettings(self._mtu, self._registry.interface.rekey_after_time)
-            for worker in range(self._stage.environment.workers):
+            for worker in self._hub.numbers("device"):
                 self._hub.tell("device", worker, settings)
 
     # --- the command line ----------------------------------------------------------------------------------
 
-    def _on_query(self, identity: bytes) -> None:
-        now = boot_time()
-        text = report.status(
-            self._stage, self._live, self._handshaker, list(self._hub.members(now)), self._version, self._workers_up
-        )
+    def _on_query(self, identity: bytes, message: StatusQuery | Scale) -> None:
+        if isinstance(message, Scale):
+            self._hub.send(identity, self._workers.scale(message))
+            return
+        members = list(self._hub.members(boot_time()))
+        text = report.status(self._stage, self._live, self._handshaker, members, self._version, self._workers)
         self._hub.send(identity, StatusReply(text))

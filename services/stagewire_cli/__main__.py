@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from stagewire import config
-from stagewire.environment import Environment, EnvironmentMistake
+from stagewire.environment import MAX_WORKERS, Environment, EnvironmentMistake
 
 CONFIG_FOLDER = Path("/etc/stagewire")
 
@@ -184,6 +184,24 @@ def restart(stage: str, name: str | None) -> None:
     environment = _environment(name or _the_one_that_is_up())
     try:
         rolling.restart(environment, rolling.STAGES if stage == "all" else (stage,), click.echo)
+    except bring_up.Failed as failed:
+        _fail(f"{environment.interface}: {failed}")
+
+
+@main.command()
+@click.argument("workers", type=click.IntRange(1, MAX_WORKERS))
+@click.argument("name", required=False)
+def scale(workers: int, name: str | None) -> None:
+    """Change the number of crypto workers while traffic flows; returns when every peer has moved.
+
+    NAME may be left out when one interface is up. STAGEWIRE_WORKERS is what the next start has.
+    """
+    from stagewire_cli import bring_up, rolling
+
+    _need_root()
+    environment = _environment(name or _the_one_that_is_up())
+    try:
+        rolling.scale(environment, workers)
     except bring_up.Failed as failed:
         _fail(f"{environment.interface}: {failed}")
 

@@ -1,4 +1,4 @@
-"""Asks the services of an interface how they are."""
+"""Asks the services of an interface how they are, and tells them."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ import zmq
 from stagewire.environment import Environment
 from stagewire.ipc import control, endpoints
 from stagewire.ipc.codec import BadControl
-from stagewire.ipc.control import StatusQuery, StatusReply
+from stagewire.ipc.control import Scale, Scaled, StatusQuery, StatusReply
 
 TIMEOUT_MS = 1000
 Answer = dict[str, Any]
@@ -26,7 +26,22 @@ def status_service(environment: Environment) -> Answer | None:
     return _ask(environment, zmq.REQ, endpoints.STATUS_QUERY, question, read)
 
 
+def scale(environment: Environment, workers: int) -> Scaled | None:
+    """Tells key-service how many workers there are to be; None when it is away."""
+    question, read = control.FROM_STAGE.pack(Scale(workers)), control.FROM_KEY.unpack_untrusted
+    answer = _exchange(environment, zmq.DEALER, endpoints.CONTROL, question, read)
+    return answer if isinstance(answer, Scaled) else None
+
+
 def _ask(environment: Environment, kind: int, pipe: str, question: bytes, read: Any) -> Answer | None:
+    answer = _exchange(environment, kind, pipe, question, read)
+    if not isinstance(answer, StatusReply):
+        return None
+    parsed: Answer = json.loads(answer.text)
+    return parsed
+
+
+def _exchange(environment: Environment, kind: int, pipe: str, question: bytes, read: Any) -> object:
     with zmq.Context() as context:
         pipes = endpoints.Pipes(context, environment.run)
         with pipes.connect(kind, pipe) as line:
@@ -36,10 +51,6 @@ def _ask(environment: Environment, kind: int, pipe: str, question: bytes, read: 
             if not line.poll(TIMEOUT_MS):
                 return None
             try:
-                answer = read(line.recv())
+                return read(line.recv())
             except BadControl:
                 return None
-    if not isinstance(answer, StatusReply):
-        return None
-    parsed: Answer = json.loads(answer.text)
-    return parsed

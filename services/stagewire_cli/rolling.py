@@ -1,7 +1,11 @@
-"""`stagewire restart`: other processes for those at work, one after another, while traffic flows.
+"""`stagewire restart`: other processes for those at work, one after another; `stagewire scale`: more workers or fewer. Both
+while traffic flows.
 
-For each stage: the spares first, because they have the old code in memory; then each that is at work is told to end, its
-spare takes over, and the next step waits until key-service says that all is ready and a new spare waits.
+Restarting, for each stage: the spares first, because they have the old code in memory; then each that is at work is told
+to end, its spare takes over, and the next step waits until key-service says that all is ready and a new spare waits.
+
+Scaling: processes that lack are started, key-service moves the peers and sends workers home that nobody is at home in any
+more, and when all is quiet the processes that are too many are taken away; they are spares by then.
 """
 
 import os
@@ -15,6 +19,7 @@ from stagewire.environment import Environment
 from stagewire.ipc import slots
 from stagewire_cli import query
 from stagewire_cli.bring_up import Failed
+from stagewire_cli.supervision import WORKERS_GROUP, Process, Supervision
 
 STAGES = ("status", "key", "conn", "tun", "device")
 """In this order, those first that packets don't pass through."""
@@ -31,14 +36,63 @@ def restart(environment: Environment, stages: tuple[str, ...], tell: Callable[[s
         raise Failed(f"{environment.interface} is not up")
     _wait(lambda: _ready(environment), "all to be ready before anything is restarted")
     for stage in stages:
-        _renew_spares(environment, stage)
+        has_spares = _renew_spares(environment, stage)
         for number in sorted(number for name, number in slots.held(environment.run) if name == stage):
             began = time.monotonic()
             old, new = _replace(environment, stage, number)
             label = f"{stage}-service" + (f" {number}" if stage == "device" else "")
             tell(f"{label}: {old} -> {new}, ready after {time.monotonic() - began:.2f} s")
-            if environment.spares:
+            if has_spares:
                 _wait(lambda: waiting(environment, stage), f"a new spare of {label}")  # noqa: B023 - called at once
+
+
+def scale(environment: Environment, workers: int) -> None:
+    """Changes the number of workers; returns when every peer is where it belongs. Raises Failed."""
+    supervision = Supervision(environment)
+    before = query.key_service(environment)
+    if supervision.pid() is None or before is None:
+        raise Failed(f"{environment.interface} is not up")
+    count = workers + max(0, len(_processes(supervision)) - before["workers"]["wanted"])  # as many spares as there are
+    supervision.add(WORKERS_GROUP, count)
+    answer = query.scale(environment, workers)
+    if answer is None:
+        raise Failed(f"{environment.interface}: key-service doesn't answer")
+    if answer.error:
+        raise Failed(answer.error)
+    _wait(lambda: _settled(environment, workers), f"{workers} workers to be at work and the peers to have moved")
+    _take_away_surplus(environment, supervision, count)
+
+
+def _take_away_surplus(environment: Environment, supervision: Supervision, count: int) -> None:
+    processes = _processes(supervision)
+    at_work = slots.held(environment.run).values()
+    idle = sorted((each for each in processes if each.pid not in at_work), key=lambda each: each.name, reverse=True)
+    surplus = idle[: max(0, len(processes) - count)]
+    for process in surplus:
+        supervision.stop(process)
+    names = {process.name for process in surplus}
+
+    def ended() -> bool:
+        return all(each.pid == 0 for each in _processes(supervision) if each.name in names)
+
+    _wait(ended, "workers that are not needed to end")
+    for process in surplus:
+        supervision.drop(process)
+
+
+def _processes(supervision: Supervision) -> list[Process]:
+    return [process for process in supervision.processes() or [] if process.group == WORKERS_GROUP]
+
+
+def _settled(environment: Environment, workers: int) -> bool:
+    answer = query.key_service(environment)
+    if answer is None or not answer["ready"]:
+        return False
+    at_work = {number for stage, number in slots.held(environment.run) if stage == "device"}
+    known = answer["workers"]
+    return bool(
+        known["wanted"] == workers and not known["peers_moving"] and at_work == {*range(workers)} == {*known["up"]}
+    )
 
 
 def waiting(environment: Environment, stage: str) -> list[int]:
@@ -46,11 +100,13 @@ def waiting(environment: Environment, stage: str) -> list[int]:
     return sorted(set(slots.contenders(environment.run, stage)) - set(slots.held(environment.run).values()))
 
 
-def _renew_spares(environment: Environment, stage: str) -> None:
+def _renew_spares(environment: Environment, stage: str) -> bool:
+    """Says whether there are any."""
     old = waiting(environment, stage)
     _end(old)
     if old:
         _wait(lambda: set(waiting(environment, stage)) - set(old), f"new spares of {stage}-service")
+    return bool(old)
 
 
 def _replace(environment: Environment, stage: str, number: int) -> tuple[int, int]:

@@ -34,7 +34,8 @@ def gather(environment: Environment) -> Status | None:
     counted = {(entry["stage"], entry["number"]): entry for entry in counters["services"]}
     held = slots.held(environment.run)
     supervised = {process.pid: process for process in processes or []}
-    needed = {(stage, 0) for stage in _STAGES} | {("device", number) for number in range(environment.workers)}
+    workers = keys.get("workers", {}).get("wanted", 1)
+    needed = {(stage, 0) for stage in _STAGES} | {("device", number) for number in range(workers)}
     names = sorted(stages.keys() | counted.keys() | held.keys() | needed, key=_order)
     return keys | {
         "services": [

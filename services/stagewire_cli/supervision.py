@@ -44,11 +44,12 @@ class Programs:
         return [f"{group}:{name}" for name in names]
 
     def drop(self, group: str, name: str) -> bool:
-        """Takes a process that has been stopped out of its group; says whether it was there."""
-        process = self._groups[group].processes.pop(name, None)
-        if process is not None:
-            self._not_wanted[group][name] = process
-        return process is not None
+        """Takes a process that has ended out of its group; says whether it did."""
+        processes = self._groups[group].processes
+        if name not in processes or processes[name].pid:
+            return False
+        self._not_wanted[group][name] = processes.pop(name)
+        return True
 
 
 def make(supervisord: Any, **_settings: str) -> Programs:
@@ -130,7 +131,7 @@ class Supervision:
 
     def processes(self) -> list[Process] | None:
         """All programs, or None when this supervisord isn't there."""
-        answer = self._call("getAllProcessInfo")
+        answer = self._call("supervisor.getAllProcessInfo")
         if answer is None:
             return None
         return [
@@ -141,10 +142,25 @@ class Supervision:
             for info in answer
         ]  # fmt: skip
 
+    def add(self, group: str, count: int) -> None:
+        """Has a group run at least `count` processes."""
+        for name in self._call("stagewire.add", group, count) or []:
+            self._call("supervisor.startProcess", name, False)
+
+    def stop(self, process: Process) -> None:
+        """Has a process end, and doesn't wait for it."""
+        self._call("supervisor.stopProcess", f"{process.group}:{process.name}", False)
+
+    def drop(self, process: Process) -> None:
+        """Has a process no more, that has ended."""
+        self._call("stagewire.drop", process.group, process.name)
+
     def shut_down(self) -> None:
         """Tells it to stop everything and itself."""
-        self._call("stopAllProcesses")  # at once; shutting down it stops them one after another, up to a second each
-        self._call("shutdown")
+        self._call(
+            "supervisor.stopAllProcesses"
+        )  # at once; shutting down it stops them one after another, up to a second each
+        self._call("supervisor.shutdown")
 
     def pid(self) -> int | None:
         """Its pid while it lives."""
@@ -154,12 +170,12 @@ class Supervision:
             return None
         return pid if lives(pid) else None
 
-    def _call(self, method: str) -> Any:
+    def _call(self, method: str, *arguments: Any) -> Any:
         if not self._socket.exists():
             return None
         try:
             with xmlrpc.client.ServerProxy("http://localhost", transport=_Transport(self._socket)) as proxy:
-                return getattr(proxy.supervisor, method)()
+                return getattr(proxy, method)(*arguments)
         except (OSError, http.client.HTTPException, xmlrpc.client.Error):
             return None
 

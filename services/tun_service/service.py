@@ -7,6 +7,7 @@ plain-in ──▶ TUN
 
 import os
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import zmq
@@ -160,9 +161,7 @@ class TunService:
             case Welcome():
                 self._named = set()
             case TunSettings():
-                self._wanted = message
-                if self._named is None:
-                    self.act(now)
+                self._on_settings(message, now)
             case RoutesSet(worker=worker):
                 self._set_owner([prefix.unpack_untrusted(packed) for packed in message.prefixes], worker)
             case RoutesGone():
@@ -177,14 +176,26 @@ class TunService:
             case _:
                 self._stage.counters["control_unexpected"] += 1
 
+    def _on_settings(self, settings: TunSettings, now: float) -> None:
+        standing, self._wanted = self._wanted, settings
+        if len(self._workers) in range(1, settings.workers):
+            self._connect_workers(settings.workers)  # also in a snapshot: the prefixes in it may be theirs
+        if self._named is not None:
+            return
+        if standing is not None and replace(settings, workers=standing.workers) == standing and self._workers:
+            self._connect_workers(settings.workers)  # nothing else has changed, and to look would take its time
+        else:
+            self.act(now)
+
     def _set_owner(self, prefixes: list[Network], worker: int) -> None:
+        fresh = [each for each in prefixes if each not in self._homes]  # the others only move between workers
         for each in prefixes:
             self._homes[each] = worker
             self._owners.insert(each, worker)
         if self._named is not None:
             self._named.update(prefixes)
-        else:
-            self._routes.add(prefixes)
+        elif fresh:
+            self._routes.add(fresh)
 
     def _drop(self, prefixes: list[Network]) -> None:
         for each in prefixes:
@@ -241,12 +252,13 @@ class TunService:
             self._link_said = state
 
     def _connect_workers(self, workers: int) -> None:
+        """To so many; what waits for those that stay, goes on waiting."""
         stage = self._stage
         if not self._workers:
             stage.loop.add(self._tun, self._on_tun)
-        for outlet in self._workers:
-            outlet.close()
-        self._workers = [
+        while len(self._workers) > workers:
+            self._workers.pop().close()
+        self._workers += [
             Outlet(
                 stage.loop,
                 stage.pipes.connect(zmq.PUSH, endpoints.PLAIN_OUT, number),
@@ -255,7 +267,7 @@ class TunService:
                 [self._tun],
                 WORKER_PATIENCE,
             )
-            for number in range(workers)
+            for number in range(len(self._workers), workers)
         ]
 
     # --- time ----------------------------------------------------------------------------------------------

@@ -70,5 +70,6 @@ MEANINGS: Final = {
     "control_malformed": "a control message that is none",
     "control_of_unknown_version": "a control message from another version of Stagewire",
     "control_of_unknown_kind": "a control message of no known kind",
+    "control_full": "a stage that took no control messages any more; it is told all anew",
     "control_unexpected": "a control message from a stage that may not say it",
 }

@@ -10,8 +10,9 @@ from stagewire.proto.cookie import MacSealer
 from stagewire.proto.effects import Effect, RememberTimestamp, SendHandshake
 from stagewire.proto.endpoint import Endpoint
 from stagewire.proto.handshake import Identity, Remote, TransportKeys
-from stagewire.proto.handshaker import Handshaker, Peer
+from stagewire.proto.handshaker import Handshaker
 from stagewire.proto.messages import BadMessage, Initiation, Response, parse_handshake_untrusted
+from stagewire.proto.peer import Peer
 
 T = 1000.0
 WALL = 1_700_000_000 * 10**9

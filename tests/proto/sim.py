@@ -367,7 +367,7 @@ class Gateway:
             case EndpointMoved(public_key, place):
                 self.handshaker.endpoint_moved(public_key, place)
             case SessionConfirmed(public_key):
-                self.handshaker.confirmed(public_key, self.world.unix_ns)
+                self.handshaker.confirmed(public_key, worker, self.world.unix_ns)
             case SessionsEnded(indices):
                 self.handshaker.ended(worker, indices)
 

@@ -287,3 +287,18 @@ def test_any_steps_against_a_linear_scan(steps: list[tuple[tuple[str, Prefix, in
         assert table.lookup(address) == model.lookup(address)
         assert len(table) == len(model.routes)
         assert dict(table.items()) == model.routes
+
+
+def test_all_that_one_has_may_go_to_another() -> None:
+    table: AllowedIps[str] = AllowedIps()
+    for prefix, owner in (("10.0.0.0/8", "a"), ("10.1.0.0/16", "b"), ("fd00::/64", "a"), ("10.2.0.0/16", "c")):
+        table.insert(net(prefix), owner)
+    assert table.lookup(ip_address("10.3.0.1").packed) == "a"
+    table.hand_over("a", "z")
+    table.hand_over("nobody", "z")
+    assert table.lookup(ip_address("10.3.0.1").packed) == table.lookup(ip_address("fd00::1").packed) == "z"
+    assert table.lookup(ip_address("10.1.0.1").packed) == "b"
+    table.hand_over("b", "z")
+    assert (table.count("a"), table.count("b"), table.count("z"), len(table)) == (0, 0, 3, 4)
+    assert table.remove(net("10.1.0.0/16"), "z")
+    assert table.lookup(ip_address("10.1.0.1").packed) == "z"

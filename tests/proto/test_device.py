@@ -23,7 +23,7 @@ from tests.proto.byhand import (
     v6,
 )
 
-from stagewire.proto.device import Device, is_transport, worker_of_datagram
+from stagewire.proto.device import Device, PeerFacts, is_transport, worker_of_datagram
 from stagewire.proto.events import EndpointMoved, SessionsEnded, WantHandshake
 from stagewire.proto.tunnel import Output, TunnelSettings
 
@@ -196,6 +196,18 @@ def test_a_peer_that_leaves_home_loses_its_sessions() -> None:
     assert one.outbound([v4("10.9.9.9", "10.1.0.5")], T) == Output()
     assert one.drops == {"peer_elsewhere": 1}
     assert one.inbound([(PLACE, [theirs(0, v4("10.1.0.5"))])], T) == Output()
+
+
+def test_a_peer_keeps_its_prefixes_wherever_it_is_at_home() -> None:
+    one = device()
+    for home in (False, True):
+        assert one.set_peer(PeerFacts(PEER, None, home=home, endpoint=PLACE), T) == Output()
+    assert one.install(PEER, new_session(), PLACE, T) is not None
+    assert receive(one, v4("10.1.0.5")).packets == [v4("10.1.0.5")]
+    one.set_peer(PeerFacts(PEER, None, home=False), T)
+    one.drops.clear()
+    one.outbound([v4("10.9.9.9", "10.1.0.5")], T)
+    assert one.drops == {"peer_elsewhere": 1}
 
 
 def test_a_peer_that_is_changed_keeps_its_sessions_and_its_endpoint() -> None:

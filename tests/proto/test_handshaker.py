@@ -45,7 +45,7 @@ def test_remember_then_install_then_announce() -> None:
     assert (peer.rx_bytes, peer.tx_bytes, peer.endpoint) == (148, 92, ELSEWHERE)
     # The session isn't confirmed, so the handshake isn't complete.
     assert peer.last_handshake_unix_ns == 0
-    ours.confirmed(peer.public_key, WALL + 5)
+    ours.confirmed(peer.public_key, 5, WALL + 5)
     assert peer.last_handshake_unix_ns == WALL + 5
     assert ours.installed(install.index, T + 0.02) == []
 
@@ -165,7 +165,7 @@ def test_answering_does_not_end_our_own_initiation_but_confirmation_does() -> No
     assert isinstance(install, InstallSession)
     answer = Far(ours.identity).respond(mine)
     assert under_way(ours) == [peer.public_key]
-    ours.confirmed(peer.public_key, WALL)
+    ours.confirmed(peer.public_key, 5, WALL)
     assert under_way(ours) == []
     refused(ours, answer, "unknown_response")
     assert ours.act(T + 100, WALL) == []

@@ -21,8 +21,10 @@ from tests.proto.far import (
 
 from stagewire.proto import tai64n
 from stagewire.proto.effects import InstallSession, RememberTimestamp, SendHandshake
-from stagewire.proto.handshaker import Handshaker, Peer
+from stagewire.proto.handshaker import Handshaker
 from stagewire.proto.index import worker_of
+from stagewire.proto.pace import Pace
+from stagewire.proto.peer import Peer
 
 # --- stamped responses -------------------------------------------------------------------------------------
 
@@ -92,6 +94,78 @@ def test_a_worker_that_comes_back_gets_new_sessions_at_once() -> None:
     sent = initiation_sent(ours.worker_up(5, T + 0.1, WALL + 10**9))
     assert int.from_bytes(sent[4:8], "little") != install.index
     assert ours.worker_up(5, T + 0.2, WALL) == []
+
+
+def test_many_peers_of_a_worker_that_comes_back_take_turns() -> None:
+    ours = new_handshaker()
+    fars = [Far(ours.identity, seed=seed) for seed in range(Pace.AT_ONCE + 8)]
+    for number, far in enumerate(fars):
+        peer = ours.add_peer(far.identity.public_key, PSK, 5)
+        ours.adopt_session(peer.public_key, number << 8 | 5, PLACE, WALL)
+    ours.worker_down(5)
+    begun = [each for each in ours.worker_up(5, T, WALL) if isinstance(each, SendHandshake)]
+    assert [each.public_key for each in begun] == [far.identity.public_key for far in fars[: Pace.AT_ONCE]]
+    assert ours.act(T + 0.1, WALL) == []
+    assert ours.next_deadline() == T + Pace.WINDOW
+    receive(ours, fars[0].respond(begun[0].data), T + 0.1)
+    assert ours.next_deadline() == 0  # a place is free
+    (following,) = [each for each in ours.act(T + 0.1, WALL) if isinstance(each, SendHandshake)]
+    assert following.public_key == fars[Pace.AT_ONCE].identity.public_key
+    ours.remove_peer(fars[-1].identity.public_key)
+    rest = [each for each in ours.act(T + Pace.WINDOW, WALL) if isinstance(each, SendHandshake)]
+    assert [each.public_key for each in rest] == [far.identity.public_key for far in fars[Pace.AT_ONCE + 1 : -1]]
+
+
+def test_one_that_had_a_session_meanwhile_needs_none() -> None:
+    ours, far, _, _ = running()
+    ours.worker_down(5)
+    for number in range(Pace.AT_ONCE):
+        ours._pace.begin(bytes([number]), T)
+    assert ours.worker_up(5, T, WALL) == []
+    _, install = receive(ours, far.initiation(stamp()))
+    assert isinstance(install, InstallSession)
+    ours.confirmed(far.identity.public_key, 5, WALL)
+    assert ours.act(T + Pace.WINDOW, WALL) == []
+    assert ours.next_deadline() == T + 1  # the response that waits for its worker
+
+
+def test_a_moved_peer_gets_its_sessions_in_its_new_home_and_keeps_the_old_ones() -> None:
+    ours, far, peer, install = running()
+    ours.worker_up(6, T, WALL)
+    ours.move(peer.public_key, 6)
+    again = initiation_sent(ours.renew(peer.public_key, T + 0.1, WALL + 10**8))  # though the last was just now
+    assert again[4] == 6
+    (moved,) = receive(ours, far.respond(again), T + 0.2)
+    assert isinstance(moved, InstallSession)
+    assert (moved.worker, worker_of(moved.index)) == (6, 6)
+    assert ours.owner_of(moved.index) == ours.owner_of(install.index) == peer.public_key
+    assert peer.has_session(5)
+    ours.worker_down(5)
+    assert not peer.session_lost
+    assert not peer.has_session(5)
+    assert peer.has_session(6)
+    ours.remove_peer(peer.public_key)
+    assert ours.owner_of(moved.index) is None
+
+
+def test_what_is_confirmed_in_a_former_home_ends_nothing_in_the_new_one() -> None:
+    ours, far, peer = setup()
+    ours.worker_up(6, T, WALL)
+    receive(ours, far.initiation(stamp()))
+    ours.move(peer.public_key, 6)
+    again = initiation_sent(ours.renew(peer.public_key, T, WALL))
+    ours.confirmed(peer.public_key, 5, WALL + 7)
+    assert peer.last_handshake_unix_ns == WALL + 7
+    assert receive(ours, far.respond(again))
+
+
+def test_a_peer_that_lost_its_session_and_moves_gets_one_in_its_new_home_at_once() -> None:
+    ours, _, peer, _ = running()
+    ours.worker_up(6, T, WALL)
+    ours.worker_down(5)
+    ours.move(peer.public_key, 6)
+    assert ours.next_deadline() == 0
+    assert initiation_sent(ours.act(T, WALL))[4] == 6
 
 
 def test_an_initiation_under_way_outlives_the_worker() -> None:

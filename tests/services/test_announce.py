@@ -7,6 +7,7 @@ import pytest
 
 from key_service.announce import DEFAULT_PORT, DEFAULT_ROUTE_MARK, Announcer
 from key_service.homes import home_of
+from key_service.moves import Moves
 from key_service.registry import Registry
 from stagewire.config import InterfaceConfig, encode_key, public_key
 from stagewire.config.parse import parse
@@ -35,7 +36,7 @@ def announcer(config: InterfaceConfig, workers: int = 4, *, managed: bool = True
     handshaker = Handshaker(Identity.from_private_bytes(PRIVATE), bytes(12), bytes, lambda: 0.0)
     for peer in config.peers:
         handshaker.add_peer(peer.public_key, bytes(32), home_of(peer.public_key, workers)).endpoint = bytes([7]) * 44
-    return Announcer(Registry(config), handshaker, workers, managed)
+    return Announcer(Registry(config), handshaker, Moves(handshaker, workers), managed)
 
 
 def told(stage: str, config: InterfaceConfig, number: int = 0) -> list[object]:

@@ -42,7 +42,7 @@ class Bench:
             self.stage,
             self.hellos.append,
             lambda member, message, _now: self.messages.append((member, message)),
-            self.queries.append,
+            lambda identity, _message: self.queries.append(identity),
             self.generations.get,
         )
         self.stage.loop.add_timed(Now())

@@ -13,6 +13,7 @@ import structlog
 from key_service.announce import Announcer
 from key_service.homes import home_of
 from key_service.live import LISTENING_WITHIN, LiveConfiguration
+from key_service.moves import Moves
 from key_service.registry import Registry, unconfigured
 from key_service.timestamps import TimestampStore
 from stagewire.config import HostPort, encode_key, public_key
@@ -50,6 +51,9 @@ class HubStandIn:
     def member(self, stage: str, _number: int = 0) -> object | None:
         return self if self.conn_is_there or stage != "conn" else None
 
+    def numbers(self, _stage: str) -> list[int]:
+        return [0, 1]
+
     def tell(self, stage: str, number: int, message: FromKey) -> None:
         self.said.append((stage, number, message))
 
@@ -65,7 +69,7 @@ class House:
         self.store = folder / "live-0"
         self.handshaker = Handshaker(None, bytes(12), bytes, lambda: 0.0)
         self.registry = registry or Registry(unconfigured())
-        announcer = Announcer(self.registry, self.handshaker, 2, False)
+        announcer = Announcer(self.registry, self.handshaker, Moves(self.handshaker, 2), False)
         timestamps = TimestampStore(folder / "timestamps")
         self.live = LiveConfiguration(announcer, timestamps, self.store, structlog.get_logger())
         self.hub = HubStandIn()

@@ -3,17 +3,18 @@
     stage -> key    Hello, Heartbeat, Applied                            every stage
                     WantHandshake, EndpointMoved, SessionConfirmed,
                     SessionsEnded, SessionInstalled, SessionRefused,
-                    PeerTraffic                                          workers
+                    PeerTraffic, MovedIn                                 workers
                     Resolved, Listening                                  conn
                     LinkState                                            tun
     key -> stage    Welcome, Beat, SnapshotEnd                           every stage
                     TunSettings, RoutesSet, RoutesGone                   tun
                     WorkerSettings, PeersSet, PeersGone, PrefixesSet,
                     PrefixesGone, EndpointFound, SendingExpired,
-                    SendStaged, HandshakeSent, HandshakeGaveUp           workers
+                    SendStaged, HandshakeSent, HandshakeGaveUp,
+                    MoveIn, Retire                                       workers
                     ConnSettings, Resolve                                conn
     stage -> status Counters                                             every stage, on `telemetry`
-    cli -> key      StatusQuery, answered by StatusReply
+    cli -> key      StatusQuery, answered by StatusReply; Scale, answered by Scaled
     cli -> status   StatusQuery, answered by StatusReply
 
 A snapshot is: Welcome, the stage's settings, its peers and prefixes or its routes in batches, SnapshotEnd. The stage takes
@@ -197,6 +198,25 @@ class PeersGone:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveIn:
+    """Peers that are at home in this worker from now on, and for a while in another too. Answered by MovedIn."""
+
+    peers: tuple[WorkerPeer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MovedIn:
+    """These are at home here."""
+
+    public_keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Nobody is at home in this worker any more, and nobody will be: it may go."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prefixes:
     """Some prefixes of one peer."""
 
@@ -326,14 +346,29 @@ class StatusReply:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The command line wants another number of workers, 1 to MAX_WORKERS."""
+
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """The number is in force, or `error` says why not. `moving`: peers that aren't where they belong yet."""
+
+    error: str
+    moving: int
+
+
 FromStage = (
     Hello | Heartbeat | Applied | WantHandshake | EndpointMoved | SessionConfirmed | SessionsEnded | SessionInstalled
-    | SessionRefused | PeerTraffic | Resolved | Listening | LinkState | StatusQuery
+    | SessionRefused | PeerTraffic | MovedIn | Resolved | Listening | LinkState | StatusQuery | Scale
 )  # fmt: skip
 FromKey = (
     Welcome | Beat | SnapshotEnd | TunSettings | RoutesSet | RoutesGone | WorkerSettings | PeersSet | PeersGone
     | PrefixesSet | PrefixesGone | EndpointFound | SendingExpired | SendStaged | ConnSettings | HandshakeSent
-    | HandshakeGaveUp | Resolve | StatusReply
+    | HandshakeGaveUp | MoveIn | Retire | Resolve | StatusReply | Scaled
 )  # fmt: skip
 ToStatus = Counters | StatusQuery | StatusReply
 

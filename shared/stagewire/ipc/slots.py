@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from stagewire.environment import MAX_WORKERS
+
 PREFIX: Final = "slot."
 LOOK_INTERVAL: Final = 0.25
 """s between two looks whether the file is still there."""
@@ -123,12 +125,24 @@ def held(run: Path) -> dict[tuple[str, int], int]:
     return {places[inode]: pid for pid, inode in _locks() if inode in places}
 
 
-def wanted_workers(run: Path, default: int) -> int:
-    """How many workers an interface is to have: what key-service was last told, or `default`."""
+def wanted_workers(run: Path, configured: int) -> int:
+    """How many workers an interface is to have: what key-service was told last, unless `configured` is another by now."""
     try:
-        return int((run / "key" / "workers").read_text())
+        wanted, told_upon = map(int, _workers_file(run).read_text().split())
     except (OSError, ValueError):
-        return default
+        return configured
+    return wanted if told_upon == configured and 1 <= wanted <= MAX_WORKERS else configured
+
+
+def remember_workers(run: Path, wanted: int, configured: int) -> None:
+    """Writes down, in key-service, how many it was told to have, and upon which configured number. Raises OSError."""
+    fresh = _workers_file(run).with_suffix(".new")
+    fresh.write_text(f"{wanted} {configured}\n")
+    fresh.replace(_workers_file(run))
+
+
+def _workers_file(run: Path) -> Path:
+    return run / "key" / "workers"
 
 
 def contenders(run: Path, stage: str = "") -> list[int]:

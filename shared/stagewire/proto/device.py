@@ -169,6 +169,11 @@ class Device:
         """The peers at home here."""
         return [owner for owner in self._owners.values() if isinstance(owner, Tunnel)]
 
+    def tunnel(self, public_key: bytes) -> Tunnel | None:
+        """A peer's, if it is at home here."""
+        owner = self._owners.get(public_key)
+        return owner if isinstance(owner, Tunnel) else None
+
     def handshake_sent(self, public_key: bytes, now: float) -> None:
         """key-service sent an initiation."""
         tunnel = self._owners.get(public_key)
@@ -214,17 +219,18 @@ class Device:
             tunnel.settings = settings
 
     def set_peer(self, facts: PeerFacts, now: float) -> Output:
-        """Adds a peer or changes it. Sessions go on unless it left home."""
+        """Adds a peer or changes it. Sessions go on unless it left home; its prefixes stay its own wherever it is."""
         out = Output()
-        owner = self._owners.get(facts.public_key)
+        former = owner = self._owners.get(facts.public_key)
         if owner is None or isinstance(owner, Tunnel) != facts.home:
-            if owner is not None:
-                self._drop_owner(owner, out)
             owner = (
                 Tunnel(facts.public_key, self.settings, self._jitter, self.drops)
                 if facts.home
                 else Elsewhere(facts.public_key)
             )
+            if former is not None:
+                self._allowed_ips.hand_over(former, owner)
+                self._drop_owner(former, out)
             self._owners[facts.public_key] = owner
         if facts.allowed_ips is not None:
             self.allow(facts.public_key, facts.allowed_ips)

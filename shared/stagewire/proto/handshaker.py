@@ -7,13 +7,14 @@ Rules:
   3. Both sides may initiate at once. Our own initiation stays open while we answer theirs, so both sessions come about
      and either may carry traffic; no timer is needed to untie them (`session.SessionSlots` settles on one).
   4. A worker is given a session only when it is up and the peer's home; its indices carry its number.
+  5. Peers that lost their sessions with a worker get new ones as soon as it is back, so many at once as `pace` says.
 
 Every method returns effects, to be carried out in their order.
 """
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from stagewire.proto import constants as c
 from stagewire.proto import endpoint as places
@@ -21,53 +22,15 @@ from stagewire.proto import handshake, tai64n
 from stagewire.proto.agenda import Agenda
 from stagewire.proto.cookie import MacSealer
 from stagewire.proto.effects import Effect, GaveUp, InstallSession, RememberTimestamp, SendHandshake
-from stagewire.proto.handshake import Identity, Remote, SentInitiation
+from stagewire.proto.handshake import Identity
 from stagewire.proto.index import IndexTable, worker_of
 from stagewire.proto.messages import BadMessage, CookieReply, Initiation, Response, parse_handshake_untrusted
+from stagewire.proto.pace import Pace
+from stagewire.proto.peer import Peer
 from stagewire.proto.timers import HandshakeTimers, Jitter
 
 INSTALL_TIMEOUT = 1.0
 """Seconds a response is held for its worker's word. Then the handshake is forgotten; its initiator tries again."""
-
-
-@dataclass(slots=True)
-class Peer:
-    """What key-service knows of one peer. Times are in s on the boot-time clock, unless named unix."""
-
-    public_key: bytes
-    preshared_key: bytes = field(repr=False)
-    worker: int
-    stamped: bool
-    macs: MacSealer
-    timers: HandshakeTimers
-    endpoint: bytes | None = None
-    latest_initiation: bytes = bytes(c.TIMESTAMP_LENGTH)
-    latest_response: bytes = bytes(c.TIMESTAMP_LENGTH)
-    last_consumed: float | None = None
-    last_handshake_unix_ns: int = 0
-    skew_ns: int | None = None
-    """Their wall clock minus ours, as of their last stamped response."""
-    tx_bytes: int = 0
-    rx_bytes: int = 0
-    sent: SentInitiation | None = None
-    sent_at: float = 0.0
-    session_lost: bool = False
-    _static: Remote | None = field(default=None, repr=False)
-
-    def remote(self, identity: Identity | None) -> Remote:
-        """With the pre-shared key as it is now. Raises BadMessage when nothing must ever be sent to this key."""
-        if identity is None:
-            raise BadMessage("no_key")
-        if self._static is None:
-            if self.public_key == identity.public_key:
-                raise BadMessage("own_key")
-            # When first needed: 10,000 peers would cost half a second at start.
-            self._static = Remote.of(identity, self.public_key)
-        return replace(self._static, preshared_key=self.preshared_key)
-
-    def forget_static(self) -> None:
-        """Our own key has changed."""
-        self._static = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +58,9 @@ class Handshaker:
         self._held: dict[int, _HeldResponse] = {}
         self._agenda: Agenda[bytes] = Agenda()
         self._workers: set[int] = set()
+        self._lost: dict[bytes, None] = {}
+        """Peers whose sessions went with their worker, which is back; in the order in which their handshakes begin."""
+        self._pace: Pace[bytes] = Pace()
 
     @property
     def identity(self) -> Identity:
@@ -123,6 +89,8 @@ class Handshaker:
         if peer is not None:
             self._forget_initiation(peer)
             self._agenda.forget(public_key)
+            self._lost.pop(public_key, None)
+            self._pace.end(public_key)
             for index in [index for index, held in self._held.items() if held.peer is peer]:
                 del self._held[index]
 
@@ -143,10 +111,22 @@ class Handshaker:
     def worker_up(self, worker: int, now: float, unix_ns: int) -> list[Effect]:
         """A worker is ready for sessions; the peers that lost theirs with its forerunner get new ones at once."""
         self._workers.add(worker)
-        effects: list[Effect] = []
         for peer in self.peers.values():
             if peer.worker == worker and peer.session_lost:
-                effects += self._initiate(peer, now, unix_ns)
+                self._lost[peer.public_key] = None
+        return self._replace_lost(now, unix_ns)
+
+    def _replace_lost(self, now: float, unix_ns: int) -> list[Effect]:
+        effects: list[Effect] = []
+        places = self._pace.places(now)
+        while self._lost and places:
+            public_key = next(iter(self._lost))
+            del self._lost[public_key]
+            peer = self.peers[public_key]
+            if peer.session_lost and peer.worker in self._workers and (begun := self._initiate(peer, now, unix_ns)):
+                self._pace.begin(public_key, now)
+                places -= 1
+                effects += begun
         return effects
 
     def worker_down(self, worker: int) -> None:
@@ -156,16 +136,34 @@ class Handshaker:
             peer = self._owner_of_index[index]
             if peer.sent is not None and peer.sent.sender == index:
                 continue  # an initiation that is under way is ours, not the worker's
-            peer.session_lost = True
-            peer.timers.reset()
             self._release(index)
+            if peer.worker == worker:  # not one that has moved: its newer session lives elsewhere
+                peer.session_lost = True
+                peer.timers.reset()
+
+    def move(self, public_key: bytes, worker: int) -> None:
+        """The peer's next session is for another worker. What lives in the one before lives on there."""
+        peer = self.peers[public_key]
+        peer.worker = worker
+        if peer.session_lost and worker in self._workers:
+            self._lost[public_key] = None
+
+    def renew(self, public_key: bytes, now: float, unix_ns: int) -> list[Effect]:
+        """Another session, however young the last one is: its worker has changed."""
+        self.peers[public_key].timers.reset()
+        return self.want(public_key, now, unix_ns)
+
+    def owner_of(self, index: int) -> bytes | None:
+        """Whose session or initiation an index stands for."""
+        peer = self._owner_of_index.get(index)
+        return peer.public_key if peer is not None and peer is self.peers.get(peer.public_key) else None
 
     def adopt_session(self, public_key: bytes, index: int, endpoint: bytes | None, handshake_unix_ns: int) -> None:
         """A worker runs a session that another key-service made."""
         peer = self.peers.get(public_key)
         if peer is None or worker_of(index) != peer.worker or not self._indices.claim(index):
             return
-        self._owner_of_index[index] = peer
+        self._own(index, peer)
         peer.endpoint = endpoint or peer.endpoint
         peer.last_handshake_unix_ns = max(peer.last_handshake_unix_ns, handshake_unix_ns)
 
@@ -191,13 +189,14 @@ class Handshaker:
             if worker_of(index) == worker:
                 self._release(index)
 
-    def confirmed(self, public_key: bytes, unix_ns: int) -> None:
+    def confirmed(self, public_key: bytes, worker: int, unix_ns: int) -> None:
         """As responder: the first packet under the new session has come."""
         peer = self.peers.get(public_key)
         if peer is not None:
             peer.last_handshake_unix_ns = unix_ns
-            self._complete(peer)
-            self._forget_initiation(peer)
+            if peer.worker == worker:  # otherwise it has moved since, and what is under way is for its new home
+                self._complete(peer)
+                self._forget_initiation(peer)
 
     def endpoint_moved(self, public_key: bytes, endpoint: bytes) -> None:
         """An authentic packet came from another place."""
@@ -253,7 +252,7 @@ class Handshaker:
         peer.last_consumed = now
         peer.endpoint = endpoint
         peer.rx_bytes += size
-        self._owner_of_index[index] = peer
+        self._own(index, peer)
         self._held[index] = _HeldResponse(peer, endpoint, data, now + INSTALL_TIMEOUT)
         return [
             *stamps,
@@ -320,7 +319,7 @@ class Handshaker:
         ephemeral = self._random_bytes(c.KEY_LENGTH)
         data, peer.sent = handshake.initiate(self.identity, remote, index, ephemeral, stamp.timestamp)
         data = peer.macs.seal(data, now)
-        self._owner_of_index[index] = peer
+        self._own(index, peer)
         peer.sent_at = now
         peer.tx_bytes += len(data)
         peer.timers.initiation_sent(now)
@@ -333,14 +332,21 @@ class Handshaker:
     def _complete(self, peer: Peer) -> None:
         peer.timers.complete()
         peer.session_lost = False
+        self._pace.end(peer.public_key)
 
     def _forget_initiation(self, peer: Peer) -> None:
         if peer.sent is not None:
             self._release(peer.sent.sender)
             peer.sent = None
 
+    def _own(self, index: int, peer: Peer) -> None:
+        self._owner_of_index[index] = peer
+        peer.indices.add(index)
+
     def _release(self, index: int) -> None:
-        self._owner_of_index.pop(index, None)
+        peer = self._owner_of_index.pop(index, None)
+        if peer is not None:
+            peer.indices.discard(index)
         self._held.pop(index, None)
         self._indices.release(index)
 
@@ -353,11 +359,14 @@ class Handshaker:
     def next_deadline(self) -> float | None:
         """When `act` is to be called (s)."""
         held_until = min((held.until for held in self._held.values()), default=None)
-        return min((when for when in (self._agenda.next_deadline(), held_until) if when is not None), default=None)
+        lost = self._pace.next_place() if self._lost else None
+        return min(
+            (when for when in (self._agenda.next_deadline(), held_until, lost) if when is not None), default=None
+        )
 
     def act(self, now: float, unix_ns: int) -> list[Effect]:
-        """Does what is due: retransmits, gives up, forgets responses that no worker wanted."""
-        effects: list[Effect] = []
+        """Does what is due: retransmits, gives up, replaces lost sessions, forgets responses that no worker wanted."""
+        effects = self._replace_lost(now, unix_ns)
         for index in [index for index, held in self._held.items() if held.until <= now]:
             self.failures["install_timed_out"] += 1
             self._release(index)
