@@ -1,6 +1,5 @@
 """What wireguard-go does where Stagewire does something else: the other half of COMPATIBILITY.md's second table."""
 
-import base64
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from lab.hub import Spoke
 from lab.namespaces import Topology
 from lab.traffic import ping
 from lab.wait import until
-from lab.wg import WgHub, say
+from lab.wg import WgHub, hexadecimal, say
 from lab.wireguard_go import SOCKETS, WireguardGo
 
 pytestmark = pytest.mark.system
@@ -34,10 +33,6 @@ def hub(network: Topology, shared_directory: Path) -> Iterator[WgHub]:
 def other(network: Topology, hub: WgHub) -> Iterator[WireguardGo]:
     with hub.wireguard_go(SPOKE, network.a, Topology.B4) as other:
         yield other
-
-
-def hexadecimal(key: str) -> str:
-    return base64.b64decode(key).hex()
 
 
 def test_a_set_with_a_mistake(hub: WgHub, other: WireguardGo) -> None:
