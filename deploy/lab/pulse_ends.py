@@ -2,6 +2,7 @@
 
     pulse_ends.py send RATE SIZE PROGRESS SOCKET ADDRESS PORT [SOCKET ADDRESS PORT ...]
     pulse_ends.py receive PROGRESS SOCKET [SOCKET ...]
+    pulse_ends.py witness
 
 SOCKET and PROGRESS are inherited descriptors; PROGRESS is eight bytes of shared memory, the packets so far. Each ends when
 its standard input does, and prints what it saw as one JSON object.
@@ -95,9 +96,22 @@ def receive(progress: mmap.mmap, flows: list[socket.socket]) -> object:
     return {"arrived": arrived}
 
 
+def witness() -> object:
+    """How much longer than asked for an ordinary process slept: what the machine itself adds to any gap."""
+    longest = 0.0
+    while not over():
+        begun = time.monotonic()
+        time.sleep(0.002)
+        longest = max(longest, time.monotonic() - begun - 0.002)
+    return {"longest_oversleep": longest}
+
+
 def main() -> None:
     """Reads its arguments, and says what it saw."""
     role, *arguments = sys.argv[1:]
+    if role == "witness":
+        json.dump(witness(), sys.stdout)
+        return
     go_first()
     if role == "send":
         rate, size, shared, *rest = arguments
