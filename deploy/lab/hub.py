@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from lab.namespaces import Namespace
+from lab.pulse import PulseReport
 from lab.stagewire import Gateway
 from lab.traffic import StreamReport
 from lab.wait import until
@@ -145,10 +146,10 @@ class Hub:
         trains = MAX_TRAIN * counters["train_too_old"]
         return trains + sum(counters[pipe] for pipe in ("worker_full", "conn_full", "tun_full"))
 
-    def expect_whole(self, *reports: StreamReport, lost: int = 0) -> None:
+    def expect_whole(self, *reports: StreamReport | PulseReport, lost: int = 0) -> None:
         """Nothing doubled or damaged; and nothing lost beyond `lost`, but for what the gateway owns to have starved."""
         for report in reports:
-            if report.duplicates or report.foreign:
+            if report.duplicates or (isinstance(report, StreamReport) and report.foreign):
                 raise AssertionError(f"doubled or damaged: {report}")
             self._unexplained += max(0, report.lost - lost)
         if self._unexplained:

@@ -3,6 +3,7 @@
 That place is shared by all network namespaces, so each interface here has a name of its own on the whole machine.
 """
 
+import base64
 import contextlib
 import itertools
 import json
@@ -12,15 +13,19 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
-from lab.hub import PORT, Hub, Spoke
-from lab.namespaces import Namespace, add_addresses
+from lab.hub import PORT, Hub, Spoke, together
+from lab.namespaces import Namespace, Topology, add_addresses
 from lab.stagewire import Gateway
 from lab.wait import until
 from lab.wireguard_go import SOCKETS, Dump, parse_dump
 
 TIMEOUT: Final = 60
+GATEWAY: Final = {4: Topology.B4, 6: f"[{Topology.B6}]"}
+"""Where a gateway in B is, as an endpoint names it."""
+INNER: Final = {4: 0, 6: 1}
+"""Which of a spoke's two inner addresses is of a family."""
 _WG: Final = {"STAGEWIRE_WG_DIR": str(SOCKETS)}
 _numbers = itertools.count(1)
 
@@ -81,6 +86,25 @@ def _command_line(pid: int) -> str:
     return environment.decode(errors="replace")
 
 
+def over_both_families(first: int, of_ipv6: Mapping[str, Any]) -> dict[str, Spoke]:
+    """A peer over IPv4 and the next over IPv6, both in A; `of_ipv6` is what the second has besides."""
+    return {
+        "over IPv4": Spoke(first, Topology.A4),
+        "over IPv6": Spoke(first + 1, f"[{Topology.A6}]", **of_ipv6),
+    }
+
+
+@contextlib.contextmanager
+def both_kinds(namespace: Namespace, directory: Path, **of_ipv6: Any) -> Iterator[dict[str, "WgHub"]]:
+    """A gateway of each kind, "up" and "bare", with the same two peers each but for their numbers."""
+    hubs = {
+        "up": WgHub(namespace, directory / "u", over_both_families(1, of_ipv6)),
+        "bare": BareHub(namespace, directory / "d", over_both_families(11, of_ipv6)),
+    }
+    with together(*hubs.values()):
+        yield hubs
+
+
 class WgHub(Hub):
     """`stagewire up` and its spokes, within reach of `wg`."""
 
@@ -93,6 +117,10 @@ class WgHub(Hub):
     def __exit__(self, *_: object) -> None:
         super().__exit__()
         (SOCKETS / f"{self.name}.sock").unlink(missing_ok=True)
+
+    def over(self, family: int) -> Spoke:
+        """The peer whose outer packets are IPv4's or IPv6's."""
+        return self.spokes[f"over IPv{family}"]
 
     def wg(self, *arguments: str, data: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`wg <arguments>`, with `data` at its /dev/stdin."""
@@ -166,3 +194,8 @@ def say(name: str, text: str | bytes) -> bytes:
         client.sendall(text.encode() if isinstance(text, str) else text)
         client.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def hexadecimal(key: str) -> str:
+    """A key in base64 as the socket has it."""
+    return base64.b64decode(key).hex()

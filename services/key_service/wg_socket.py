@@ -45,13 +45,21 @@ def listen(path: Path) -> socket.socket | None:
     return opened
 
 
+def index_of(name: str) -> int:
+    """The number of a network interface where our sockets are; 0 when there is none of this name."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return 0
+
+
 class _Client:
     """One connection: what it asked, in order, and what it has still to be told."""
 
     def __init__(self, connection: socket.socket, now: float) -> None:
         self.connection = connection
         self.number = connection.fileno()
-        self.reader = uapi.OperationReader()
+        self.reader = uapi.OperationReader(index_of)
         self.asked: deque[uapi.Operation | uapi.BadOperation] = deque()
         self.working = False
         self.pumping = False

@@ -235,10 +235,18 @@ def check(file: Path) -> None:
     click.echo(f"{file}: no mistakes; {len(interface.peers)} peers, {prefixes} allowed IPs")
 
 
+def _print_key(key: bytes) -> None:
+    try:
+        # Past Python's buffer, which would be tried again at exit, with a traceback.
+        os.write(1, f"{config.encode_key(key)}\n".encode())
+    except OSError as error:
+        _fail(f"standard output: {error.strerror}")
+
+
 @main.command()
 def genkey() -> None:
     """Print a new private key."""
-    click.echo(config.encode_key(config.generate_private_key(os.urandom(32))))
+    _print_key(config.generate_private_key(os.urandom(32)))
 
 
 @main.command()
@@ -248,7 +256,7 @@ def pubkey() -> None:
         private_key = config.decode_key(sys.stdin.read().strip())
     except ValueError as error:
         _fail(f"standard input {error}")
-    click.echo(config.encode_key(config.public_key(private_key)))
+    _print_key(config.public_key(private_key))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The configuration in force, asked of the `wg` socket, for `stagewire save` to write back."""
 
 import socket
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -92,8 +93,17 @@ def _with_line(peer: PeerConfig, key: str, value: str) -> PeerConfig:
             return replace(peer, persistent_keepalive=int(value))
         case "endpoint" if peer.endpoint is None or _is_address(peer.endpoint.host):
             host, _, port = value.rpartition(":")
-            return replace(peer, endpoint=HostPort(host.strip("[]"), int(port)))
+            return replace(peer, endpoint=HostPort(_with_named_zone(host.strip("[]")), int(port)))
     return peer
+
+
+def _with_named_zone(host: str) -> str:
+    """A link-local address by its interface's name, which outlives a boot; its number may be another's then."""
+    address, percent, zone = host.partition("%")
+    if percent and zone.isdecimal():
+        with suppress(OSError):
+            return f"{address}%{socket.if_indextoname(int(zone))}"
+    return host
 
 
 def _is_address(host: str) -> bool:

@@ -9,31 +9,31 @@ be 130,000 of them and packets in between.
 """
 
 import errno
+import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_interface
 from typing import Any, Final
 
 from pyroute2 import NetlinkError
 
 from stagewire.ipc.loop import boot_time
-from tun_service.network import NetworkRefused, Wanted, apply, attempt, index_of
+from tun_service.network import NetworkRefused, Wanted, apply, index_of
+from tun_service.route_messages import Change, Route, RouteSocket
 
 Network = IPv4Network | IPv6Network
-Route = tuple[Network, int]
-"""(prefix, table)"""
-
 PROTOCOL: Final = 87
 """Of our routes and rules; no routing daemon uses it."""
 MAIN_TABLE: Final = 254
 BUDGET: Final = 0.004
 """s of one turn that routes may take."""
-_STEP: Final = 64
+PIECE: Final = 256
+"""Prefixes looked at together when all are compared."""
+BATCH: Final = 32
+"""Routes told to the kernel together: some 0.4 ms."""
 _INVERT: Final = 0x2  # FIB_RULE_INVERT
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
-_SCOPES: Final = {4: "link", 6: "universe"}
-"""Of our routes; the kernel finds no IPv4 route to remove under another scope than its own."""
 
 
 class Routes:
@@ -41,13 +41,16 @@ class Routes:
 
     def __init__(self, netlink: Any, interface: str, on_settled: Callable[[str], None]) -> None:
         self._netlink = netlink
+        self._kernel = RouteSocket(PROTOCOL)
         self._interface = interface
         self._on_settled = on_settled
         self._wanted: Wanted | None = None
         self._connected: set[Network] = set()
         self._index = 0
-        self._comparing: Iterator[None] = iter(())
-        self._todo: deque[tuple[bool, Route]] = deque()
+        self._todo: deque[Change] = deque()
+        self._later: deque[Change] = deque()
+        """What came while they were compared."""
+        self._plan: Iterator[None] | None = None
         self._due = False
 
     def begin(self, wanted: Wanted, prefixes: Iterable[Network], *, set_mtu: bool = True) -> None:
@@ -56,33 +59,37 @@ class Routes:
         # The addresses' own networks are routed by the kernel already; wg-quick leaves them out as well.
         self._connected = {ip_interface(address).network for address in wanted.addresses}
         self._todo.clear()
-        self._comparing = self._compare(wanted, tuple(prefixes), set_mtu)
+        self._later.clear()
+        self._plan = self._compare(wanted, list(prefixes), set_mtu=set_mtu)
         self._due = True
 
-    def _compare(self, wanted: Wanted, prefixes: Sequence[Network], set_mtu: bool) -> Iterator[None]:
-        """Step by step. What changes meanwhile is in `_todo`, and comes after what is found here."""
+    def _compare(self, wanted: Wanted, prefixes: list[Network], *, set_mtu: bool) -> Iterator[None]:
+        """Finds out what is to be done, in pieces of a millisecond or two."""
         self._index = index_of(self._netlink, self._interface)
-        yield
         yield from apply(self._netlink, self._index, wanted, set_mtu=set_mtu)
-        routes: dict[Route, None] = {}  # a set that keeps its order
-        for position, route in enumerate(self._routes(prefixes)):
-            routes[route] = None
-            if position % _STEP == 0:
-                yield
-        standing: set[Route] = set()
-        for route in self._standing():
-            standing.add(route)
+        missing: dict[Route, None] = {}
+        for start in range(0, len(prefixes), PIECE):
+            for route in self._routes(prefixes[start : start + PIECE]):
+                missing[route] = None
+                if self._needs_rules(route[0]):
+                    self._set_rules(_FAMILIES[route[0].version], route[1])
             yield
-        found = [(False, route) for route in standing if route not in routes]
-        found += [(True, route) for route in routes if route not in standing]
-        self._todo.extendleft(reversed(found))
-        for prefix, table in routes:
-            if self._needs_rules(prefix):
-                self._set_rules(_FAMILIES[prefix.version], table)
+        try:
+            for standing in self._kernel.standing(self._index):
+                for route in standing:
+                    if route in missing:
+                        del missing[route]
+                    else:
+                        self._todo.append((False, route))
+                yield
+        except OSError as error:
+            raise NetworkRefused(f"routes: {error}") from None
+        self._todo.extend((True, route) for route in missing)
 
     def close(self) -> None:
         """Lets go of netlink; the routes stay."""
         self._netlink.close()
+        self._kernel.close()
 
     def add(self, prefixes: Iterable[Network]) -> None:
         """More of them."""
@@ -94,7 +101,9 @@ class Routes:
 
     def _enter(self, wanted: bool, prefixes: Iterable[Network]) -> None:
         if self._wanted is not None:
-            self._todo.extend((wanted, route) for route in self._routes(prefixes))
+            # What is being compared doesn't know of it, and would take it back.
+            behind = self._later if self._plan is not None else self._todo
+            behind.extend((wanted, route) for route in self._routes(prefixes))
             self._due = True
 
     def next_deadline(self) -> float | None:
@@ -105,45 +114,41 @@ class Routes:
         """A few of them."""
         until = boot_time() + BUDGET
         try:
-            for _ in self._comparing:
-                if boot_time() >= until:
-                    return
-            while self._todo and boot_time() < until:
-                self._change(*self._todo.popleft())
+            while (self._plan is not None or self._todo) and boot_time() < until:
+                if self._plan is not None:
+                    self._go_on(self._plan)
+                    continue
+                self._change([self._todo.popleft() for _ in range(min(BATCH, len(self._todo)))])
         except NetworkRefused as refused:
             self._todo.clear()
-            self._comparing = iter(())
+            self._later.clear()
+            self._plan = None
             self._due = False
             self._on_settled(str(refused))
             return
-        if not self._todo:
+        if self._plan is None and not self._todo:
             self._due = False
             self._on_settled("")
 
-    def _change(self, wanted: bool, route: Route) -> None:
-        prefix, table = route
-        if not wanted:
-            try:
-                self._netlink.route(
-                    "del", dst=str(prefix), oif=self._index, table=table, proto=PROTOCOL, scope=_SCOPES[prefix.version]
-                )
-            except NetlinkError as error:
-                if error.code not in {errno.ESRCH, errno.ENOENT}:  # gone already, by somebody else's hand
-                    raise NetworkRefused(f"removing route {prefix}: {error}") from None
-            return
-        attempt(
-            f"route {prefix}", self._netlink.route, "replace",
-            dst=str(prefix), oif=self._index, table=table, proto=PROTOCOL,
-            scope=_SCOPES[prefix.version],
-        )  # fmt: skip
-        if self._needs_rules(prefix):
-            self._set_rules(_FAMILIES[prefix.version], table)
+    def _go_on(self, plan: Iterator[None]) -> None:
+        try:
+            next(plan)
+        except StopIteration:
+            self._plan = None
+            self._todo.extend(self._later)
+            self._later.clear()
 
-    def _standing(self) -> Iterable[Route]:
-        for family in _FAMILIES.values():
-            for message in self._netlink.get_routes(family=family, proto=PROTOCOL):
-                if message.get("oif") == self._index and message["proto"] == PROTOCOL:
-                    yield _prefix(message), message.get("table") or message["table"]
+    def _change(self, batch: list[Change]) -> None:
+        try:
+            refused = self._kernel.change(self._index, batch)
+        except OSError as error:
+            raise NetworkRefused(f"routes: {error}") from None
+        for (wanted, (prefix, _)), code in refused:
+            if wanted or code not in {errno.ESRCH, errno.ENOENT}:  # gone already, by somebody else's hand
+                raise NetworkRefused(f"{'' if wanted else 'removing '}route {prefix}: {os.strerror(code)}")
+        for wanted, (prefix, table) in batch:
+            if wanted and self._needs_rules(prefix):
+                self._set_rules(_FAMILIES[prefix.version], table)
 
     def _routes(self, prefixes: Iterable[Network]) -> Iterable[Route]:
         wanted = self._wanted
@@ -174,8 +179,3 @@ class Routes:
             except NetlinkError as error:
                 if error.code != errno.EEXIST:  # from an earlier life, or another interface's
                     raise NetworkRefused(f"policy rule: {error}") from None
-
-
-def _prefix(message: Any) -> Network:
-    destination = message.get("dst") or ("0.0.0.0" if message["family"] == socket.AF_INET else "::")  # noqa: S104
-    return ip_network(f"{destination}/{message['dst_len']}")

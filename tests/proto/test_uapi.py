@@ -379,7 +379,7 @@ def test_wg_changes_one_thing_at_a_time(interface: Interface, tmp_path: Path) ->
 @pytest.mark.system
 @NEEDS_WG
 def test_wg_says_our_errors_in_the_right_words(interface: Interface) -> None:
-    # wg turns the number of a zone into its interface's name, and a name is no endpoint here.
+    # wg turns the number of a zone into its interface's name, and the reader here knows none.
     zone = interface.wg("set", "peer", base64(ONE), "endpoint", "[fe80::1%1]:5")
     assert zone == "Unable to modify interface: Invalid argument\n"
     assert [(found.code, found.line) for found in interface.mistakes] == [(uapi.EINVAL, 3)]

@@ -92,6 +92,20 @@ def test_a_private_key_is_not_repeated_in_a_complaint() -> None:
     assert key not in refused.stderr
 
 
+@pytest.mark.parametrize("command", ["genkey", "pubkey"])
+def test_a_key_that_cannot_be_written_is_one_line_of_complaint(command: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        failed = subprocess.run(
+            [executable("stagewire"), command],
+            input=wg("genkey"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (failed.returncode, failed.stderr) == (1, "stagewire: standard output: No space left on device\n")
+
+
 # --- check -------------------------------------------------------------------------------------------------
 
 

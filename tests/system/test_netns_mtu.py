@@ -18,7 +18,8 @@ from lab.wait import until
 pytestmark = pytest.mark.system
 
 V4, V6 = Spoke(1, Topology.A4), Spoke(2, f"[{Topology.A6}]")
-LIVE, TOO_LARGE = Spoke(3, Topology.A4), Spoke(4, Topology.A4)
+LIVE = {4: Spoke(3, Topology.A4), 6: Spoke(4, f"[{Topology.A6}]")}
+TOO_LARGE = {4: Spoke(5, Topology.A4), 6: Spoke(6, f"[{Topology.A6}]")}
 OVERHEAD = 32
 HEADERS = {4: 20 + 8, 6: 40 + 8}
 """Of an echo request."""
@@ -34,7 +35,8 @@ def network() -> Iterator[Topology]:
 
 @pytest.fixture(scope="module")
 def hub(network: Topology, shared_directory: Path) -> Iterator[Hub]:
-    with Hub(network.b, shared_directory, {"4": V4, "6": V6, "live": LIVE, "too large": TOO_LARGE}) as hub:
+    spokes = [V4, V6, *LIVE.values(), *TOO_LARGE.values()]
+    with Hub(network.b, shared_directory, {str(spoke.number): spoke for spoke in spokes}) as hub:
         yield hub
         set_mtu(network.b, "wg0", 1420)
 
@@ -50,16 +52,18 @@ def echo(namespace: Namespace, address: str, size: int, timeout: float = 2) -> i
     ).received
 
 
-def test_padding_follows_the_mtu_as_it_changes(network: Topology, hub: Hub) -> None:
+@pytest.mark.parametrize("family", [4, 6])
+def test_padding_follows_the_mtu_as_it_changes(network: Topology, hub: Hub, family: int) -> None:
     """At an MTU of 1300, a packet of 1299 bytes is padded by one, not to 1312."""
-    with hub.wireguard_go(LIVE, network.a), Capture(network.b, network.link_b.a_interface) as outer:
-        assert ping(network.b, LIVE.inner[0]).received == 1
+    live, inner, outer_address = LIVE[family], LIVE[family].inner[family == 6], (Topology.B4, Topology.B6)[family == 6]
+    with hub.wireguard_go(live, network.a), Capture(network.b, network.link_b.a_interface) as outer:
+        assert ping(network.b, inner).received == 1
 
         def sealed(size: int) -> int:
             """The length of the datagram that a packet of ours becomes."""
-            before = len(outer.datagrams(LIVE.port))
-            assert echo(network.b, LIVE.inner[0], size) == 1
-            ours = [each for each in outer.datagrams(LIVE.port)[before:] if each.source[0] == Topology.B4]
+            before = len(outer.datagrams(live.port))
+            assert echo(network.b, inner, size) == 1
+            ours = [each for each in outer.datagrams(live.port)[before:] if each.source[0] == outer_address]
             return max(len(each.payload) for each in ours)
 
         for mtu in (1300, 1420, 1281, 1300):
@@ -69,7 +73,7 @@ def test_padding_follows_the_mtu_as_it_changes(network: Topology, hub: Hub) -> N
             assert sealed(mtu) == mtu + OVERHEAD
             assert sealed(1281) == min(mtu, 1296) + OVERHEAD
         # What is set by hand outlives the service that says what the file says.
-        hub.gateway.supervisorctl("restart", "key-service")
+        hub.gateway.supervisorctl("restart", "key-service:*")
         until(lambda: hub.gateway.status()["ready"], 10, "key-service to be back")
         assert "mtu 1300 " in network.b.run("ip", "link", "show", "wg0").stdout
 
@@ -101,17 +105,23 @@ def test_packets_of_65000_bytes_pass_whole_both_ways(network: Topology, hub: Hub
         assert not counters["train_malformed"]
 
 
-def test_what_no_datagram_can_carry_is_dropped_and_counted(network: Topology, hub: Hub) -> None:
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_no_datagram_can_carry_is_dropped_and_counted(network: Topology, hub: Hub, family: int) -> None:
     """The device takes an MTU of 65,535 all the same."""
-    with hub.wireguard_go(TOO_LARGE, network.a, mtu=LARGE):
+    too_large = TOO_LARGE[family]
+    with hub.wireguard_go(too_large, network.a, mtu=LARGE):
         set_mtu(network.b, "wg0", 65535)
-        assert ping(network.b, TOO_LARGE.inner[0]).received == 1
+        assert ping(network.b, too_large.inner[0]).received == 1
         before = dict(hub.counters())
         out = network.b.udp_socket()
         out.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO
         for size in (65535, LARGEST + 1):
-            out.sendto(bytes(size - 28), (TOO_LARGE.inner[0], 9))
+            out.sendto(bytes(size - 28), (too_large.inner[0], 9))
         until(lambda: hub.counters()["outbound_too_large"] == before.get("outbound_too_large", 0) + 2, 5, "the count")
-        out.sendto(bytes(LARGEST - 28), (TOO_LARGE.inner[0], 9))  # it leaves, whatever the other side makes of it
-        assert ping(network.b, TOO_LARGE.inner[0]).received == 1
+        left = hub.peer(too_large)["tx_bytes"]
+        out.sendto(bytes(LARGEST - 28), (too_large.inner[0], 9))  # it leaves, whatever the other side makes of it
+        until(lambda: hub.peer(too_large)["tx_bytes"] >= left + LARGEST, 5, "it to leave")
+        seen = hub.counters()["tun_packets_in"]
+        assert ping(network.b, too_large.inner[0]).received == 1
+        until(lambda: hub.counters()["tun_packets_in"] > seen, 5, "counters that know of it")
         assert hub.counters()["send_failed"] == before.get("send_failed", 0)

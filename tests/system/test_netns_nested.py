@@ -1,6 +1,6 @@
 """Tunnels in tunnels: one gateway's outer packets through another's, and a peer that would be reached through itself.
 
-B: two gateways, the second's peer has its endpoint in the first's network; wireguard-go at the other ends, in A.
+B: two gateways, the second's peers have their endpoints in the first's networks; wireguard-go at the other ends, in A.
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,17 @@ from lab.hub import PORT, Hub, Spoke, together
 from lab.namespaces import Topology
 from lab.traffic import NumberedStream, ping
 from lab.wait import until
+from lab.wg import GATEWAY
 
 pytestmark = pytest.mark.system
 
-OUTER = Spoke(1, Topology.A4)
-OVER4 = Spoke(2, OUTER.inner[0])
-OVER6 = Spoke(3, f"[{OUTER.inner[1]}]")
+OUTER = {4: Spoke(1, Topology.A4), 6: Spoke(2, f"[{Topology.A6}]")}
+INNER = {
+    (outer, inner): Spoke(10 * outer + inner, (spoke.inner[0], f"[{spoke.inner[1]}]")[inner == 6])
+    for outer, spoke in OUTER.items()
+    for inner in (4, 6)
+}
+"""By the family of the outer tunnel's packets, and of their own, which go through it."""
 ITSELF4, ITSELF6 = Spoke(4, "10.66.4.2"), Spoke(5, "[fd66:5::2]")
 """Their endpoints are their own inner addresses: a handshake with them would have to go through them."""
 INNER_MTU = 1420 - 80
@@ -38,13 +43,13 @@ def network() -> Iterator[Topology]:
 
 @pytest.fixture(scope="module")
 def hubs(network: Topology, shared_directory: Path) -> Iterator[Hubs]:
-    outer = {"outer": OUTER, "4": ITSELF4, "6": ITSELF6}
+    outer = {str(spoke.number): spoke for spoke in (*OUTER.values(), ITSELF4, ITSELF6)}
     both = Hubs(
         Hub(network.b, shared_directory, outer),
         Hub(
             network.b,
             shared_directory,
-            {"4": OVER4, "6": OVER6},
+            {str(spoke.number): spoke for spoke in INNER.values()},
             f"MTU = {INNER_MTU}",
             name="wg1",
             port=PORT + 99,
@@ -54,17 +59,23 @@ def hubs(network: Topology, shared_directory: Path) -> Iterator[Hubs]:
         yield both
 
 
-@pytest.mark.parametrize("spoke", [OVER4, OVER6], ids=["ipv4", "ipv6"])
-def test_a_tunnel_in_a_tunnel(network: Topology, hubs: Hubs, spoke: Spoke) -> None:
+@pytest.mark.parametrize(("family", "inner_family"), INNER)
+def test_a_tunnel_in_a_tunnel(network: Topology, hubs: Hubs, family: int, inner_family: int) -> None:
+    spoke, carrier = INNER[family, inner_family], OUTER[family]
     with (
-        hubs.outer.wireguard_go(OUTER, network.a) as outer_peer,
+        hubs.outer.wireguard_go(carrier, network.a) as outer_peer,
         hubs.inner.wireguard_go(spoke, network.a, mtu=INNER_MTU),
         Capture(network.b, "wg0") as between,
         Capture(network.b, network.link_b.a_interface) as wire,
     ):
         # wireguard-go is new each time, and knows no session.
-        outer_peer.set("peer", hubs.outer.keys.public, "endpoint", f"{Topology.B4}:{hubs.outer.port}")
-        assert ping(network.a, OUTER.gateway_inner[0]).received == 1
+        outer_peer.set(
+            "peer",
+            hubs.outer.keys.public,
+            "endpoint",
+            f"{GATEWAY[family]}:{hubs.outer.port}",
+        )
+        assert ping(network.a, carrier.gateway_inner[0]).received == 1
         for address in spoke.inner:
             headers = 48 if ":" in address else 28
             assert ping(network.b, address, size=INNER_MTU - headers, cut=False).received == 1
@@ -76,7 +87,7 @@ def test_a_tunnel_in_a_tunnel(network: Topology, hubs: Hubs, spoke: Spoke) -> No
         assert {datagram.destination[1] for datagram in between.datagrams(spoke.port)} >= {spoke.port}
         assert not wire.datagrams(spoke.port)  # on the wire there is only the outer tunnel
         assert not wire.contains(stream.marker)
-        wire.assert_no_duplicate_counters(OUTER.port)
+        wire.assert_no_duplicate_counters(carrier.port)
 
 
 @pytest.mark.parametrize("spoke", [ITSELF4, ITSELF6], ids=["ipv4", "ipv6"])

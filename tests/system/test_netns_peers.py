@@ -23,7 +23,7 @@ FILTERED = {4: Spoke(1), 6: Spoke(2)}
 WIDE = Spoke(3, Topology.A4, allowed_ips=["10.70.0.0/16", "fd70::/32"])
 NARROW = Spoke(4, f"[{Topology.A6}]", allowed_ips=["10.70.1.0/24", "10.70.1.128/25", "fd70:0:1::/48"])
 LOOPED = {4: Spoke(5, Topology.A4), 6: Spoke(6, f"[{Topology.A6}]")}
-LATER = Spoke(7, Topology.A4)
+LATER = {4: Spoke(7, Topology.A4), 6: Spoke(8, f"[{Topology.A6}]")}
 GATEWAY = {4: Topology.B4, 6: f"[{Topology.B6}]"}
 STRANGER = ("10.99.0.9", "fd99::9")
 """Inner addresses that nobody is allowed."""
@@ -49,7 +49,7 @@ def network() -> Iterator[Topology]:
 
 @pytest.fixture(scope="module")
 def hub(network: Topology, shared_directory: Path) -> Iterator[WgHub]:
-    spokes = [*FILTERED.values(), WIDE, NARROW, LATER, *LOOPED.values()]
+    spokes = [*FILTERED.values(), WIDE, NARROW, *LATER.values(), *LOOPED.values()]
     with WgHub(network.b, shared_directory, {str(spoke.number): spoke for spoke in spokes}) as hub:
         yield hub
 
@@ -106,18 +106,23 @@ def test_the_longest_of_overlapping_prefixes_says_whose_an_address_is(network: T
         until(lambda: received_by(wide, hub) >= sent + 500, 5, "the address to be the other's now")
 
 
-def test_a_default_route_allowed_later_does_not_cost_the_host_its_own(network: Topology, hub: WgHub) -> None:
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_default_route_allowed_later_does_not_cost_the_host_its_own(
+    network: Topology, hub: WgHub, family: int
+) -> None:
     """There is no mark by then, so that our own outer packets would follow it."""
+    later = LATER[family]
     before = [network.b.run("ip", family, "route", "show", "default").stdout for family in ("-4", "-6")]
-    with hub.wireguard_go(LATER, network.a):
-        assert ping(network.b, LATER.inner[0]).received == 1
+    with hub.wireguard_go(later, network.a):
+        assert ping(network.b, later.inner[0]).received == 1
         hub.set(
-            "peer", LATER.keys.public, "allowed-ips", ",".join([*LATER.networks, "0.0.0.0/0", "::/0", "10.72.0.0/16"])
+            "peer", later.keys.public, "allowed-ips", ",".join([*later.networks, "0.0.0.0/0", "::/0", "10.72.0.0/16"])
         )
         until(lambda: network.b.run("ip", "route", "show", "10.72.0.0/16").stdout, 5, "the other route")
         assert [network.b.run("ip", family, "route", "show", "default").stdout for family in ("-4", "-6")] == before
-        assert ping(network.b, LATER.inner[1]).received == 1
-        hub.set("peer", LATER.keys.public, "allowed-ips", ",".join(LATER.networks))
+        assert ping(network.b, later.inner[1]).received == 1
+        hub.set("peer", later.keys.public, "allowed-ips", ",".join(later.networks))
+        until(lambda: not network.b.run("ip", "route", "show", "10.72.0.0/16").stdout, 5, "the other route to go")
 
 
 def received_by(peer: WireguardGo, hub: WgHub) -> int:

@@ -173,7 +173,7 @@ def test_the_counts_of_traffic_survive_a_move(network: Topology, hub: Hub) -> No
 
 
 def test_a_new_key_service_knows_the_number_and_a_new_interface_begins_anew(hub: Hub) -> None:
-    hub.gateway.kill("key-service", 9)
+    hub.gateway.kill("key", 9)
     for attempt in count():
         found = hub.gateway.command("status", "--json", hub.name, check=False).stdout
         if found and json.loads(found)["ready"]:

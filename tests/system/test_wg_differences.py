@@ -1,6 +1,5 @@
 """What wireguard-go does where Stagewire does something else: the other half of COMPATIBILITY.md's second table."""
 
-import base64
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from lab.hub import Spoke
 from lab.namespaces import Topology
 from lab.traffic import ping
 from lab.wait import until
-from lab.wg import WgHub, say
+from lab.wg import GATEWAY, WgHub, hexadecimal, say
 from lab.wireguard_go import SOCKETS, WireguardGo
 
 pytestmark = pytest.mark.system
@@ -31,13 +30,9 @@ def hub(network: Topology, shared_directory: Path) -> Iterator[WgHub]:
 
 
 @pytest.fixture
-def other(network: Topology, hub: WgHub) -> Iterator[WireguardGo]:
-    with hub.wireguard_go(SPOKE, network.a, Topology.B4) as other:
+def other(request: pytest.FixtureRequest, network: Topology, hub: WgHub) -> Iterator[WireguardGo]:
+    with hub.wireguard_go(SPOKE, network.a, GATEWAY[getattr(request, "param", 4)]) as other:
         yield other
-
-
-def hexadecimal(key: str) -> str:
-    return base64.b64decode(key).hex()
 
 
 def test_a_set_with_a_mistake(hub: WgHub, other: WireguardGo) -> None:
@@ -56,6 +51,7 @@ def test_a_set_without_its_empty_line(hub: WgHub, other: WireguardGo) -> None:
     assert b"fwmark=77\n" in say(other.interface, "get=1\n\n")
 
 
+@pytest.mark.parametrize("other", [4, 6], indirect=True)
 def test_a_peer_that_is_replaced_by_itself(network: Topology, hub: WgHub, other: WireguardGo) -> None:
     """`wg setconf` with what is in force already: our side keeps the session, theirs begins anew."""
     assert ping(network.a, SPOKE.gateway_inner[0]).received == 1
@@ -67,13 +63,16 @@ def test_a_peer_that_is_replaced_by_itself(network: Topology, hub: WgHub, other:
     assert other.dump().peers[hub.keys.public].latest_handshake == 0
 
 
-def test_a_zone_by_its_name(hub: WgHub, other: WireguardGo) -> None:
-    for interface, key, answer in (
-        (other.interface, hub.keys.public, b"errno=0\n\n"),
-        (hub.name, SPOKE.keys.public, b"errno=-22\n\n"),
+def test_a_zone_of_an_endpoint(hub: WgHub, other: WireguardGo) -> None:
+    """Both take names and numbers of interfaces, and theirs is gone from what is shown, and so from what is saved."""
+    for interface, key, shown in (
+        (other.interface, hub.keys.public, b"[fe80::1]:1"),
+        (hub.name, SPOKE.keys.public, b"[fe80::1%1]:1"),
     ):
-        text = f"set=1\npublic_key={hexadecimal(key)}\nendpoint=[fe80::1%lo]:1\n\n"
-        assert say(interface, text) == answer
+        for zone, answer in (("lo", b"errno=0\n\n"), ("1", b"errno=0\n\n"), ("nowhere", b"errno=-22\n\n")):
+            text = f"set=1\npublic_key={hexadecimal(key)}\nendpoint=[fe80::1%{zone}]:1\n\n"
+            assert say(interface, text) == answer
+            assert b"endpoint=" + shown + b"\n" in say(interface, "get=1\n\n")
 
 
 def test_the_private_key_is_in_the_answer(hub: WgHub, other: WireguardGo) -> None:

@@ -12,8 +12,8 @@ from lab.namespaces import Topology
 from lab.stagewire import Gateway, executable
 from lab.traffic import ping
 from lab.wait import until
-from lab.wg import Bare, unique_name
-from lab.wireguard_go import SOCKETS, KeyPair, Peer, WireguardGo, new_key_pair, parse_dump
+from lab.wg import GATEWAY, Bare, unique_name
+from lab.wireguard_go import SOCKETS, Peer, WireguardGo, new_key_pair, parse_dump
 
 pytestmark = pytest.mark.system
 
@@ -63,9 +63,9 @@ def configuration(directory: Path, *lines: str) -> str:
     )
 
 
-def far_end(network: Topology, keys: KeyPair = FAR) -> WireguardGo:
-    to_us = Peer(KEYS.public, [f"{OURS[0]}/32", f"{OURS[1]}/128"], f"{Topology.B4}:{PORT}")
-    return WireguardGo(network.a, keys, [f"{THEIRS[0]}/32", f"{THEIRS[1]}/128"], [to_us], PORT + 1)
+def far_end(network: Topology, family: int = 4) -> WireguardGo:
+    to_us = Peer(KEYS.public, [f"{OURS[0]}/32", f"{OURS[1]}/128"], f"{GATEWAY[family]}:{PORT}")
+    return WireguardGo(network.a, FAR, [f"{THEIRS[0]}/32", f"{THEIRS[1]}/128"], [to_us], PORT + 1)
 
 
 RESOLVCONF = ["nameserver 192.0.2.53", "nameserver 2001:db8::53", "search example.com"]
@@ -87,6 +87,8 @@ def test_wg_quick(network: Topology, lab_directory: Path, tools: Mapping[str, st
         assert "mtu 1400" in network.b.run("ip", "link", "show", bare.name).stdout
         assert "10.72.0.0/16" in network.b.run("ip", "route", "show", "dev", bare.name).stdout
         assert (lab_directory / "resolvconf").read_text().splitlines()[1:] == RESOLVCONF
+        with far_end(network, 6):
+            assert ping(network.a, OURS[1]).received == 1
         with far_end(network):
             for address in OURS:
                 assert ping(network.a, address, size=1372 - 40).received == 1
@@ -123,8 +125,9 @@ def test_stagewire_up_save_and_down(network: Topology, lab_directory: Path, tool
         first, *lines = record.read_text().splitlines()
         assert first.split() == ["-a", f"tun.{name}", "-m", "0", "-x"]
         assert lines == RESOLVCONF
-        with far_end(network):
-            assert ping(network.a, OURS[0]).received == 1
+        for family, address in ((6, OURS[1]), (4, OURS[0])):
+            with far_end(network, family):
+                assert ping(network.a, address).received == 1
         gateway.command("save", name)
         assert gateway.config_path.read_text().count(f"Endpoint = {Topology.A4}:{PORT + 1}") == 1
         saved = gateway.config_path.read_text().replace(f"Endpoint = {Topology.A4}:{PORT + 1}\n", "")

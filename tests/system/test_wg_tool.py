@@ -1,6 +1,5 @@
 """Debian's `wg` at both kinds of gateway: every form of `show`, and every command that changes something."""
 
-import base64
 import re
 import time
 from collections.abc import Iterator
@@ -8,18 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from lab.hub import Spoke, together
+from lab.hub import Spoke
 from lab.namespaces import Topology
 from lab.traffic import NumberedStream, ping
 from lab.wait import until
-from lab.wg import BareHub, WgHub, say
+from lab.wg import GATEWAY, INNER, WgHub, both_kinds, hexadecimal, say
 from lab.wireguard_go import KeyPair, new_key_pair, new_preshared_key
 
 pytestmark = pytest.mark.system
 
-UP = {"over IPv4": Spoke(1, Topology.A4), "over IPv6": Spoke(2, f"[{Topology.A6}]", psk=True, keepalive=25)}
-BARE = {"over IPv4": Spoke(11, Topology.A4), "over IPv6": Spoke(12, f"[{Topology.A6}]", psk=True, keepalive=25)}
-GATEWAY = {4: Topology.B4, 6: f"[{Topology.B6}]"}
+OTHER = {4: 6, 6: 4}
 FIELDS = {
     "public-key", "private-key", "listen-port", "fwmark", "peers", "preshared-keys", "endpoints", "allowed-ips",
     "latest-handshakes", "transfer", "persistent-keepalive", "dump",
@@ -34,11 +31,7 @@ def network() -> Iterator[Topology]:
 
 @pytest.fixture(scope="module")
 def both(network: Topology, shared_directory: Path) -> Iterator[dict[str, WgHub]]:
-    hubs = {
-        "up": WgHub(network.b, shared_directory / "u", UP),
-        "bare": BareHub(network.b, shared_directory / "d", BARE),
-    }
-    with together(*hubs.values()):
+    with both_kinds(network.b, shared_directory, psk=True, keepalive=25) as hubs:
         yield hubs
 
 
@@ -49,10 +42,6 @@ def hub(request: pytest.FixtureRequest, both: dict[str, WgHub]) -> Iterator[WgHu
     yield hub
     hub.wg("syncconf", hub.name, "/dev/stdin", data=hub.stripped() + "\n")
     hub.set("fwmark", "off")
-
-
-def hexadecimal(key: str) -> str:
-    return base64.b64decode(key).hex()
 
 
 def test_every_form_of_show(network: Topology, both: dict[str, WgHub], hub: WgHub) -> None:
@@ -90,7 +79,7 @@ def test_showconf_is_what_setconf_takes(hub: WgHub) -> None:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_counters_and_handshakes_are_as_wireguard_go_has_them(network: Topology, hub: WgHub, family: int) -> None:
-    spoke = next(each for each in hub.spokes.values() if (each.number % 10 == 1) == (family == 4))
+    spoke = hub.over(family)
     before = hub.dump().peers[spoke.keys.public]
     with hub.wireguard_go(spoke, network.a, GATEWAY[family]) as peer:
         for size in (56, 1000, 1372):
@@ -141,36 +130,38 @@ def test_routes_follow_the_allowed_ips_where_up_manages_them(network: Topology, 
     hub = both["up"]
     [spoke, _] = hub.spokes.values()
 
-    def routed() -> bool:
-        return "10.77.0.0/16" in network.b.run("ip", "route", "show", "dev", hub.name).stdout
+    def routed() -> int:
+        found = [network.b.run("ip", family, "route", "show", "dev", hub.name).stdout for family in ("-4", "-6")]
+        return ("10.77.0.0/16" in found[0]) + ("fd77::/32" in found[1])
 
-    hub.set("peer", spoke.keys.public, "allowed-ips", ",".join([*spoke.networks, "10.77.0.0/16"]))
-    until(routed, 3, "the route")
+    hub.set("peer", spoke.keys.public, "allowed-ips", ",".join([*spoke.networks, "10.77.0.0/16", "fd77::/32"]))
+    until(lambda: routed() == 2, 3, "the routes")
     hub.set("peer", spoke.keys.public, "allowed-ips", ",".join(spoke.networks))
-    until(lambda: not routed(), 3, "the route to go")
+    until(lambda: routed() == 0, 3, "the routes to go")
 
 
-def test_setconf_addconf_and_syncconf(network: Topology, hub: WgHub) -> None:
-    four, six = hub.spokes.values()
-    third = Spoke(30 + four.number)
-    with hub.wireguard_go(four, network.a, GATEWAY[4]):
-        assert ping(network.a, four.gateway_inner[0]).received == 1
-        with NumberedStream(network.a, network.b, four.gateway_inner[0], rate=200) as stream:
+@pytest.mark.parametrize("family", [4, 6])
+def test_setconf_addconf_and_syncconf(network: Topology, hub: WgHub, family: int) -> None:
+    steady, leaving = hub.over(family), hub.over(OTHER[family])
+    third, inner = Spoke(30 + steady.number), steady.gateway_inner[INNER[family]]
+    with hub.wireguard_go(steady, network.a, GATEWAY[family]):
+        assert ping(network.a, inner).received == 1
+        with NumberedStream(network.a, network.b, inner, rate=200) as stream:
             until(lambda: stream.sent > 20, 5, "the stream")
             hub.wg("addconf", hub.name, "/dev/stdin", data=hub.section(third))
-            assert set(hub.dump().peers) == {four.keys.public, six.keys.public, third.keys.public}
+            assert set(hub.dump().peers) == {steady.keys.public, leaving.keys.public, third.keys.public}
             sent = stream.sent
             for _ in range(5):
-                without = hub.stripped().replace(hub.section(six), "")
+                without = hub.stripped().replace(hub.section(leaving), "")
                 hub.wg("syncconf", hub.name, "/dev/stdin", data=without)
-                assert set(hub.dump().peers) == {four.keys.public}
+                assert set(hub.dump().peers) == {steady.keys.public}
                 hub.wg("syncconf", hub.name, "/dev/stdin", data=hub.stripped() + hub.section(third))
                 assert len(hub.dump().peers) == 3
                 hub.set("peer", third.keys.public, "remove")
             until(lambda: stream.sent > sent + 100, 5, "more of the stream")
             hub.expect_whole(stream.finish())
         hub.wg("setconf", hub.name, "/dev/stdin", data=hub.stripped())
-        assert set(hub.dump().peers) == {four.keys.public, six.keys.public}
+        assert set(hub.dump().peers) == {steady.keys.public, leaving.keys.public}
 
 
 def test_set_with_a_mistake_in_a_late_line_changes_nothing(hub: WgHub) -> None:
@@ -182,7 +173,9 @@ def test_set_with_a_mistake_in_a_late_line_changes_nothing(hub: WgHub) -> None:
     assert answer == b"errno=-22\n\n"
     assert hub.show("dump") == before
     until(
-        lambda: f"line={len(lines) + 1} " in hub.gateway.logs()[f"{hub.name}/key-service.log"], 3, "the line's number"
+        lambda: f"line={len(lines) + 1} " in hub.gateway.logs()[f"{hub.name}/key-service_00.log"],
+        3,
+        "the line's number",
     )
 
 

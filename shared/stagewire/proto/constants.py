@@ -40,6 +40,8 @@ COOKIE_REPLY_LENGTH: Final = 64
 TRANSPORT_HEADER_LENGTH: Final = 16
 TRANSPORT_OVERHEAD: Final = TRANSPORT_HEADER_LENGTH + TAG_LENGTH
 KEEPALIVE_LENGTH: Final = TRANSPORT_OVERHEAD
+MAX_INNER: Final = 65507 - TRANSPORT_OVERHEAD
+"""Bytes of a padded packet that one datagram can still carry over IPv4."""
 
 # --- chosen, as the Linux kernel's module chose ------------------------------------------------------------
 

@@ -10,7 +10,7 @@ longest match say that a source belongs to somebody else.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 from itertools import groupby
 
@@ -214,6 +214,8 @@ class Device:
 
     def set_settings(self, settings: TunnelSettings) -> None:
         """What holds for every peer, now and later."""
+        # Padding goes up to the MTU, and a device may have one that no datagram can carry.
+        settings = replace(settings, mtu=min(settings.mtu, c.MAX_INNER))
         self.settings = settings
         for tunnel in self.tunnels():
             tunnel.settings = settings

@@ -204,9 +204,10 @@ def _peer_lines(peer: PeerState) -> Iterator[str]:
 class _Set:
     """A set that is being read."""
 
-    __slots__ = ("change", "items", "peer", "peers", "prefixes")
+    __slots__ = ("change", "index_of", "items", "peer", "peers", "prefixes")
 
-    def __init__(self) -> None:
+    def __init__(self, index_of: text.IndexOf) -> None:
+        self.index_of = index_of
         self.change = Change()
         self.peers: list[PeerChange] = []
         self.peer: PeerChange | None = None
@@ -248,7 +249,7 @@ class _Set:
             case b"preshared_key":
                 self.peer = replace(peer, preshared_key=text.key(value))
             case b"endpoint":
-                self.peer = replace(peer, endpoint=text.endpoint(value))
+                self.peer = replace(peer, endpoint=text.endpoint(value, self.index_of))
             case b"persistent_keepalive_interval":
                 self.peer = replace(peer, persistent_keepalive=text.whole(value, text.MAX_U16))
             case b"replace_allowed_ips":
@@ -284,16 +285,18 @@ class OperationReader:
     core and 75 MB, so a caller with other things to do feeds it a piece at a time: 64 KiB take 22 ms.
     """
 
-    __slots__ = ("_bad", "_closed", "_lines", "_of", "_partial", "_set", "_size")
+    __slots__ = ("_bad", "_closed", "_index_of", "_lines", "_of", "_partial", "_set", "_size")
 
-    def __init__(self) -> None:
+    def __init__(self, index_of: text.IndexOf = lambda _name: 0) -> None:
+        """`index_of` knows the interfaces by name, for zones of link-local endpoints; without it they go by number."""
+        self._index_of = index_of
         self._partial = b""
         self._closed = False
         self._begin()
 
     def _begin(self) -> None:
         self._of: Literal["get", "set", ""] = ""
-        self._set = _Set()
+        self._set = _Set(self._index_of)
         self._bad: BadOperation | None = None
         self._lines = 0
         self._size = 0
@@ -375,7 +378,7 @@ class OperationReader:
         return done
 
     def _mistake(self, code: int, reason: str) -> BadOperation:
-        self._set = _Set()
+        self._set = _Set(self._index_of)
         return BadOperation(code, self._lines, reason, of=self._of)
 
     def _too_much(self, what: str) -> BadOperation:
@@ -384,5 +387,5 @@ class OperationReader:
     def _close(self, bad: BadOperation) -> BadOperation:
         bad.fatal = True
         self._closed = True
-        self._set = _Set()
+        self._set = _Set(self._index_of)
         return bad

@@ -5,6 +5,7 @@ a key line; of other values it holds what can't be a key.
 """
 
 import re
+from collections.abc import Callable
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, NetmaskValueError
 from typing import Final
 
@@ -17,6 +18,9 @@ NO_KEY: Final = bytes(KEY_LENGTH)
 MAX_U16: Final = 0xFFFF
 MAX_U32: Final = 0xFFFF_FFFF
 
+IndexOf = Callable[[str], int]
+"""The number of the interface that has a name; 0 when none has it."""
+
 _SHOWN = 60
 # A run as long as this may be a key that was pasted into the wrong line.
 _MAYBE_KEY = re.compile(r"[A-Za-z0-9+/=]{20,}")
@@ -27,6 +31,7 @@ _DECIMAL = re.compile(rb"[0-9]{1,20}")
 _HEX = re.compile(rb"0[xX][0-9a-fA-F]{1,8}")
 _V4_ENDPOINT = re.compile(rb"([0-9.]{7,15}):([0-9]{1,5})")
 _V6_ENDPOINT = re.compile(rb"\[([0-9a-fA-F:.]{2,45})(?:%([^\[\]%]+))?\]:([0-9]{1,5})")
+_ZONE = re.compile(rb"[!-$&-.0-~]{1,15}")
 # ipaddress alone would also take netmasks, host masks, scopes and lengths with leading zeros.
 _PREFIX = re.compile(rb"[0-9a-fA-F:.]{2,45}/(?:0|[1-9][0-9]{0,2})")
 
@@ -83,17 +88,19 @@ def protocol_version(value: bytes) -> int:
     return 1
 
 
-def endpoint(value: bytes) -> Endpoint:
-    """`address:port` or `[v6 address%scope]:port`, port 1 to 65535. No names, neither of hosts nor of zones.
+def endpoint(value: bytes, index_of: IndexOf) -> Endpoint:
+    """`address:port` or `[v6 address%zone]:port`, port 1 to 65535. No names of hosts.
 
-    A scope is an interface's index; that of an address that isn't link-local says nothing and is dropped.
+    A zone is an interface, by its name, as wg(8) sends it, or by its number; that of an address that isn't link-local
+    says nothing and is dropped.
     """
     try:
         if four := _V4_ENDPOINT.fullmatch(value):
             return Endpoint(IPv4Address(four[1].decode()).packed, _port(four[2]))
         if six := _V6_ENDPOINT.fullmatch(value):
-            address, scope = IPv6Address(six[1].decode()), _scope(six[2])
-            return Endpoint(address.packed, _port(six[3]), scope if address.is_link_local else 0)
+            address = IPv6Address(six[1].decode())
+            scope = _scope(six[2], index_of) if six[2] is not None and address.is_link_local else 0
+            return Endpoint(address.packed, _port(six[3]), scope)
     except AddressValueError:
         pass
     raise ValueError(f"must be address:port or [v6 address]:port, not {shown(value)}")
@@ -105,11 +112,12 @@ def _port(digits: bytes) -> int:
     return int(digits)
 
 
-def _scope(zone: bytes | None) -> int:
-    if zone is None:
-        return 0
+def _scope(zone: bytes, index_of: IndexOf) -> int:
+    # A name may look like a number, and is asked for first, as the C library does.
+    if _ZONE.fullmatch(zone) and (index := index_of(zone.decode())):
+        return index
     if not _DECIMAL.fullmatch(zone) or int(zone) > MAX_U32:
-        raise ValueError(f"must have the number of an interface after the %, not {shown(zone)}")
+        raise ValueError(f"must have the name or number of an interface after the %, not {shown(zone)}")
     return int(zone)
 
 

@@ -1,0 +1,159 @@
+"""How long a tunnel stands still: a steady stream of small packets whose ends are processes of their own.
+
+`NumberedStream` measures from threads of the test's own process, which stand still themselves while the test reads an
+answer of 6 MB. These go before everybody else, and what is told is how much longer a gap between two packets was when they
+arrived than when they were sent.
+"""
+
+import itertools
+import json
+import mmap
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from lab.namespaces import Namespace, stop
+
+COUNT: Final = struct.Struct("@Q")
+STARVED: Final = 0.02
+"""s that our sender, or an ordinary process that only sleeps, is late: then the machine has no CPU to give in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class PulseReport:
+    """Times are in seconds. All flows together."""
+
+    sent: int
+    received: int
+    lost: int
+    duplicates: int
+    longest_stall: float
+    """How much farther apart two packets of a flow arrived than they were sent."""
+    longest_latency: float
+    longest_send_gap: float
+    longest_oversleep: float
+    """Of a process with no priority and nothing to do."""
+
+    @property
+    def starved(self) -> bool:
+        """Whether a stall may be the machine's."""
+        return max(self.longest_send_gap, self.longest_oversleep) >= STARVED
+
+    def __str__(self) -> str:
+        times = (self.longest_stall, self.longest_latency, self.longest_send_gap, self.longest_oversleep)
+        stall, latency, ours, machine = (each * 1000 for each in times)
+        return (
+            f"stood still for {stall:.0f} ms at most, latency up to {latency:.0f} ms (our sender {ours:.0f} ms, an idle "
+            f"process {machine:.0f} ms late), {self.lost} of {self.sent} lost"
+        )
+
+
+class Pulse:
+    """`rate` packets/s in all, of `size` bytes of UDP payload, to each of `destinations` in turn."""
+
+    def __init__(
+        self, sender: Namespace, receiver: Namespace, destinations: Sequence[str], rate: float = 1000, size: int = 100
+    ) -> None:
+        self._sender, self._receiver, self._destinations = sender, receiver, destinations
+        self._rate, self._size = rate, size
+
+    def __enter__(self) -> Self:
+        anywhere = ["::" if ":" in each else "0.0.0.0" for each in self._destinations]
+        listening = [self._receiver.udp_socket(each) for each in anywhere]
+        sending = [self._sender.udp_socket(each) for each in anywhere]
+        self._received, self._sent = _Shared(), _Shared()
+        ends = [str(each.fileno()) for each in listening]
+        shared = self._received.descriptor
+        self._receiving = _start("receive", str(shared), *ends, inherits=[shared, *map(int, ends)])
+        flows = [
+            text
+            for out, destination, into in zip(sending, self._destinations, listening, strict=True)
+            for text in (str(out.fileno()), destination, str(into.getsockname()[1]))
+        ]
+        shared, ends = self._sent.descriptor, [str(each.fileno()) for each in sending]
+        self._sending = _start(
+            *("send", str(self._rate), str(self._size), str(shared)), *flows, inherits=[shared, *map(int, ends)]
+        )
+        self._witness = _start("witness")
+        for opened in (*listening, *sending):
+            opened.close()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (self._sending, self._receiving, self._witness):
+            if process.poll() is None:
+                stop(process)
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+        self._sent.close()
+        self._received.close()
+
+    @property
+    def sent(self) -> int:
+        """Packets so far."""
+        return self._sent.value
+
+    @property
+    def received(self) -> int:
+        """Packets so far."""
+        return self._received.value
+
+    def finish(self) -> PulseReport:
+        """Stops sending, waits for what is under way, and reports."""
+        sent, arrived = _end(self._sending), _end(self._receiving)["arrived"]
+        stall = latency = 0.0
+        distinct = 0
+        for flow in arrived:
+            distinct += len({number for number, _, _ in flow})
+            latency = max([latency, *((came - left) / 1e9 for _, left, came in flow)])
+            pairs = itertools.pairwise(flow)
+            stall = max([stall, *((b[2] - a[2] - max(0, b[1] - a[1])) / 1e9 for a, b in pairs)])
+        machine = _end(self._witness)["longest_oversleep"]
+        received, total = sum(map(len, arrived)), sum(sent["sent"])
+        return PulseReport(
+            total, received, total - distinct, received - distinct, stall, latency, sent["longest_gap"], machine
+        )
+
+
+class _Shared:
+    """A number that a child counts up."""
+
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("progress")
+        os.truncate(self.descriptor, COUNT.size)
+        self._map = mmap.mmap(self.descriptor, COUNT.size)
+
+    @property
+    def value(self) -> int:
+        return int(COUNT.unpack(self._map[:])[0])
+
+    def close(self) -> None:
+        self._map.close()
+        os.close(self.descriptor)
+
+
+def _start(*arguments: str, inherits: Sequence[int] = ()) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("pulse_ends.py")), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=inherits,
+    )
+
+
+def _end(process: "subprocess.Popen[bytes]") -> Any:
+    said, _ = process.communicate(timeout=60)
+    return json.loads(said)
+
+
+def favour(*processes: int) -> None:
+    """Gives processes that aren't ours, and are part of the way, a greater priority, so that it isn't them we measure."""
+    for process in processes:
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), -10)
