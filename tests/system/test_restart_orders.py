@@ -16,7 +16,7 @@ from lab.wait import until
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 ORDERS = list(
-    itertools.permutations(["tun-service", "device-service:device-service_00", "conn-service", "key-service"])
+    itertools.permutations(f"{stage}-service:{stage}-service_00" for stage in ("tun", "device", "conn", "key"))
 )
 PARTS = 4
 
