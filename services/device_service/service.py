@@ -82,6 +82,7 @@ class DeviceService:
             privileges.uid_of("key"),
             WorkerHello(number, stage.generation),
             self._on_session,
+            counters,
         )
         self._plain_out = pipes.bind(zmq.PULL, endpoints.PLAIN_OUT, number)
         self._cipher_in = pipes.bind(zmq.PULL, endpoints.CIPHER_IN, number)

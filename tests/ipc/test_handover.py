@@ -1,9 +1,11 @@
 """Session keys on their way from key-service to a worker: over the real socket, in a page that is wiped."""
 
 import os
+import select
 import socket
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -53,6 +55,7 @@ class Line:
         self.down: list[tuple[int, int]] = []
         self.sessions: list[tuple[Grant, Session]] = []
         self.giver: SessionsGiver
+        self.drops: Counter[str] = Counter()
         self.closing = ExitStack()
 
     def serve(self, worker_uid: int = OURS) -> SessionsGiver:
@@ -64,10 +67,11 @@ class Line:
 
     def stop_serving(self, giver: SessionsGiver) -> None:
         """As the death of key-service does."""
-        for opened in (giver._listener, *(connection for connection, _ in giver._workers.values())):
+        for opened in (giver._listener, *giver._new, *(connection for connection, _ in giver._workers.values())):
             if opened.fileno() >= 0:
                 self.loop.remove(opened.fileno())
                 opened.close()
+        giver._new.clear()
 
     def take(self, key_uid: int = OURS, number: int = 2, life: int = 11) -> SessionsTaker:
         taker = SessionsTaker(
@@ -76,6 +80,7 @@ class Line:
             key_uid,
             WorkerHello(number, life),
             lambda grant, made: self.sessions.append((grant, made)),
+            self.drops,
         )
         self.closing.callback(lambda: self.leave(taker))
         return taker
@@ -297,6 +302,47 @@ def test_a_worker_that_talks_nonsense_is_cut_off(line: Line, packet: bytes) -> N
     assert line.giver.give(install())
 
 
+def test_a_second_hello_and_a_number_that_no_worker_has_are_nonsense_too(line: Line) -> None:
+    line.serve()
+    worker = raw_worker(line)
+    worker.setblocking(False)
+    worker.send(handover._HELLO.pack(WorkerHello(3, 5)))
+    line.turn(lambda: line.up == [3], "the worker")
+    worker.send(handover._HELLO.pack(WorkerHello(4, 5)))
+    line.turn(lambda: ended(worker), "the end")
+    assert line.down == [(3, 5)]
+    for number in (-1, 64):
+        stranger = raw_worker(line)
+        stranger.setblocking(False)
+        stranger.send(handover._HELLO.pack(WorkerHello(number, 5)))
+        line.turn(lambda stranger=stranger: ended(stranger), "the end")  # type: ignore[misc]
+    assert line.up == [3]
+
+
+def test_who_connects_and_says_nothing_goes_again(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    giver = line.serve()
+    silent = [raw_worker(line) for _ in range(2)]
+    line.turn(lambda: len(giver._new) == 2, "the connections")
+    deadline = giver.next_deadline()
+    assert deadline is not None
+    giver.act(deadline - 0.001)
+    assert len(giver._new) == 2
+    giver.act(deadline + 1)
+    assert giver.next_deadline() is None
+    for each in silent:
+        each.setblocking(False)
+        assert ended(each)
+    monkeypatch.setattr(SessionsGiver, "MAX_NEW", 3)
+    many = [raw_worker(line) for _ in range(5)]
+    line.turn(lambda: many[4] and not select.select([line.giver._listener], [], [], 0)[0], "the connections")
+    assert len(giver._new) == 3
+    for each in many:
+        each.setblocking(False)
+    assert [ended(each) for each in many] == [True, True, False, False, False]
+    many[2].send(handover._HELLO.pack(WorkerHello(2, 5)))
+    line.turn(lambda: line.up == [2], "one that spoke")
+
+
 def test_a_grant_that_is_none_is_ignored_and_the_next_is_taken(line: Line) -> None:
     _, connection = raw_key_service(line)
     before = len(descriptors())
@@ -311,6 +357,7 @@ def test_a_grant_that_is_none_is_ignored_and_the_next_is_taken(line: Line) -> No
     socket.send_fds(connection, [grant(index=9)], [pages[2]])
     line.turn(lambda: line.sessions, "the good one")
     assert [given.index for given, _ in line.sessions] == [9]
+    assert line.drops == {"grant_malformed": 18}
     for page in pages:
         os.close(page)
     assert len(descriptors()) == before  # no descriptor stays behind

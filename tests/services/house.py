@@ -38,8 +38,11 @@ def packet(source: str, destination: str, body: bytes = b"") -> bytes:
 class Far:
     """The other end of the tunnel: its handshakes and its packets, from the same core, driven by hand."""
 
-    def __init__(self, ours: bytes) -> None:
+    def __init__(self, ours: bytes, suits: Callable[[bytes], bool] = bool) -> None:
+        """`suits` is asked of its public key."""
         self.private = generate_private_key(os.urandom(32))
+        while not suits(public_key(self.private)):
+            self.private = generate_private_key(os.urandom(32))
         self.ours = ours
         self.handshaker = Handshaker(Identity.from_private_bytes(self.private), bytes(12), os.urandom, lambda: 0.0)
         self.handshaker.add_peer(ours, bytes(32), 0).endpoint = PLACE
@@ -87,10 +90,10 @@ class Far:
 class House:
     """key-service and one worker, and all their pipes."""
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, around: Surroundings, suits: Callable[[bytes], bool] = bool) -> None:
         self.around = around
         self.private = generate_private_key(os.urandom(32))
-        self.far = Far(public_key(self.private))
+        self.far = Far(public_key(self.private), suits)
         around.config.write_text(
             f"[Interface]\nPrivateKey = {encode_key(self.private)}\nAddress = {OURS}/24\n"
             f"[Peer]\nPublicKey = {encode_key(public_key(self.far.private))}\nAllowedIPs = {THEIRS}/32\n"

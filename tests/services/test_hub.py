@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,20 @@ import zmq
 from key_service.hub import Hub, Member
 from lab.wait import until
 from stagewire.ipc import control, endpoints
-from stagewire.ipc.control import FROM_KEY, FROM_STAGE, Applied, Beat, FromKey, FromStage, Heartbeat, Hello, StatusQuery
+from stagewire.ipc.control import (
+    FROM_KEY,
+    FROM_STAGE,
+    Applied,
+    Beat,
+    FromKey,
+    FromStage,
+    Heartbeat,
+    Hello,
+    RoutesGone,
+    Scale,
+    SnapshotEnd,
+    StatusQuery,
+)  # fmt: skip
 from stagewire.ipc.loop import boot_time
 from stagewire.ipc.stage import Stage
 from stagewire.proto.events import WantHandshake
@@ -74,12 +87,18 @@ class Bench:
         line.send(FROM_STAGE.pack(message))
 
 
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+@contextmanager
+def made_bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     with tempfile.TemporaryDirectory(prefix="sw-", dir="/tmp") as folder, ExitStack() as stack:
         for variable in ("RUN", "STATE", "LOG"):
             monkeypatch.setenv(f"STAGEWIRE_{variable}_DIR", str(Path(folder) / variable.lower()))
         yield Bench(stack)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    with made_bench(monkeypatch) as made:
+        yield made
 
 
 def test_a_stage_that_says_hello_is_a_member(bench: Bench) -> None:
@@ -176,3 +195,45 @@ def test_a_query_needs_no_hello(bench: Bench) -> None:
     bench.say(bench.line(b"any name"), StatusQuery())
     bench.turn(lambda: bench.queries == [b"any name"], "the query")
     assert bench.hellos == []
+
+
+def test_a_stage_that_could_not_be_told_something_is_told_nothing_more_until_it_says_hello_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(endpoints._HIGH_WATER, endpoints.CONTROL, 4)
+    with made_bench(monkeypatch) as bench:
+        line = bench.line(b"tun.0.1")
+        member = bench.hello(line)
+        told = 0
+        while not member.behind:  # nobody reads
+            bench.hub.send(member.identity, RoutesGone((told.to_bytes(4),)))
+            told += 1
+        assert bench.stage.counters["control_full"] == 1
+        for _ in range(told - 1):
+            bench.heard(line)
+        bench.hub.send(member.identity, SnapshotEnd(1))
+        bench.hub.tell("tun", 0, RoutesGone(()))
+        assert not line.poll(20)
+        assert bench.stage.counters["control_full"] == 1
+        bench.say(line, Heartbeat(1, ""))
+        assert bench.heard(line) == Beat(0)  # which makes it say hello
+        member.welcomed -= 2
+        again = bench.hello(line)
+        assert not again.behind
+        bench.hub.tell("tun", 0, RoutesGone(()))
+        assert bench.heard(line) == RoutesGone(())
+
+
+def test_a_query_and_a_wish_for_workers_need_no_hello(bench: Bench) -> None:
+    line = bench.line(b"any name")
+    bench.say(line, Scale(3))
+    bench.turn(lambda: bench.queries == [b"any name"], "the wish")
+    assert bench.hellos == []
+
+
+def test_all_numbers_of_a_stage_are_known(bench: Bench) -> None:
+    for number in (3, 0, 7):
+        bench.hello(bench.line(b"device.%d.1" % number), "device", number)
+    bench.hello(bench.line(b"device.3.2"), "device", 3, 2)
+    assert bench.hub.numbers("device") == [0, 3, 7]
+    assert bench.hub.numbers("tun") == []

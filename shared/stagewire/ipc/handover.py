@@ -11,6 +11,7 @@ A packet to key-service is a WorkerHello, one to a worker a Grant with its descr
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from stagewire.environment import MAX_WORKERS
 from stagewire.ipc.codec import BadControl, Codec
 from stagewire.ipc.loop import Loop
 from stagewire.proto import constants as c
@@ -63,6 +65,11 @@ def _peer_uid(connection: socket.socket) -> int:
 class SessionsGiver:
     """key-service's end. `on_up` is told a worker's number, `on_down` its generation as well."""
 
+    HELLO_WITHIN: Final = 2.0
+    """s; a worker says hello as soon as it is connected."""
+    MAX_NEW: Final = 64
+    """Connections that haven't said hello; beyond it the oldest goes."""
+
     def __init__(
         self,
         loop: Loop,
@@ -76,19 +83,34 @@ class SessionsGiver:
         self._on_up = on_up
         self._on_down = on_down
         self._workers: dict[int, tuple[socket.socket, int]] = {}
+        self._new: dict[socket.socket, float] = {}
+        """Those that are to say hello, and until when (s); in the order of their coming."""
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         path.unlink(missing_ok=True)
         self._listener.bind(str(path))
         self._listener.listen(64)
         loop.add(self._listener.fileno(), self._accept)
+        loop.add_timed(self)
 
-    def _accept(self, _now: float) -> None:
+    def next_deadline(self) -> float | None:
+        """When the connection that has been silent longest has been so for too long."""
+        return next(iter(self._new.values()), None)
+
+    def act(self, now: float) -> None:
+        """Lets go of those that said nothing."""
+        for connection in [connection for connection, until in self._new.items() if until <= now]:
+            self._close(connection)
+
+    def _accept(self, now: float) -> None:
         with suppress(OSError):
             connection, _ = self._listener.accept()
             connection.setblocking(False)
             if _peer_uid(connection) != self._worker_uid:
                 connection.close()
                 return
+            if len(self._new) >= self.MAX_NEW:
+                self._close(next(iter(self._new)))
+            self._new[connection] = now + self.HELLO_WITHIN
             self._loop.add(connection.fileno(), lambda _now: self._read(connection))
 
     def _read(self, connection: socket.socket) -> None:
@@ -98,10 +120,12 @@ class SessionsGiver:
             return
         except OSError:
             packet = b""
-        try:
+        hello: WorkerHello | None = None
+        with suppress(BadControl):
             hello = _HELLO.unpack_untrusted(packet)
-        except BadControl:  # its end, or nonsense: both end it
-            self._close(connection)
+        first = self._new.pop(connection, None) is not None
+        if hello is None or not first or not 0 <= hello.number < MAX_WORKERS:
+            self._close(connection)  # it has ended, or it talks nonsense
             return
         standing = self._workers.get(hello.number)
         if standing is not None:
@@ -110,6 +134,7 @@ class SessionsGiver:
         self._on_up(hello.number)
 
     def _close(self, connection: socket.socket) -> None:
+        self._new.pop(connection, None)
         self._loop.remove(connection.fileno())
         connection.close()
         for number, (known, generation) in list(self._workers.items()):
@@ -147,19 +172,29 @@ class SessionsGiver:
 
 
 class SessionsTaker:
-    """The worker's end: connects, and connects again when key-service is new. `on_session` gets what arrives."""
+    """The worker's end: connects, and connects again when key-service is new. `on_session` gets what arrives.
+
+    A grant that is none, or comes without its keys, is counted among `drops`.
+    """
 
     RETRY: Final = 0.02
     """s between two attempts to connect."""
 
     def __init__(
-        self, loop: Loop, path: Path, key_uid: int, hello: WorkerHello, on_session: Callable[[Grant, Session], None]
+        self,
+        loop: Loop,
+        path: Path,
+        key_uid: int,
+        hello: WorkerHello,
+        on_session: Callable[[Grant, Session], None],
+        drops: Counter[str],
     ) -> None:
         self._loop = loop
         self._path = path
         self._key_uid = key_uid
         self._hello = hello
         self._on_session = on_session
+        self._drops = drops
         self._connection: socket.socket | None = None
         self._retry: float | None = 0.0
         loop.add_timed(self)
@@ -202,6 +237,7 @@ class SessionsTaker:
             grant = _GRANT.unpack_untrusted(packet)
             session = _session(grant, descriptors[0])
         except (BadControl, IndexError, OSError, ValueError):
+            self._drops["grant_malformed"] += 1
             return
         finally:
             for descriptor in descriptors:

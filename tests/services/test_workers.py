@@ -1,0 +1,229 @@
+"""key-service and two workers as processes: a peer moves from one to the other, and its session goes with it."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import zmq
+from tests.services.house import OURS, PLACE, THEIRS, House, packet
+from tests.services.surroundings import PATIENCE, Program, Surroundings, surroundings
+
+from key_service.homes import home_of
+from key_service.workers import remember, remembered
+from lab.wait import until
+from stagewire.ipc import control, endpoints, trains
+from stagewire.ipc.control import Scale, Scaled
+from stagewire.ipc.loop import boot_time
+from stagewire.proto import constants as c
+from stagewire.proto import device
+from stagewire.proto.effects import InstallSession, SendHandshake
+from stagewire_cli import query
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs services as users of their own")
+
+
+class TwoRooms(House):
+    """A house whose peer belongs into worker 1 as soon as there are two."""
+
+    def __init__(self, around: Surroundings) -> None:
+        super().__init__(around, lambda key: home_of(key, 2) == 1)
+        self.rooms: dict[int, Program] = {0: self.device}
+        self.pipes = {0: self.cipher_in}
+        self.plain_outs = {0: self.plain_out}
+
+    def send(self, datagrams: list[bytes]) -> None:
+        """From the network to the worker whose session it is, as conn-service does."""
+        for datagram in datagrams:
+            self.pipes[device.worker_of_datagram(datagram)].send(trains.pack_cipher([(PLACE, [datagram])], boot_time()))
+
+    def open(self) -> None:
+        """Worker 1 comes to life."""
+        self.rooms[1] = self.around.start("device-service", "--number", "1")
+        self.pipes[1] = self.around.connect(zmq.PUSH, endpoints.CIPHER_IN, 1)
+        self.plain_outs[1] = self.around.connect(zmq.PUSH, endpoints.PLAIN_OUT, 1)
+
+    def scale(self, workers: int) -> Scaled:
+        """As the command line does."""
+        line = self.around.connect(zmq.DEALER, endpoints.CONTROL)
+        line.send(control.FROM_STAGE.pack(Scale(workers)))
+        assert line.poll(PATIENCE * 1000)
+        answer = control.FROM_KEY.unpack_untrusted(line.recv())
+        assert isinstance(answer, Scaled)
+        return answer
+
+    def status(self) -> query.Answer:
+        answer = until(lambda: query.key_service(self.environment), PATIENCE, "key-service's answer")
+        assert answer is not None
+        return answer
+
+    def worker(self) -> int:
+        """Where the peer's new sessions go."""
+        return int(self.status()["peers"][0]["worker"])
+
+    def wait_until(self, wanted: int, up: list[int]) -> None:
+        workers = {"wanted": wanted, "up": up, "peers_moving": 0}
+        until(lambda: self.status()["workers"] == workers, PATIENCE, f"{workers}, {self.key.log}")
+
+    def theirs(self) -> bytes:
+        """The next initiation of key-service's."""
+
+        def initiation() -> bytes:
+            with suppress(trains.BadTrain):  # a busy machine, and we were late
+                if self.handshakes.poll(20):
+                    message = trains.unpack_handshake_untrusted(self.handshakes.recv(), boot_time())[1]
+                    return message if message[0] == c.TYPE_INITIATION else b""
+            return b""
+
+        return until(initiation, PATIENCE, "an initiation")
+
+    def respond(self, initiation: bytes) -> None:
+        """The far peer answers, and has both sessions as soon as the first packet, an empty one, confirms the new one."""
+        handshaker = self.far.handshaker
+        for effect in handshaker.receive_untrusted(initiation, PLACE, boot_time(), time.time_ns()):
+            if isinstance(effect, InstallSession):
+                self.far._install(effect)
+                for sent in handshaker.installed(effect.index, boot_time()):
+                    assert isinstance(sent, SendHandshake)
+                    self.say(sent.data)
+        assert self.cipher.poll(PATIENCE * 1000), "no packet under the new session"
+        with suppress(trains.BadTrain):  # a busy machine, and the next packet will confirm as well
+            for _, datagrams in trains.unpack_cipher_untrusted(self.cipher.recv(), boot_time()):
+                assert self.far.opened(datagrams) == []
+
+    def to_us(self) -> None:
+        """A packet from the far peer arrives, by whatever session it sends with."""
+        body = os.urandom(16)
+        assert self.inbound(packet(THEIRS, OURS, body)) == [packet(THEIRS, OURS, body)]
+
+    def to_them(self, worker: int) -> None:
+        """A packet that tun-service gives this worker arrives."""
+        self.plain_out = self.plain_outs[worker]
+        body = os.urandom(16)
+        assert self.outbound(packet(OURS, THEIRS, body)) == [packet(OURS, THEIRS, body)]
+
+
+@pytest.fixture
+def rooms() -> Iterator[TwoRooms]:
+    with surroundings("rooms") as around:
+        made = TwoRooms(around)
+        made.shake_hands()
+        made.works()
+        made.open()
+        yield made
+
+
+def moved(rooms: TwoRooms) -> None:
+    """From worker 0 to worker 1, and all that must be so meanwhile."""
+    assert rooms.scale(2) == Scaled("", 1)
+    initiation = rooms.theirs()
+    assert initiation[4] == 1
+    assert rooms.status()["workers"] == {"wanted": 2, "up": [0, 1], "peers_moving": 1}
+    rooms.to_them(0)  # nothing has changed for anybody yet
+    rooms.to_us()
+    old = rooms.far.sealed(packet(THEIRS, OURS, b"under way"))
+    rooms.respond(initiation)
+    rooms.to_them(1)
+    rooms.send(old)  # what was on its way is still taken
+    assert rooms.received(rooms.plain, trains.unpack_plain_untrusted) == [packet(THEIRS, OURS, b"under way")]
+    rooms.to_us()
+    rooms.wait_until(2, [0, 1])
+    assert rooms.worker() == 1
+    rooms.to_them(1)
+    rooms.to_us()
+
+
+def test_a_peer_moves_with_its_session_and_back_and_who_is_left_goes(rooms: TwoRooms) -> None:
+    moved(rooms)
+    sent, received = (rooms.status()["peers"][0][each] for each in ("tx_bytes", "rx_bytes"))
+    assert sent > 6 * 64
+    assert received > 6 * 64
+    rooms.scale(1)
+    rooms.respond(rooms.theirs())
+    rooms.to_them(0)
+    rooms.wait_until(1, [0])
+    assert rooms.rooms[1].process.wait(PATIENCE) == 0
+    assert "told to go" in rooms.rooms[1].log
+    rooms.to_us()
+    after = rooms.status()["peers"][0]
+    assert after["tx_bytes"] > sent
+    assert after["rx_bytes"] > received
+
+
+def test_the_count_of_bytes_is_that_of_both_workers(rooms: TwoRooms) -> None:
+    def counts() -> tuple[int, int]:
+        peer = rooms.status()["peers"][0]
+        return peer["tx_bytes"], peer["rx_bytes"]
+
+    # Our initiation, the keepalive, three packets; the response, four packets, one of them shorter.
+    first = (92 + 80, 148 + 32 + 80)
+    until(lambda: counts() == first, PATIENCE, "the first report")
+    moved(rooms)
+    until(
+        lambda: counts() == (first[0] + 148 + 32 + 3 * 80, first[1] + 92 + 3 * 80 + 64),
+        PATIENCE,
+        f"{first}, {counts()}",
+    )
+
+
+def test_a_new_worker_that_dies_in_the_middle_costs_the_peer_nothing(rooms: TwoRooms) -> None:
+    rooms.scale(2)
+    initiation = rooms.theirs()
+    rooms.rooms[1].kill()
+    until(lambda: rooms.status()["workers"]["up"] == [0], PATIENCE, "its end to be known")
+    assert rooms.worker() == 0
+    rooms.to_them(0)
+    rooms.to_us()
+    rooms.open()
+    again = rooms.theirs()
+    assert again[4] == 1
+    assert again != initiation
+    rooms.respond(again)
+    rooms.wait_until(2, [0, 1])
+    rooms.to_them(1)
+
+
+def test_an_old_worker_that_dies_in_the_middle_hastens_the_move(rooms: TwoRooms) -> None:
+    rooms.scale(2)
+    initiation = rooms.theirs()
+    rooms.rooms[0].kill()
+    rooms.wait_until(2, [1])
+    rooms.respond(initiation)
+    rooms.to_them(1)
+    rooms.to_us()
+
+
+def test_a_key_service_that_dies_in_the_middle_leaves_the_peer_where_its_session_is(rooms: TwoRooms) -> None:
+    rooms.scale(2)
+    rooms.theirs()
+    rooms.key.kill()
+    rooms.to_them(0)
+    rooms.key = rooms.around.start("key-service")
+    rooms.wait_for_worker()
+    initiation = rooms.theirs()
+    assert rooms.status()["workers"]["wanted"] == 2
+    assert initiation[4] == 1
+    rooms.to_them(0)
+    rooms.to_us()
+    rooms.respond(initiation)
+    rooms.wait_until(2, [0, 1])
+    rooms.to_them(1)
+    rooms.to_us()
+
+
+def test_a_number_out_of_bounds_changes_nothing(rooms: TwoRooms) -> None:
+    for workers in (0, -1, 65):
+        assert "1 to 64" in rooms.scale(workers).error
+    assert rooms.status()["workers"]["wanted"] == 1
+
+
+def test_the_number_is_remembered_for_the_same_supervisor_only(tmp_path: Path) -> None:
+    store = tmp_path / "workers"
+    assert remembered(store, 3) == 3
+    remember(store, 7)
+    assert remembered(store, 3) == 7
+    for text in ("7 1 1", "", "x y", f"65 {store.read_text().partition(' ')[2]}", "7"):
+        store.write_text(text)
+        assert remembered(store, 3) == 3
