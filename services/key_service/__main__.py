@@ -1,11 +1,10 @@
 """`key-service`: runs one, in the foreground, until SIGTERM."""
 
 import sys
-from contextlib import suppress
 from hashlib import blake2s
 from pathlib import Path
 
-from key_service import wg_socket
+from key_service import journal, wg_socket
 from key_service.registry import Registry, unconfigured
 from key_service.service import KeyService
 from key_service.timestamps import TimestampStore
@@ -22,8 +21,8 @@ def main() -> int:
     try:
         registry = Registry(config.load(environment.config) if environment.managed else unconfigured())
         store = _store(environment)
-        with suppress(FileNotFoundError):
-            registry.restore(store.read_bytes())
+        for record in journal.records(store):
+            registry.restore(record)
         privileges.make_folder(environment.state, "key", 0o700)
         privileges.give(timestamps, "key")
         listener = wg_socket.listen(environment.wg / f"{environment.interface}.sock")

@@ -2,13 +2,14 @@
 
 1. work the change out on copies (`registry`)
 2. a new port or mark: conn-service tries it, and keeps the old one if it can't be had
-3. commit; tell the Handshaker and every stage what it comes to
-4. remember it in the run folder, so that a restart of key-service forgets nothing
+3. write it into the journal in the run folder, so that a restart of key-service forgets nothing; a big one in pieces,
+   between which handshakes are answered
+4. commit; tell the Handshaker and every stage what it comes to
 """
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 from itertools import starmap
@@ -19,6 +20,7 @@ import structlog
 
 from key_service.announce import Announcer, batches
 from key_service.hub import Hub
+from key_service.journal import Journal, operation
 from key_service.registry import Delta, Prepared, Registry
 from key_service.timestamps import TimestampStore
 from stagewire.config import HostPort, PeerConfig
@@ -32,6 +34,8 @@ from stagewire.proto.peer import Peer
 
 LISTENING_WITHIN: Final = 2.0
 """s for conn-service to say whether a port can be had."""
+BUDGET: Final = 0.01
+"""s of one turn that writing may take; then handshakes get theirs."""
 Done = Callable[[int], None]
 """Told 0, or the errno for which nothing was changed."""
 
@@ -52,13 +56,17 @@ class LiveConfiguration:
         self.registry: Registry = announcer.registry
         self._handshaker: Handshaker = announcer.handshaker
         self._timestamps = timestamps
-        self._store = store
+        self._journal = Journal(store)
         self._log = log
         self._show_private_key = show_private_key
         self._waiting: tuple[Prepared, uapi.Change, Done, float] | None = None
         self._request = 0
         """Of conn-service, the last; it answers others too, which a change must not take for its own answer."""
         self._queue: deque[tuple[uapi.Change, Done]] = deque()
+        self._work: Iterator[None] | None = None
+        """The change that is being made, when no answer is waited for."""
+        self._tidying: Iterator[None] | None = None
+        """The journal's rewrite, when there is nothing better to do."""
         self.names: dict[bytes, HostPort] = {}
         """Endpoints that are host names, to be looked up."""
         self.port = 0
@@ -76,7 +84,7 @@ class LiveConfiguration:
 
     def change(self, change: uapi.Change, done: Done) -> None:
         """Makes a change, now or when the one before it is made."""
-        if self._waiting is not None:
+        if self._waiting is not None or self._work is not None:
             self._queue.append((change, done))
             return
         prepared = self.registry.prepare(change)
@@ -84,7 +92,7 @@ class LiveConfiguration:
             self._waiting = (prepared, change, done, boot_time() + LISTENING_WITHIN)
             self._try_sockets(prepared)
             return
-        self._finish(prepared, done)
+        self._make(prepared, change, done)
 
     def _try_sockets(self, prepared: Prepared) -> None:
         self._request += 1
@@ -101,47 +109,83 @@ class LiveConfiguration:
         if message.port:
             self.port = message.port
         if self._waiting is not None and message.request == self._request:
-            prepared, _, done, _ = self._waiting
+            prepared, change, done, _ = self._waiting
             self._waiting = None
             if message.code:
                 self._log.warning("port refused", port=prepared.settings.listen_port, reason=os.strerror(message.code))
                 done(message.code)
+                self._next()
             else:
-                self._finish(prepared, done)
-            self._next()
+                self._make(prepared, change, done)
 
     def next_deadline(self) -> float | None:
-        """When to wait no longer for conn-service."""
+        """When to wait no longer for conn-service; at once while there is something to write."""
+        if self._work is not None or self._tidying is not None:
+            return 0.0
         return self._waiting[3] if self._waiting else None
 
-    def act(self, _now: float) -> None:
-        """conn-service said nothing: it is away, and will be told all when it is back."""
-        assert self._waiting is not None  # noqa: S101 - it is what the deadline was for
-        prepared, _, done, _ = self._waiting
-        self._waiting = None
-        self._finish(prepared, done)
-        # If it came back meanwhile, what it was told then is old by now.
-        self.hub.tell("conn", 0, self._announcer.conn_settings(self.registry.interface))
-        self._next()
+    def act(self, now: float) -> None:
+        """Goes on with what is being made. If conn-service said nothing: it is away, and is told all when it is back."""
+        if self._waiting is not None and self._waiting[3] <= now:
+            prepared, change, done, _ = self._waiting
+            self._waiting = None
+            # If it came back meanwhile, what it was told then is old by now.
+            self._make(prepared, change, done, tell_conn=True)
+        elif self._work is not None:
+            self._go_on()
+        elif self._tidying is not None:
+            self._tidying = self._some_of(self._tidying)
 
     def _next(self) -> None:
-        while self._queue and self._waiting is None:
+        while self._queue and self._waiting is None and self._work is None:
             self.change(*self._queue.popleft())
 
-    def _finish(self, prepared: Prepared, done: Done) -> None:
+    def _make(self, prepared: Prepared, change: uapi.Change, done: Done, *, tell_conn: bool = False) -> None:
+        self._work = self._steps(prepared, change, done, tell_conn)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        assert self._work is not None  # noqa: S101 - whoever calls has seen it
+        self._work = self._some_of(self._work)
+        if self._work is None:
+            if self._journal.overgrown and self._tidying is None:
+                self._tidying = self._rewrite()
+            self._next()
+
+    @staticmethod
+    def _some_of(work: Iterator[None]) -> Iterator[None] | None:
+        """A turn's worth of it; what is left."""
+        until = boot_time() + BUDGET
+        for _ in work:
+            if boot_time() >= until:
+                return work
+        return None
+
+    def _steps(self, prepared: Prepared, change: uapi.Change, done: Done, tell_conn: bool) -> Iterator[None]:
+        """First it is written, so that what holds is remembered; whoever reads meanwhile sees what holds still."""
+        try:
+            yield from self._journal.append(operation(change))
+        except OSError as error:
+            self._log.error("change not remembered", reason=str(error))
         mark = self._announcer.mark(self.registry.interface)
         delta = self.registry.commit(prepared)
         self._apply_to_handshakes(delta)
         self._tell(delta)
-        if mark != self._announcer.mark(self.registry.interface):
+        if tell_conn or mark != self._announcer.mark(self.registry.interface):
             # The first default route came, or the last one went.
             self.hub.tell("conn", 0, self._announcer.conn_settings(self.registry.interface))
+        if mark != self._announcer.mark(self.registry.interface):
             self.hub.tell("tun", 0, self._announcer.tun_settings())
-        self._remember()
         self._log.info(
             "configuration changed", peers=len(self.registry.peers), changed=len(delta.peers), gone=len(delta.gone)
         )
         done(0)
+
+    def _rewrite(self) -> Iterator[None]:
+        try:
+            yield from self._journal.rewrite(self._as_operation())
+        except OSError as error:
+            self._log.error("changes not rewritten", reason=str(error))
 
     def _apply_to_handshakes(self, delta: Delta) -> None:
         for key in delta.gone:
@@ -216,33 +260,32 @@ class LiveConfiguration:
         )
 
     def _as_operation(self) -> Iterator[bytes]:
-        """What is in force, as a set upon the configuration file. A host name stays the file's word."""
+        """What is in force when this begins, as a set upon the configuration file. A host name stays the file's word."""
         skipped = (b"last_handshake", b"tx_bytes", b"rx_bytes", b"errno")
-        named = False
-        yield b"set=1\n"
-        if self.registry.interface.private_key is None:
-            yield b"private_key=%s\n" % (b"0" * 64)
-        for line in b"".join(uapi.get_reply(self.state(whole=True))).splitlines():
+        answer, names = uapi.get_reply(self.state(whole=True)), set(self.names)
+        gone = self.registry.from_file - self.registry.peers.keys()
+        no_key = self.registry.interface.private_key is None
+        return _without(answer, skipped, names, b"private_key=%s\n" % (b"0" * 64) if no_key else b"", gone)
+
+
+def _without(
+    answer: Iterator[bytes], skipped: tuple[bytes, ...], names: Container[bytes], first: bytes, gone: Iterable[bytes]
+) -> Iterator[bytes]:
+    named, rest = False, b""
+    yield b"set=1\n" + first
+    for chunk in answer:
+        *lines, rest = (rest + chunk).split(b"\n")
+        kept: list[bytes] = []
+        for line in lines:
             key, _, value = line.partition(b"=")
             if key == b"public_key":
-                named = bytes.fromhex(value.decode()) in self.names
+                named = bytes.fromhex(value.decode()) in names
             if line and not key.startswith(skipped) and not (named and key == b"endpoint"):
-                yield line + b"\n"
+                kept.append(line)
             if key == b"persistent_keepalive_interval":
-                yield b"replace_allowed_ips=true\n"
-        for public_key in self.registry.from_file - self.registry.peers.keys():
-            yield b"public_key=%s\nremove=true\n" % public_key.hex().encode()
-        yield b"\n"
-
-    def _remember(self) -> None:
-        """Writes what is in force beside our pipes; the text is an operation of the `wg` socket."""
-        fresh = self._store.with_suffix(".new")
-        try:
-            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-                file.writelines(self._as_operation())
-            fresh.replace(self._store)
-        except OSError as error:
-            self._log.error("change not remembered", reason=str(error))
+                kept.append(b"replace_allowed_ips=true")
+        yield b"".join(line + b"\n" for line in kept)
+    yield b"".join(b"public_key=%s\nremove=true\n" % key.hex().encode() for key in gone) + b"\n"
 
 
 def _peer_state(peer: PeerConfig, known: Peer) -> uapi.PeerState:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
+from key_service import journal
 from key_service.announce import Announcer
 from key_service.homes import home_of
 from key_service.live import LISTENING_WITHIN, LiveConfiguration
@@ -86,6 +87,12 @@ class House:
         request: int = settings[-1].request
         assert request
         return request
+
+
+def remember(house: House, registry: Registry) -> None:
+    """What a new life does with what the one before has left."""
+    for record in journal.records(house.store):
+        registry.restore(record)
 
 
 @pytest.fixture
@@ -207,7 +214,7 @@ def test_what_is_in_force_is_remembered(house: House, tmp_path: Path) -> None:
     house.change(peer(A, "12.0.0.0/8", preshared_key=B))
     assert house.store.stat().st_mode & 0o777 == 0o600
     fresh = Registry(unconfigured())
-    fresh.restore(house.store.read_bytes())
+    remember(house, fresh)
     assert set(fresh.snapshot().peers) == set(house.registry.snapshot().peers)
     assert fresh.interface.private_key == PRIVATE
     lines = b"".join(uapi.get_reply(House(tmp_path, fresh).live.state(whole=True)))
@@ -220,7 +227,7 @@ def test_upon_a_file_what_was_removed_stays_removed_and_a_name_a_name(tmp_path: 
     house = House(tmp_path, Registry(file))
     house.change(peer(B, remove=True), private_key=bytes(32))
     again = Registry(file)
-    again.restore(house.store.read_bytes())
+    remember(house, again)
     assert set(again.peers) == {A}
     assert again.peers[A].endpoint == HostPort("a.example", 1)
     assert again.interface.private_key is None
@@ -239,3 +246,56 @@ def test_the_private_key_is_shown_as_set(tmp_path: Path) -> None:
     house.change(private_key=PRIVATE)
     assert house.live.state().private_key is None
     assert house.live.state(whole=True).private_key == PRIVATE
+
+
+def run(house: House) -> int:
+    """Turns until there is nothing left to write."""
+    turns = 0
+    while house.live.next_deadline() == 0.0:
+        house.live.act(boot_time())
+        turns += 1
+    return turns
+
+
+def test_a_big_change_is_written_between_other_things_and_holds_once_it_is(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("key_service.live.BUDGET", 0.0)
+    many = [f"10.{number >> 8}.{number & 255}.0/24" for number in range(3000)]
+    house.change(peer(A, *many))
+    house.change(peer(B, "10.0.0.0/8"))
+    assert (house.answers, house.registry.peers, house.hub.said) == ([], {}, [])
+    assert journal.records(house.store) == []
+    assert run(house) > 3
+    assert house.answers == [0, 0]
+    again = Registry(unconfigured())
+    remember(house, again)
+    assert again.snapshot() == house.registry.snapshot()
+
+
+def test_many_changes_become_one_and_nothing_is_forgotten(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("key_service.journal.MAX_RECORDS", 10)
+    for number in range(40):
+        house.change(peer(A, f"10.{number}.0.0/16", persistent_keepalive=number))
+        if number % 7 == 6:  # in the middle of a rewrite, most times
+            house.live.act(boot_time())
+    run(house)
+    assert len(journal.records(house.store)) <= 11
+    again = Registry(unconfigured())
+    remember(house, again)
+    assert again.snapshot() == house.registry.snapshot()
+
+
+def test_what_cannot_be_remembered_holds_all_the_same(house: House) -> None:
+    house.store.with_suffix(".new").mkdir()
+    house.store.mkdir()
+    house.change(peer(A))
+    run(house)
+    assert (house.answers, set(house.registry.peers)) == ([0], {A})
+    house.store.rmdir()
+    house.store.with_suffix(".new").rmdir()
+    house.change(peer(B))
+    run(house)
+    again = Registry(unconfigured())
+    remember(house, again)
+    assert set(again.peers) == {A, B}
