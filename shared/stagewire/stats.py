@@ -28,6 +28,7 @@ MEANINGS: Final = {
     "replayed": "a counter seen before, too old, or beyond the limit",
     "inner_malformed": "a decrypted packet that is no whole IP packet",
     "inner_source_not_allowed": "a decrypted packet whose source isn't among the peer's allowed-IPs",
+    "grant_malformed": "a session from key-service that is none",
     "conn_full": "conn-service is away, and more than a pipe full waited",
     "tun_full": "tun-service is away, and more than a pipe full waited",
     # conn-service

@@ -82,3 +82,14 @@ def test_other_numbers_are_other_slots(tmp_path: Path) -> None:
     finally:
         for contender in contenders:
             contender.kill()
+
+
+def test_the_number_of_workers_holds_until_another_is_configured(tmp_path: Path) -> None:
+    (tmp_path / "key").mkdir()
+    assert slots.wanted_workers(tmp_path, 3) == 3
+    slots.remember_workers(tmp_path, 7, 3)
+    assert slots.wanted_workers(tmp_path, 3) == 7
+    assert slots.wanted_workers(tmp_path, 4) == 4
+    for text in ("7", "", "x y", "65 3", "0 3", "7 3 1"):
+        (tmp_path / "key" / "workers").write_text(text)
+        assert slots.wanted_workers(tmp_path, 3) == 3

@@ -215,7 +215,7 @@ def test_a_stage_that_could_not_be_told_something_is_told_nothing_more_until_it_
         bench.hub.tell("tun", 0, RoutesGone(()))
         assert not line.poll(20)
         assert bench.stage.counters["control_full"] == 1
-        bench.say(line, Heartbeat(1, ""))
+        bench.say(line, Heartbeat(1, "", 0))
         assert bench.heard(line) == Beat(0)  # which makes it say hello
         member.welcomed -= 2
         again = bench.hello(line)

@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import zmq
@@ -12,7 +11,6 @@ from tests.services.house import OURS, PLACE, THEIRS, House, packet
 from tests.services.surroundings import PATIENCE, Program, Surroundings, surroundings
 
 from key_service.homes import home_of
-from key_service.workers import remember, remembered
 from lab.wait import until
 from stagewire.ipc import control, endpoints, trains
 from stagewire.ipc.control import Scale, Scaled
@@ -217,13 +215,3 @@ def test_a_number_out_of_bounds_changes_nothing(rooms: TwoRooms) -> None:
     for workers in (0, -1, 65):
         assert "1 to 64" in rooms.scale(workers).error
     assert rooms.status()["workers"]["wanted"] == 1
-
-
-def test_the_number_is_remembered_for_the_same_supervisor_only(tmp_path: Path) -> None:
-    store = tmp_path / "workers"
-    assert remembered(store, 3) == 3
-    remember(store, 7)
-    assert remembered(store, 3) == 7
-    for text in ("7 1 1", "", "x y", f"65 {store.read_text().partition(' ')[2]}", "7"):
-        store.write_text(text)
-        assert remembered(store, 3) == 3

@@ -38,7 +38,8 @@ def kill_and_wait(hub: WgHub, program: str) -> None:
     def back() -> bool:
         if not is_ready(hub.gateway):
             return False
-        return hub.gateway.held().get((program, 0), before) != before and hub.wg("show", hub.name, check=False).returncode == 0
+        replaced = hub.gateway.held().get((program, 0), before) != before
+        return replaced and hub.wg("show", hub.name, check=False).returncode == 0
 
     until(back, 15, f"{program} to be back")
 
