@@ -60,6 +60,8 @@ from stagewire.randomness import jitter
 
 HANDSHAKES_PER_TURN = 16
 """A quarter of a millisecond each; then control messages get their turn."""
+LONG_WORK = 5.0
+"""s that what is done for each peer or prefix in one go may take at most."""
 CONN_PATIENCE = 1.0
 """s that handshake messages wait for a conn-service that is on its way."""
 
@@ -195,6 +197,8 @@ class KeyService:
         self._stage.log.info("stage said hello", stage=member.stage, number=member.number, pid=member.pid)
         if member.stage == "device":
             self._workers.on_hello(member)
+        # 130,000 prefixes are half a second's work, during which a spare shall not take us for hung.
+        self._stage.slot.expect_silence(LONG_WORK, boot_time())
         self._hub.send(member.identity, Welcome(self._stage.generation, self._version))
         for message in self._announcer.snapshot(member.stage, member.number, self._mtu):
             self._hub.send(member.identity, message)
