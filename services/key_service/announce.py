@@ -101,12 +101,20 @@ class Announcer:
 
     def routes_set(self, owned: Owned) -> Iterator[FromKey]:
         """Which worker has which prefix."""
+        homes: dict[bytes, int] = {}
         by_worker: dict[int, list[bytes]] = {}
         for key, each in owned:
-            by_worker.setdefault(home_of(key, self.workers), []).append(prefix.pack(each))
+            worker = homes.get(key)
+            if worker is None:
+                worker = homes[key] = home_of(key, self.workers)
+            packed = by_worker.setdefault(worker, [])
+            packed.append(prefix.pack(each))
+            if len(packed) == PREFIX_BATCH:
+                yield RoutesSet(worker, tuple(packed))
+                packed.clear()
         for worker, packed in by_worker.items():
-            for batch in batches(packed, PREFIX_BATCH):
-                yield RoutesSet(worker, batch)
+            if packed:
+                yield RoutesSet(worker, tuple(packed))
 
     def tun_settings(self) -> TunSettings:
         """tun-service's."""
