@@ -114,13 +114,13 @@ class Announcer:
         return self.routes_set((key, each) for key in keys for each in self.registry.peers[key].allowed_ips)
 
     def routes_set(self, owned: Owned) -> Iterator[RoutesSet]:
-        """Which worker has which prefix."""
-        by_worker: dict[int, list[bytes]] = {}
-        for key, each in owned:
-            by_worker.setdefault(self.moves.carrier(key), []).append(prefix.pack(each))
-        for worker, packed in by_worker.items():
-            for batch in batches(packed, PREFIX_BATCH):
-                yield RoutesSet(worker, batch)
+        """Which worker has which prefix, as it is when each message is made: peers may move between two."""
+        for batch in batches(owned, PREFIX_BATCH):
+            by_worker: dict[int, list[bytes]] = {}
+            for key, each in batch:
+                by_worker.setdefault(self.moves.carrier(key), []).append(prefix.pack(each))
+            for worker, packed in by_worker.items():
+                yield RoutesSet(worker, tuple(packed))
 
     def tun_settings(self) -> TunSettings:
         """tun-service's."""

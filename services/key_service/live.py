@@ -7,6 +7,7 @@
 4. commit; tell the Handshaker and every stage what it comes to
 """
 
+import gc
 import os
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -35,7 +36,7 @@ from stagewire.proto.peer import Peer
 LISTENING_WITHIN: Final = 2.0
 """s for conn-service to say whether a port can be had."""
 BUDGET: Final = 0.01
-"""s of one turn that writing may take; then handshakes get theirs."""
+"""s of one turn that a change may take, and its piece that is begun; then handshakes get theirs."""
 Done = Callable[[int], None]
 """Told 0, or the errno for which nothing was changed."""
 
@@ -87,12 +88,16 @@ class LiveConfiguration:
         if self._waiting is not None or self._work is not None:
             self._queue.append((change, done))
             return
-        prepared = self.registry.prepare(change)
+        self._begin(self._steps(change, done))
+
+    def _steps(self, change: uapi.Change, done: Done) -> Iterator[None]:
+        prepared = Prepared(self.registry)
+        yield from prepared.work_out(change)
         if (prepared.delta.listen_port or prepared.delta.fwmark) and self.hub.member("conn") is not None:
             self._waiting = (prepared, change, done, boot_time() + LISTENING_WITHIN)
             self._try_sockets(prepared)
             return
-        self._make(prepared, change, done)
+        yield from self._make(prepared, change, done)
 
     def _try_sockets(self, prepared: Prepared) -> None:
         self._request += 1
@@ -116,7 +121,7 @@ class LiveConfiguration:
                 done(message.code)
                 self._next()
             else:
-                self._make(prepared, change, done)
+                self._begin(self._make(prepared, change, done))
 
     def next_deadline(self) -> float | None:
         """When to wait no longer for conn-service; at once while there is something to write."""
@@ -130,7 +135,7 @@ class LiveConfiguration:
             prepared, change, done, _ = self._waiting
             self._waiting = None
             # If it came back meanwhile, what it was told then is old by now.
-            self._make(prepared, change, done, tell_conn=True)
+            self._begin(self._make(prepared, change, done, tell_conn=True))
         elif self._work is not None:
             self._go_on()
         elif self._tidying is not None:
@@ -140,8 +145,8 @@ class LiveConfiguration:
         while self._queue and self._waiting is None and self._work is None:
             self.change(*self._queue.popleft())
 
-    def _make(self, prepared: Prepared, change: uapi.Change, done: Done, *, tell_conn: bool = False) -> None:
-        self._work = self._steps(prepared, change, done, tell_conn)
+    def _begin(self, work: Iterator[None]) -> None:
+        self._work = work
         self._go_on()
 
     def _go_on(self) -> None:
@@ -161,7 +166,7 @@ class LiveConfiguration:
                 return work
         return None
 
-    def _steps(self, prepared: Prepared, change: uapi.Change, done: Done, tell_conn: bool) -> Iterator[None]:
+    def _make(self, prepared: Prepared, change: uapi.Change, done: Done, *, tell_conn: bool = False) -> Iterator[None]:
         """First it is written, so that what holds is remembered; whoever reads meanwhile sees what holds still."""
         try:
             yield from self._journal.append(operation(change))
@@ -170,7 +175,9 @@ class LiveConfiguration:
         mark = self._announcer.mark(self.registry.interface)
         delta = self.registry.commit(prepared)
         self._apply_to_handshakes(delta)
-        self._tell(delta)
+        # A stage that says hello meanwhile is sent all of it; what it hears again then changes nothing.
+        for _ in self._tell(delta):
+            yield
         if tell_conn or mark != self._announcer.mark(self.registry.interface):
             # The first default route came, or the last one went.
             self.hub.tell("conn", 0, self._announcer.conn_settings(self.registry.interface))
@@ -179,6 +186,8 @@ class LiveConfiguration:
         self._log.info(
             "configuration changed", peers=len(self.registry.peers), changed=len(delta.peers), gone=len(delta.gone)
         )
+        # What a change leaves has no cycles; to look for some among 130,000 prefixes would take 100 ms each time.
+        gc.freeze()
         done(0)
 
     def _rewrite(self) -> Iterator[None]:
@@ -222,7 +231,7 @@ class LiveConfiguration:
             except ValueError:
                 self.names[peer.public_key] = peer.endpoint
 
-    def _tell(self, delta: Delta) -> None:
+    def _tell(self, delta: Delta) -> Iterator[None]:
         hub = self.hub
         if delta.private_key:
             hub.tell("conn", 0, self._announcer.conn_settings(self.registry.interface))
@@ -232,6 +241,7 @@ class LiveConfiguration:
                     hub.tell(stage, number, SendingExpired())
                 for message in self._announcer.changes(stage, number, delta):
                     hub.tell(stage, number, message)
+                    yield
         mentioned: dict[int, list[bytes]] = {}
         for key, changed in delta.peers.items():
             if changed.added:

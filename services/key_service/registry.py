@@ -4,7 +4,7 @@ A change is worked out whole, on copies, before anything of it holds; what it co
 stages have to be told. Nothing here speaks to anybody.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from stagewire.config import HostPort, InterfaceConfig, Network, PeerConfig, public_key
@@ -12,6 +12,8 @@ from stagewire.proto import constants as c
 from stagewire.proto import uapi
 from stagewire.proto.endpoint import Endpoint
 
+PIECE = 2048
+"""Prefixes or peers that are seen to in one go: some 5 ms."""
 _NO_KEY = bytes(c.KEY_LENGTH)
 
 
@@ -74,10 +76,8 @@ class Registry:
     def prepare(self, change: uapi.Change) -> "Prepared":
         """Works a change out; nothing of it holds until `commit`."""
         prepared = Prepared(self)
-        prepared.change_interface(change)
-        for peer in change.peers:
-            prepared.change_peer(peer)
-        prepared.finish()
+        for _ in prepared.work_out(change):
+            pass
         return prepared
 
     def commit(self, prepared: "Prepared") -> Delta:
@@ -97,6 +97,19 @@ class Prepared:
         self._prefixes: dict[bytes, dict[Network, None]] = {}
         self.delta = Delta()
         self._mentioned: dict[bytes, Endpoint | None] = {}
+
+    def work_out(self, change: uapi.Change) -> Iterator[None]:
+        """All of it, in pieces of some PIECE prefixes; what it is worked out upon must not change meanwhile."""
+        self.change_interface(change)
+        done = 0
+        for peer in change.peers:
+            for part in _parts(peer):
+                self.change_peer(part)
+                done += 1 + len(part.allowed_ips)
+                if done >= PIECE:
+                    done = 0
+                    yield
+        yield from self.finish()
 
     def change_interface(self, change: uapi.Change) -> None:
         settings, delta = self.settings, self.delta
@@ -177,28 +190,57 @@ class Prepared:
         del self._prefixes[key]
         del self.peers[key]
 
-    def finish(self) -> None:
+    def finish(self) -> Iterator[None]:
         """Compares what is with what was."""
         for key, prefixes in self._prefixes.items():
             self.peers[key] = replace(self.peers[key], allowed_ips=tuple(prefixes))
+        yield
         self.delta.gone = [key for key in self._before if key not in self.peers]
         self.delta.prefixes_gone = [
             (key, prefix) for key in self.delta.gone for prefix in self._before[key].allowed_ips
         ]
+        done = 0
         for key in self._mentioned.keys() | self._prefixes.keys():
             now = self.peers.get(key)
             if now is not None:
-                delta = self.delta.peers[key] = _compare(self._before.get(key), now)
+                delta = self.delta.peers[key] = PeerDelta()
+                yield from _compare(delta, self._before.get(key), now)
                 delta.mentioned = key in self._mentioned
                 delta.endpoint = self._mentioned.get(key)
+                done += 1
+                if done % PIECE == 0:
+                    yield
 
 
-def _compare(before: PeerConfig | None, now: PeerConfig) -> PeerDelta:
-    delta = PeerDelta(added=before is None)
-    old: Iterable[Network] = before.allowed_ips if before else ()
-    was, remains = set(old), set(now.allowed_ips)
-    delta.prefixes_added = [prefix for prefix in now.allowed_ips if prefix not in was]
-    delta.prefixes_removed = [prefix for prefix in old if prefix not in remains]
+def _parts(peer: uapi.PeerChange) -> Iterator[uapi.PeerChange]:
+    """A section as several, with a bounded number of prefixes each, which come to the same."""
+    yield replace(peer, allowed_ips=peer.allowed_ips[:PIECE]) if len(peer.allowed_ips) > PIECE else peer
+    for start in range(PIECE, len(peer.allowed_ips), PIECE):
+        part = peer.allowed_ips[start : start + PIECE]
+        yield uapi.PeerChange(peer.public_key, peer.line, update_only=True, allowed_ips=part)
+
+
+def _compare(delta: PeerDelta, before: PeerConfig | None, now: PeerConfig) -> Iterator[None]:
+    delta.added = before is None
+    old: tuple[Network, ...] = before.allowed_ips if before else ()
+    was, remains = set[Network](), set[Network]()
+    for into, prefixes in ((was, old), (remains, now.allowed_ips)):
+        for piece in _pieces(prefixes):
+            into.update(piece)
+            if len(piece) == PIECE:
+                yield
+    for found, prefixes, other in (
+        (delta.prefixes_added, now.allowed_ips, was),
+        (delta.prefixes_removed, old, remains),
+    ):
+        for piece in _pieces(prefixes):
+            found += [prefix for prefix in piece if prefix not in other]
+            if len(piece) == PIECE:
+                yield
     delta.preshared_key = (before.preshared_key if before else _NO_KEY) != now.preshared_key
     delta.keepalive = (before.persistent_keepalive if before else 0) != now.persistent_keepalive
-    return delta
+
+
+def _pieces(prefixes: tuple[Network, ...]) -> Iterator[tuple[Network, ...]]:
+    for start in range(0, len(prefixes), PIECE):
+        yield prefixes[start : start + PIECE]
