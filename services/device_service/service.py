@@ -30,6 +30,7 @@ from stagewire.ipc.control import (
     PrefixesGone,
     PrefixesSet,
     Retire,
+    SendEmpty,
     SendingExpired,
     SendStaged,
     SessionInstalled,
@@ -199,6 +200,9 @@ class DeviceService:
                 for peer in message.peers:
                     self._set_peer(peer, now)
                 self._line.say(MovedIn(tuple(peer.public_key for peer in message.peers)))
+            case SendEmpty():
+                for public_key in message.public_keys:
+                    self._emit(device.send_empty(public_key, now), now)
             case Retire():
                 self._stage.log.info("told to go")
                 self._stage.loop.stop()

@@ -8,7 +8,8 @@ session before the old one goes:
     planned    old               old         old                new has been up for SETTLED, and its turn has come
     settling   old               old, new    old                new says that it knows the peer is at home there
     shaking    new               old, new    old                the new session may send | SHAKE_WITHIN
-    lingering  new               old, new    new                LINGER: for what was on its way to the old session
+    lingering  new               old, new    new                LINGER: for what was on its way to the old session;
+                                                                meanwhile the peer is nudged to use the new one
 
 Rules:
   1. A peer without a live session, or nowhere, skips `shaking`; so does one whose old worker dies in it.
@@ -16,7 +17,9 @@ Rules:
      dies before packets go there, the peer stays, and is planned again.
   3. What answered the peer's own initiation lately must have arrived before we initiate, or the peer might settle on
      the older of both sessions.
-  4. A worker that isn't wanted retires when nobody is at home there; one that comes unwanted gets a GRACE, as it may
+  4. Whom we initiated with uses the old session until the first packet under the new one arrives, and that may be lost:
+     so it gets NUDGES more, or one that only sends would send to nobody for 15 s.
+  5. A worker that isn't wanted retires when nobody is at home there; one that comes unwanted gets a GRACE, as it may
      have been started just before it will be wanted.
 
 Pure: what has to be done for it is returned, to be carried out in its order.
@@ -40,6 +43,7 @@ SETTLE_WITHIN: Final = 2.0
 SHAKE_WITHIN: Final = 6.0
 """s: an initiation and one retransmission. Who doesn't answer moves without a session."""
 LINGER: Final = 1.0
+NUDGES: Final = 2
 GRACE: Final = 5.0
 AGAIN: Final = 2.0
 """s after which a worker that hasn't retired is told again."""
@@ -70,6 +74,14 @@ class MoveOut:
 
 
 @dataclass(frozen=True, slots=True)
+class Nudge:
+    """Have a worker send these an empty packet."""
+
+    worker: int
+    public_keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Count:
     """Tell tun- and conn-service how many workers there may be."""
 
@@ -83,7 +95,7 @@ class Retired:
     worker: int
 
 
-Step = MoveIn | Carry | MoveOut | Count | Retired | Effect
+Step = MoveIn | Carry | Nudge | MoveOut | Count | Retired | Effect
 
 
 @dataclass(slots=True)
@@ -91,6 +103,7 @@ class _Move:
     old: int
     new: int
     state: str = "settling"
+    nudges: int = 0
 
     @property
     def carrier(self) -> int:
@@ -263,10 +276,15 @@ class Moves:
         steps: list[Step] = []
         left: dict[int, list[bytes]] = {}
         again: dict[int, list[bytes]] = {}
+        nudged: dict[int, list[bytes]] = {}
         for public_key in self._agenda.due(now):
             move = self._moves[public_key]
             if move.state == "shaking":
                 steps += self._switch(public_key, move, now)
+            elif move.state == "lingering" and move.nudges < NUDGES:
+                move.nudges += 1
+                nudged.setdefault(move.new, []).append(public_key)
+                self._until(public_key, now + LINGER / (NUDGES + 1))
             elif move.state == "lingering":
                 left.setdefault(move.old, []).append(public_key)
                 self._end(public_key)
@@ -278,6 +296,7 @@ class Moves:
                 self._end(public_key)
         steps += [MoveOut(worker, tuple(public_keys)) for worker, public_keys in left.items()]
         steps += [MoveIn(worker, tuple(public_keys)) for worker, public_keys in again.items()]
+        steps += [Nudge(worker, tuple(public_keys)) for worker, public_keys in nudged.items()]
         steps += self._begin(now)
         if self._look_again is not None and self._look_again <= now:
             steps += self._vacate(now)
@@ -302,7 +321,7 @@ class Moves:
     def _switch(self, public_key: bytes, move: _Move, now: float) -> list[Step]:
         move.state = "lingering"
         self._pace.end(public_key)
-        self._until(public_key, now + LINGER)
+        self._until(public_key, now + LINGER / (NUDGES + 1))
         return [Carry(move.new, (public_key,))]
 
     def _end(self, public_key: bytes) -> None:

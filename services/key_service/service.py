@@ -227,8 +227,9 @@ class KeyService:
         match message:
             case Applied():
                 workers.consider(member.number, now)
-            case WantHandshake(public_key=public_key) if self._is_first_home(public_key, member):
-                self._carry_out(handshaker.want(public_key, now, time.time_ns()), now)
+            case WantHandshake(public_key=public_key) if workers.at_home(public_key, member):
+                if handshaker.peers[public_key].worker == member.number:  # not one that the peer is moving out of
+                    self._carry_out(handshaker.want(public_key, now, time.time_ns()), now)
             case SessionInstalled(index=index) if worker_of(index) == member.number:
                 workers.on_installed(index, member, now)
             case SessionRefused(index=index) if worker_of(index) == member.number:
@@ -245,11 +246,6 @@ class KeyService:
                 workers.on_moved_in(member, message, now)
             case _:
                 self._stage.counters["control_unexpected"] += 1
-
-    def _is_first_home(self, public_key: bytes, member: Member) -> bool:
-        """Whether a peer's new sessions are for this worker; one that it is about to leave may want what it likes."""
-        peer = self._handshaker.peers.get(public_key)
-        return peer is not None and peer.worker == member.number
 
     def _look_after_stages(self, now: float) -> None:
         self._hub.forget_silent(now)

@@ -8,10 +8,10 @@ import structlog
 from key_service.announce import Announcer
 from key_service.hub import Hub, Member
 from key_service.live import LiveConfiguration
-from key_service.moves import Carry, Count, MoveIn, MoveOut, Retired, Step
+from key_service.moves import Carry, Count, MoveIn, MoveOut, Nudge, Retired, Step
 from stagewire.environment import MAX_WORKERS, Environment
 from stagewire.ipc import slots
-from stagewire.ipc.control import MovedIn, PeerTraffic, Retire, Scale, Scaled
+from stagewire.ipc.control import MovedIn, PeerTraffic, Retire, Scale, Scaled, SendEmpty
 from stagewire.ipc.handover import SessionsGiver
 from stagewire.ipc.loop import boot_time
 from stagewire.proto.effects import Effect
@@ -82,6 +82,8 @@ class Workers:
                 case Carry(_, public_keys):
                     for routes in announcer.routes_of(public_keys):
                         hub.tell("tun", 0, routes)
+                case Nudge(worker, public_keys):
+                    hub.tell("device", worker, SendEmpty(public_keys))
                 case MoveOut(worker, public_keys):
                     self._move_out(worker, public_keys)
                 case Count():

@@ -28,7 +28,7 @@ MEANINGS: Final = {
     "replayed": "a counter seen before, too old, or beyond the limit",
     "inner_malformed": "a decrypted packet that is no whole IP packet",
     "inner_source_not_allowed": "a decrypted packet whose source isn't among the peer's allowed-IPs",
-    "grant_malformed": "a session from key-service that is none",
+    "grant_malformed": "what came on the line for session keys and is no session",
     "conn_full": "conn-service is away, and more than a pipe full waited",
     "tun_full": "tun-service is away, and more than a pipe full waited",
     # conn-service
@@ -64,6 +64,7 @@ MEANINGS: Final = {
     "session_refused": "the peer's home worker doesn't know it",
     "install_timed_out": "the peer's home worker took too long",
     "gave_up": "handshakes that nobody answered for 90 s",
+    "control_full": "a stage that took no more control messages; it gets a new snapshot",
     # any
     "train_malformed": "a frame on a pipe that is no train",
     "train_of_unknown_version": "a frame on a pipe from another version of Stagewire",
@@ -71,6 +72,5 @@ MEANINGS: Final = {
     "control_malformed": "a control message that is none",
     "control_of_unknown_version": "a control message from another version of Stagewire",
     "control_of_unknown_kind": "a control message of no known kind",
-    "control_full": "a stage that took no control messages any more; it is told all anew",
     "control_unexpected": "a control message from a stage that may not say it",
 }

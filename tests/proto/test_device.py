@@ -198,6 +198,16 @@ def test_a_peer_that_leaves_home_loses_its_sessions() -> None:
     assert one.inbound([(PLACE, [theirs(0, v4("10.1.0.5"))])], T) == Output()
 
 
+def test_an_empty_packet_is_sent_if_there_is_a_session() -> None:
+    one = device()
+    for public_key in (PEER, AWAY, bytes(32)):
+        assert one.send_empty(public_key, T) == Output()
+    one = running()
+    ((place, (datagram,)),) = one.send_empty(PEER, T).runs
+    assert (place, ours(datagram)) == (PLACE, b"")
+    assert one.send_empty(PEER, T + 180) == Output()
+
+
 def test_a_peer_keeps_its_prefixes_wherever_it_is_at_home() -> None:
     one = device()
     for home in (False, True):

@@ -14,7 +14,7 @@ from key_service import journal
 from key_service.announce import Announcer
 from key_service.homes import home_of
 from key_service.live import LISTENING_WITHIN, LiveConfiguration
-from key_service.moves import Moves
+from key_service.moves import Moves, _Move
 from key_service.registry import Registry, unconfigured
 from key_service.timestamps import TimestampStore
 from stagewire.config import HostPort, encode_key, public_key
@@ -131,6 +131,28 @@ def test_a_new_peer_is_told_to_all_whom_it_concerns(house: House) -> None:
     house.change(peer(A, remove=True))
     assert house.hub.take(PeersGone) == [PeersGone((A,))] * 2
     assert house.handshaker.peers == {}
+
+
+def test_what_concerns_a_peer_that_moves_is_told_to_both_its_homes(house: House) -> None:
+    house.change(peer(A, "10.0.0.0/8"))
+    home = home_of(A, 2)
+    moves = house.live._announcer.moves
+    moves._moves[A] = _Move(home, 1 - home)
+    house.hub.said.clear()
+    house.change(peer(A, endpoint=PLACE, persistent_keepalive=5))
+    told = [(number, message) for _, number, message in house.hub.said]
+    assert {number for number, message in told if isinstance(message, EndpointFound)} == {0, 1}
+    assert {number for number, message in told if isinstance(message, SendStaged)} == {0, 1}
+    assert [message.peers[0].home for _, message in told if isinstance(message, PeersSet)] == [True, True]
+    house.change(peer(A, remove=True))
+    assert moves.moving == 0
+
+
+def test_settings_that_are_being_tried_are_not_taken_back_by_other_news(house: House) -> None:
+    house.live.tell_conn()
+    house.change(listen_port=7)
+    house.live.tell_conn()
+    assert [(each.listen_port, each.request) for each in house.hub.take(ConnSettings)] == [(0, 0), (7, 1), (7, 0)]
 
 
 def test_changes_wait_behind_a_port(house: House) -> None:

@@ -11,6 +11,7 @@ from key_service.moves import (
     AGAIN,
     GRACE,
     LINGER,
+    NUDGES,
     SETTLE_WITHIN,
     SETTLED,
     SHAKE_WITHIN,
@@ -77,6 +78,15 @@ def test_a_peer_with_a_session_moves_when_the_new_one_may_send() -> None:
     assert town.handshaker.peers[key].has_session(1)
     assert town.settled()
     assert town.moves.next_deadline() is None
+
+
+def test_a_peer_that_only_sends_is_nudged_to_use_its_new_session() -> None:
+    town, key = one_mover()
+    begin = grow(town)
+    town.run(3)
+    assert [(worker, keys) for _, worker, keys in town.nudged] == [(1, (key,))] * NUDGES
+    first, last = town.nudged[0][0], town.nudged[-1][0]
+    assert begin + 3 * WIRE < first < last < begin + 3 * WIRE + LINGER
 
 
 def test_who_stays_hears_of_nothing() -> None:

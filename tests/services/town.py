@@ -8,7 +8,7 @@ from contextlib import suppress
 from tests.proto.far import PLACE, PSK, WALL, Far, T, new_handshaker
 
 from key_service.homes import home_of
-from key_service.moves import Carry, Count, MoveIn, MoveOut, Moves, Retired, Step
+from key_service.moves import Carry, Count, MoveIn, MoveOut, Moves, Nudge, Retired, Step
 from stagewire.proto.effects import InstallSession, SendHandshake
 from stagewire.proto.index import worker_of
 from stagewire.proto.messages import BadMessage
@@ -34,6 +34,7 @@ class Town:
         self.hung: set[int] = set()
         """Workers that don't answer."""
         self.told_to_go: list[int] = []
+        self.nudged: list[tuple[float, int, tuple[bytes, ...]]] = []
         self.begun: list[tuple[float, bytes]] = []
         """Our initiations."""
         self.swaps: list[tuple[float, bytes, int]] = []
@@ -138,6 +139,8 @@ class Town:
                     for key in keys:
                         self.routes[key] = worker
                         self.swaps.append((self.now, key, worker))
+                case Nudge(worker, keys):
+                    self.nudged.append((self.now, worker, keys))
                 case Count(workers):
                     self.count = workers
                 case Retired(worker):

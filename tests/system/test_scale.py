@@ -126,10 +126,9 @@ def test_nonsense_is_refused(hub: Hub) -> None:
 def test_workers_come_and_go_under_load(network: Topology, hub: Hub) -> None:
     with ExitStack() as stack:
         for name, spoke in SPOKES.items():
-            there = stack.enter_context(hub.wireguard_go(spoke, network.a, None if spoke.host else Topology.B4))
-            assert ping(there.namespace, spoke.gateway_inner[0]).received or ping(network.b, spoke.inner[0]).received, (
-                name
-            )
+            stack.enter_context(hub.wireguard_go(spoke, network.a, None if spoke.host else Topology.B4))
+            source, target = (network.b, spoke.inner[0]) if spoke.host else (network.a, spoke.gateway_inner[0])
+            until(lambda a=source, b=target: ping(a, b).received, SETTLES_WITHIN, f"the tunnel of {name}")  # type: ignore[misc]
         assert homes(hub) == [0, 1, 2]
         before = 3
         for workers in STEPS:
@@ -154,8 +153,11 @@ def test_workers_come_and_go_under_load(network: Topology, hub: Hub) -> None:
             assert homes(hub) == [home_of(base64.b64decode(s.keys.public), workers) for s in SPOKES.values()]
             assert "steady" not in moved
             assert moved
-            for report in reports.values():
-                assert report.longest_gap - report.longest_send_gap < OUTAGE
+            # What a busy machine does to everybody isn't the move's doing.
+            shared = max(reports["steady", way].longest_gap for way in ("out", "in"))
+            for (name, _), report in reports.items():
+                if name in moved:
+                    assert report.longest_gap - max(shared, report.longest_send_gap) < OUTAGE
             hub.expect_whole(*reports.values())
             before = workers
 

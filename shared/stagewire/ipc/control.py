@@ -11,7 +11,7 @@
                     WorkerSettings, PeersSet, PeersGone, PrefixesSet,
                     PrefixesGone, EndpointFound, SendingExpired,
                     SendStaged, HandshakeSent, HandshakeGaveUp,
-                    MoveIn, Retire                                       workers
+                    MoveIn, SendEmpty, Retire                            workers
                     ConnSettings, Resolve                                conn
     stage -> status Counters                                             every stage, on `telemetry`
     cli -> key      StatusQuery, answered by StatusReply; Scale, answered by Scaled
@@ -212,6 +212,13 @@ class MovedIn:
 
 
 @dataclass(frozen=True, slots=True)
+class SendEmpty:
+    """These peers may not know yet that they have a new session here: one empty packet says it."""
+
+    public_keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Retire:
     """Nobody is at home in this worker any more, and nobody will be: it may go."""
 
@@ -368,7 +375,7 @@ FromStage = (
 FromKey = (
     Welcome | Beat | SnapshotEnd | TunSettings | RoutesSet | RoutesGone | WorkerSettings | PeersSet | PeersGone
     | PrefixesSet | PrefixesGone | EndpointFound | SendingExpired | SendStaged | ConnSettings | HandshakeSent
-    | HandshakeGaveUp | MoveIn | Retire | Resolve | StatusReply | Scaled
+    | HandshakeGaveUp | MoveIn | SendEmpty | Retire | Resolve | StatusReply | Scaled
 )  # fmt: skip
 ToStatus = Counters | StatusQuery | StatusReply
 

@@ -203,6 +203,15 @@ class Device:
             self._agenda.enter(tunnel, tunnel.next_deadline())
         return self._settle(out)
 
+    def send_empty(self, public_key: bytes, now: float) -> Output:
+        """Sends an empty packet, if there is a session that may; there is nothing to ask for if there is none."""
+        out = Output()
+        tunnel = self.tunnel(public_key)
+        if tunnel is not None and (session := tunnel.slots.current) is not None and session.may_send(now):
+            tunnel.send_keepalive(now, out)
+            self._agenda.enter(tunnel, tunnel.next_deadline())
+        return self._settle(out)
+
     def want_again(self, now: float) -> Output:
         """A new key-service knows nothing of what was wanted from the old one."""
         out = Output()

@@ -1,0 +1,117 @@
+"""More workers and fewer, as tun- and conn-service see it: the pipes that stay keep what they hold."""
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from ipaddress import ip_network
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import structlog
+import zmq
+
+from conn_service.service import ConnService
+from lab.wait import until
+from stagewire.ipc import endpoints
+from stagewire.ipc.control import RoutesSet, TunSettings, Welcome
+from stagewire.ipc.loop import Loop, boot_time
+from stagewire.proto import prefix
+from tun_service.service import TunService
+
+
+class Now:
+    """Keeps a turn from waiting."""
+
+    def next_deadline(self) -> float:
+        return boot_time()
+
+    def act(self, _now: float) -> None:
+        pass
+
+
+class Bench:
+    """What a stage has, and its workers' ends of the pipes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.pipes = endpoints.Pipes(self.context, folder)
+        (folder / "device").mkdir()
+        self.loop = Loop()
+        self.loop.add_timed(Now())
+        self.counters: Counter[str] = Counter()
+        self.kept: list[object] = []
+        """Until the context is destroyed."""
+        self.stage: Any = SimpleNamespace(
+            loop=self.loop,
+            pipes=self.pipes,
+            counters=self.counters,
+            environment=SimpleNamespace(interface="none"),
+            log=structlog.get_logger(),
+            inherited={},
+        )
+
+    def read(self, pipe: "zmq.Socket[bytes]", count: int) -> list[bytes]:
+        """So many frames, while the loop turns."""
+        found: list[bytes] = []
+
+        def all_there() -> bool:
+            self.loop._turn()
+            while pipe.poll(0):
+                found.append(pipe.recv())
+            return len(found) >= count
+
+        until(all_there, 5, f"{count} frames")
+        return found
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with tempfile.TemporaryDirectory(prefix="sw-", dir="/tmp") as name:
+        made = Bench(Path(name))
+        yield made
+        made.context.destroy(linger=0)
+
+
+@pytest.mark.parametrize("stage", ["tun", "conn"])
+def test_what_waits_for_a_worker_goes_on_waiting_while_others_come_and_go(bench: Bench, stage: str) -> None:
+    read, write = os.pipe()
+    service: Any = TunService(bench.stage, None, read, attached=True) if stage == "tun" else ConnService(bench.stage)
+    bench.kept.append(service)
+    pipe = endpoints.PLAIN_OUT if stage == "tun" else endpoints.CIPHER_IN
+    workers = [bench.pipes.bind(zmq.PULL, pipe, number) for number in range(3)]
+    bench.kept += workers
+    service._connect_workers(1)
+    (first,) = service._workers
+    first._patience = None
+    frames = [number.to_bytes(4) * 25_000 for number in range(40)]
+    until(lambda: first._socket.poll(10, zmq.POLLOUT), 5, "the connection")
+    for frame in frames:
+        first.offer(frame, 1, boot_time())
+    assert first._held
+    service._connect_workers(3)
+    assert len(service._workers) == 3
+    service._connect_workers(2)
+    assert service._workers[0] is first
+    service._workers[1].offer(b"second", 1, boot_time())
+    assert bench.read(workers[1], 1) == [b"second"]
+    assert bench.read(workers[0], len(frames)) == frames
+    assert bench.counters == {}
+    for descriptor in (read, write):
+        os.close(descriptor)
+
+
+def test_a_snapshot_with_more_workers_is_good_for_packets_at_once(bench: Bench) -> None:
+    """Its prefixes hold from the moment they are named, its settings as a whole only from its end."""
+    read, write = os.pipe()
+    service: Any = TunService(bench.stage, None, read, attached=True)
+    bench.kept.append(service)
+    service._connect_workers(1)
+    service.on_control(Welcome(1, 1), 0.0)
+    service.on_control(TunSettings(False, (), 1420, "off", 0, 3), 0.0)
+    service.on_control(RoutesSet(2, (prefix.pack(ip_network("10.1.0.0/16")),)), 0.0)
+    assert len(service._workers) == 3
+    for descriptor in (read, write):
+        os.close(descriptor)
