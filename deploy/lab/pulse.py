@@ -22,7 +22,7 @@ from lab.namespaces import Namespace, stop
 
 COUNT: Final = struct.Struct("@Q")
 STARVED: Final = 0.02
-"""s that our sender, or an ordinary process that only sleeps, is late: then the machine has no CPU to give in time."""
+"""s that our sender, or a process that only sleeps, is late: then the machine has no CPU to give in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class PulseReport:
     longest_latency: float
     longest_send_gap: float
     longest_oversleep: float
-    """Of a process with no priority and nothing to do."""
+    """Of a process that has nothing to do, with the priority that `favour` gives."""
 
     @property
     def starved(self) -> bool:
