@@ -46,7 +46,7 @@ from stagewire.ipc.loop import Every, boot_time
 from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import ControlLine, Stage
 from stagewire.proto import prefix
-from stagewire.proto.device import Device, Network, PeerFacts
+from stagewire.proto.device import Device, PeerFacts
 from stagewire.proto.session import Session
 from stagewire.proto.tunnel import Output, Tunnel, TunnelSettings
 from stagewire.randomness import jitter
@@ -66,8 +66,8 @@ class DeviceService:
         self._stage = stage
         self._device = Device(jitter)
         self._device.drops = stage.counters
-        self._named: dict[bytes, set[Network]] | None = None
-        """While a snapshot comes in: what it has named so far."""
+        self._named: dict[bytes, set[bytes]] | None = None
+        """While a snapshot comes in: what it has named so far, packed, as to free 130,000 networks takes 40 ms."""
         self._reported: dict[bytes, tuple[int, int]] = {}
         self._handshake_times: dict[int, int] = {}
 
@@ -246,7 +246,7 @@ class DeviceService:
         prefixes = [prefix.unpack_untrusted(packed) for packed in entry.prefixes]
         self._device.allow(entry.public_key, prefixes)
         if self._named is not None:
-            self._named[entry.public_key].update(prefixes)
+            self._named[entry.public_key].update(entry.prefixes)
 
     def _end_snapshot(self, version: int, now: float) -> None:
         """Drops what the snapshot didn't name."""

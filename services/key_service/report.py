@@ -2,13 +2,14 @@
 
 import json
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from key_service.hub import Member
 from key_service.live import LiveConfiguration
 from key_service.workers import Workers
-from stagewire.config import encode_key
+from stagewire.config import Network, encode_key
 from stagewire.ipc.stage import Stage
 from stagewire.proto.endpoint import unpack_untrusted
 from stagewire.proto.handshaker import Handshaker
@@ -57,7 +58,7 @@ def status(
             "peers": [
                 _peer(peer)
                 | {
-                    "allowed_ips": list(map(str, configured[peer.public_key].allowed_ips)),
+                    "allowed_ips": list(map(_text, configured[peer.public_key].allowed_ips)),
                     "persistent_keepalive_s": configured[peer.public_key].persistent_keepalive,
                 }
                 for peer in handshaker.peers.values()
@@ -76,6 +77,12 @@ def _stage(member: Member, version: int, workers_up: Mapping[int, int]) -> dict[
         "fault": member.fault,
         "spares": member.spares,
     }
+
+
+def _text(prefix: Network) -> str:
+    """1 us, a third of what `str` takes; there may be 130,000, and meanwhile no handshake is answered."""
+    family = socket.AF_INET if prefix.version == 4 else socket.AF_INET6
+    return f"{socket.inet_ntop(family, prefix.network_address.packed)}/{prefix.prefixlen}"
 
 
 def _place(endpoint: bytes | None) -> str | None:

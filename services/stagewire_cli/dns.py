@@ -1,9 +1,14 @@
 """The interface's DNS servers, by resolvconf(8) or resolvectl(1), as wg-quick(8) sets them."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+
+INTERFACE_ORDER: Final = Path("/etc/resolvconf/interface-order")
 
 
 def set_servers(interface: str, entries: Sequence[str], warn: Callable[[str], None]) -> None:
@@ -14,7 +19,7 @@ def set_servers(interface: str, entries: Sequence[str], warn: Callable[[str], No
     if shutil.which("resolvconf"):
         text = "".join(f"nameserver {server}\n" for server in servers)
         text += f"search {' '.join(domains)}\n" if domains else ""
-        failed = _run(["resolvconf", "-a", f"tun.{interface}", "-m", "0", "-x"], text)
+        failed = _run(["resolvconf", "-a", _called(interface), "-m", "0", "-x"], text)
     elif shutil.which("resolvectl"):
         failed = _run(["resolvectl", "dns", interface, *servers], "")
         failed = failed or _run(["resolvectl", "domain", interface, *domains, "~."], "")
@@ -27,7 +32,17 @@ def set_servers(interface: str, entries: Sequence[str], warn: Callable[[str], No
 def unset_servers(interface: str, entries: Sequence[str]) -> None:
     """Takes back what `set_servers` did; resolvectl's setting goes with the interface."""
     if entries and shutil.which("resolvconf"):
-        _run(["resolvconf", "-d", f"tun.{interface}", "-f"], "")
+        _run(["resolvconf", "-d", _called(interface), "-f"], "")
+
+
+def _called(interface: str) -> str:
+    """Debian's resolvconf has an order of kinds of interfaces; there, as wg-quick(8) has it, ours is of the first kind."""
+    try:
+        lines = INTERFACE_ORDER.read_text().splitlines()
+    except OSError:
+        return interface
+    kinds = (re.fullmatch(r"([A-Za-z0-9-]+)\*", line.strip()) for line in lines)
+    return next((f"{kind[1]}.{interface}" for kind in kinds if kind), interface)
 
 
 def _split(entries: Sequence[str]) -> tuple[list[str], list[str]]:

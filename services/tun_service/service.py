@@ -54,8 +54,8 @@ class TunService:
         """Found: a tun-service before us has set its MTU, and somebody may have set another since."""
         self._version = 0
         self._wanted: TunSettings | None = None
-        self._named: set[Network] | None = None
-        """While a snapshot comes in: the prefixes it has named so far."""
+        self._named: set[bytes] | None = None
+        """While a snapshot comes in: the prefixes it has named so far, packed, as to free 130,000 networks takes 40 ms."""
         self._homes: dict[Network, int] = {}
         self._owners: AllowedIps[int] = AllowedIps()
         """The same, to be looked up by longest prefix."""
@@ -169,7 +169,7 @@ class TunService:
             case SnapshotEnd(version=version):
                 named, self._named = self._named or set(), None
                 if len(named) != len(self._homes):  # they are all in it; 130,000 are not looked through for nothing
-                    self._drop([each for each in self._homes if each not in named])
+                    self._drop([each for each in self._homes if prefix.pack(each) not in named])
                 self._version = version
                 self._link_said = None  # a new key-service has to be told
                 self.act(now)
@@ -193,7 +193,7 @@ class TunService:
             self._homes[each] = worker
             self._owners.insert(each, worker)
         if self._named is not None:
-            self._named.update(prefixes)
+            self._named.update(map(prefix.pack, prefixes))
         elif fresh:
             self._routes.add(fresh)
 

@@ -72,6 +72,9 @@ def bench() -> Iterator[Bench]:
     with tempfile.TemporaryDirectory(prefix="sw-", dir="/tmp") as name:
         made = Bench(Path(name))
         yield made
+        for service in made.kept:
+            if isinstance(service, TunService):
+                service._routes._kernel.close()
         made.context.destroy(linger=0)
 
 

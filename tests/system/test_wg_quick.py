@@ -123,7 +123,7 @@ def test_stagewire_up_save_and_down(network: Topology, lab_directory: Path, tool
 
     with gateway:
         first, *lines = record.read_text().splitlines()
-        assert first.split() == ["-a", f"tun.{name}", "-m", "0", "-x"]
+        assert first.split() == ["-a", name, "-m", "0", "-x"]
         assert lines == RESOLVCONF
         for family, address in ((6, OURS[1]), (4, OURS[0])):
             with far_end(network, family):
@@ -146,7 +146,7 @@ def test_stagewire_up_save_and_down(network: Topology, lab_directory: Path, tool
         network.b.run("wg", "set", name, "fwmark", "0x99", "peer", added, "remove")
         before = parse_dump(dump())
         gateway.down()
-        assert record.read_text().splitlines()[-1].split() == ["-d", f"tun.{name}", "-f"]
+        assert record.read_text().splitlines()[-1].split() == ["-d", name, "-f"]
         assert added not in gateway.config_path.read_text()
         gateway.up()
         after = parse_dump(dump())

@@ -21,12 +21,12 @@ from lab.wireguard_go import new_key_pair
 pytestmark = pytest.mark.system
 
 PREFIXES, PEERS = 130_560, 10_000
-STANDSTILL = 5.05
+STANDSTILL = 0.05
 """s; what `wg` changes may keep packets waiting for no longer at a time."""
-
-
-class StarvedError(Exception):
-    """The machine gave nobody any CPU for a while: what was measured says nothing."""
+PATIENCE = 30
+"""s after which nothing is tried once more."""
+starved: list[str] = []
+"""What was measured while the machine gave nobody any CPU for a while, and says nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +51,26 @@ def hub(request: pytest.FixtureRequest, network: Topology, both: dict[str, WgHub
         hub.wireguard_go(six, network.a, GATEWAY[6]) as at_six,
     ):
         assert ping(network.a, four.gateway_inner[0]).received + ping(network.a, six.gateway_inner[1]).received == 2
-        favour(at_four.pid, at_six.pid)
+        supervisord = hub.gateway.pid()
+        children = Path(f"/proc/{supervisord}/task/{supervisord}/children").read_text().split()
+        # All of them alike, so that what they take from each other still shows; what is started anew inherits it.
+        favour(at_four.pid, at_six.pid, supervisord, *map(int, children))
         yield hub
 
 
 def measured(scenario: Callable[[], None], hub: WgHub) -> None:
-    """Again, twice at most, if the machine was busy with something else."""
-    for _ in range(2):
-        try:
-            scenario()
-        except StarvedError as error:
-            print(f"once more: {error}")
-            hub.wg("setconf", hub.name, "/dev/stdin", data=hub.stripped())
-        else:
+    """Again, twice at most, if the machine was busy with something else; all but the standstill has been shown even so."""
+    begun = time.monotonic()
+    for attempt in range(3):
+        starved.clear()
+        scenario()
+        if not starved:
             return
-    scenario()
+        error = starved[0]
+        print(f"once more: {error}")
+        hub.wg("setconf", hub.name, "/dev/stdin", data=hub.stripped())
+        if attempt == 2 or time.monotonic() - begun > PATIENCE:
+            pytest.skip(f"this machine can't say how long packets wait: {error}")
 
 
 def beside_streams(network: Topology, hub: WgHub, what: str, change: Callable[[], object]) -> None:
@@ -82,8 +87,9 @@ def beside_streams(network: Topology, hub: WgHub, what: str, change: Callable[[]
     print(f"{what}: {took:.2f} s; {report}")
     hub.expect_whole(report)
     if report.longest_stall >= STANDSTILL and report.starved:
-        raise StarvedError(str(report))
-    assert report.longest_stall < STANDSTILL, f"{what}: {report}"
+        starved.append(str(report))
+    else:
+        assert report.longest_stall < STANDSTILL, f"{what}: {report}"
 
 
 def restart_key_service(hub: WgHub) -> None:

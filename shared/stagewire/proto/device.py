@@ -15,7 +15,7 @@ from ipaddress import IPv4Network, IPv6Network
 from itertools import groupby
 
 from stagewire.proto import constants as c
-from stagewire.proto import ip
+from stagewire.proto import ip, prefix
 from stagewire.proto.agenda import Agenda
 from stagewire.proto.allowed_ips import AllowedIps
 from stagewire.proto.events import SessionsEnded
@@ -245,7 +245,7 @@ class Device:
             self._owners[facts.public_key] = owner
         if facts.allowed_ips is not None:
             self.allow(facts.public_key, facts.allowed_ips)
-            self.retain(facts.public_key, set(facts.allowed_ips))
+            self.retain(facts.public_key, set(map(prefix.pack, facts.allowed_ips)))
         if isinstance(owner, Tunnel):
             owner.settings = self.settings
             if facts.endpoint is not None and owner.endpoint is None:
@@ -258,22 +258,22 @@ class Device:
         """Adds to a peer's allowed-IPs; a prefix that another peer has moves."""
         owner = self._owners.get(public_key)
         if owner is not None:
-            for prefix in prefixes:
-                self._allowed_ips.insert(prefix, owner)
+            for each in prefixes:
+                self._allowed_ips.insert(each, owner)
 
     def disallow(self, public_key: bytes, prefixes: Iterable[Network]) -> None:
         """Takes from a peer's allowed-IPs what is among them."""
         owner = self._owners.get(public_key)
         if owner is not None:
-            for prefix in prefixes:
-                self._allowed_ips.remove(prefix, owner)
+            for each in prefixes:
+                self._allowed_ips.remove(each, owner)
 
-    def retain(self, public_key: bytes, prefixes: Collection[Network]) -> None:
-        """Takes from a peer's allowed-IPs what isn't among `prefixes`, all of which it has."""
+    def retain(self, public_key: bytes, packed: Collection[bytes]) -> None:
+        """Takes from a peer's allowed-IPs what isn't among these, packed, all of which it has."""
         owner = self._owners.get(public_key)
         # Mostly there is nothing to take, and to look through 130,000 would keep the packets waiting for 2 s.
-        if owner is not None and self._allowed_ips.count(owner) != len(prefixes):
-            stale = [prefix for prefix in self._allowed_ips.prefixes(owner) if prefix not in prefixes]
+        if owner is not None and self._allowed_ips.count(owner) != len(packed):
+            stale = [each for each in self._allowed_ips.prefixes(owner) if prefix.pack(each) not in packed]
             self.disallow(public_key, stale)
 
     def expire_sending(self) -> None:
