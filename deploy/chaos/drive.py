@@ -1,0 +1,259 @@
+"""The driver: one fault after the other, each watched until all is whole again, and judged."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final
+
+from chaos.house import House, Kind, Skipped, Struck
+from chaos.network import PEERS
+from chaos.processes import Held, Snapshot
+from chaos.replay import down, up
+from chaos.stream import Streams
+from chaos.transfer import Transfer
+
+TURN: Final = 0.02
+ALIVE_WITHIN: Final = 0.08
+WHOLE_WITHIN: Final = 25.0
+"""s after which the run goes on though something is still missing, which is then held against the fault."""
+REPLAYS: Final = 25
+LATE: Final = 0.3
+"""s that the last packets of a window may take."""
+RETURNED: Final = 1.5
+"""s; peers that were silent for so long before a fault aren't judged by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one fault did. Times of day are unix s, outages s, losses packets; `own` and `others` are peers."""
+
+    kind: str
+    number: int
+    at: float
+    lasted: float
+    note: str
+    outage: float
+    outage_others: float
+    lost: int
+    lost_others: int
+    by_peer: dict[int, float]
+    slowest: float
+    """The longest from sending to arrival, in s."""
+    stall: float
+    """How long the driver's own sender stood still at most, in s."""
+    whole_after: float
+    """Until all processes were there and all traffic flowed, in s."""
+    measured: dict[str, float]
+    broken: list[str]
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the views show."""
+
+    begun: float
+    ends: float
+    planned: int = 0
+    current: str = ""
+    since: float = 0.0
+    done: list[Outcome] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+    marks: list[tuple[float, float, str]] = field(default_factory=list)
+    """From, to (unix s), kind."""
+
+
+class Drive:
+    """Carries out faults. `shown` is called many times a second."""
+
+    def __init__(self, house: House, streams: Streams, transfer: Transfer, shown: Callable[[], None]) -> None:
+        self._house, self._streams, self._transfer, self._shown = house, streams, transfer, shown
+        self._hands = ThreadPoolExecutor(1, "strike")
+        self._next_replay = 0.0
+        self._usual: Counter[str] = Counter()
+        self._since = 0.0
+        self._before: Held | None = None
+        now = time.time()
+        self.progress = Progress(now, now)
+
+    def settle(self) -> None:
+        """Waits until everything flows, and notes what is usual."""
+        self._wait(self._flowing, WHOLE_WITHIN, "traffic in every flow")
+        self._wait(lambda: self._steady(2.0), WHOLE_WITHIN, "as many processes as before")
+        self._usual = self._house.now().counts()
+        self._before = self._house.processes.resources()
+        self.progress.begun = time.time()
+
+    def _steady(self, seconds: float) -> bool:
+        """Whether the processes have been the same for a while: spares take a moment to appear."""
+        now, counts = time.monotonic(), self._house.now().counts()
+        if counts != self._usual:
+            self._usual, self._since = counts, now
+        return now - self._since >= seconds
+
+    def run(self, kinds: Iterator[tuple[Kind, float]]) -> None:
+        """Each kind, after a pause of so many s."""
+        for kind, pause in kinds:
+            rest = time.monotonic() + pause
+            self._wait(lambda rest=rest: time.monotonic() >= rest, pause + 1, "")  # type: ignore[misc]
+            if kind.name not in self.progress.skipped:
+                self._one(kind)
+
+    def _one(self, kind: Kind) -> None:
+        house, record, progress = self._house, self._house.record, self.progress
+        before, begun, first = house.now(), time.time(), record.ticks
+        flowing = {peer for peer in house.network.hosts if self._peer_alive(peer, RETURNED)}
+        progress.current, progress.since = kind.name, begun
+        work = self._hands.submit(kind.strike, house)
+        struck = self._finish(kind, work)
+        if struck is None:
+            progress.current = ""
+            return
+        if struck.until is None:
+            watched = time.time() + kind.window
+            self._wait(lambda: time.time() >= watched, kind.window + 1, "")
+        end = struck.until or time.time()
+        whole = self._until_whole(kind, struck)
+        last = record.tick_at(end) if struck.until else record.ticks
+        self._tidy(kind, struck)
+        settled = time.time() + LATE
+        self._wait(lambda: time.time() >= settled, LATE + 1, "")
+        first = record.tick_at(struck.since) if struck.since else first
+        self._judge(kind, struck, (begun, before, first, last), flowing, whole)
+        progress.current = ""
+
+    def _finish(self, kind: Kind, work: Future[Struck]) -> Struck | None:
+        try:
+            self._wait(work.done, 60, f"{kind.name} to be done")
+            return work.result()
+        except Skipped as reason:
+            self.progress.skipped[kind.name] = str(reason)
+        return None
+
+    def _until_whole(self, kind: Kind, struck: Struck) -> float:
+        begun = time.time()
+        try:
+            self._wait(lambda: self._flowing() and self._complete(struck, kind), WHOLE_WITHIN, "all to be whole")
+        except AssertionError:
+            struck.broken.append(f"not whole {WHOLE_WITHIN:.0f} s later: {self._missing()}")
+        return time.time() - begun
+
+    def _tidy(self, kind: Kind, struck: Struck) -> None:
+        if kind.tidy is None:
+            return
+        self._wait(self._hands.submit(kind.tidy, self._house).done, 60, f"{kind.name} to be cleared up")
+        try:
+            self._wait(lambda: self._flowing() and self._complete(struck, None), WHOLE_WITHIN, "all to be whole")
+        except AssertionError:
+            struck.broken.append(f"not whole after clearing up: {self._missing()}")
+
+    def _judge(
+        self, kind: Kind, struck: Struck, span: tuple[float, Snapshot, int, int], flowing: set[int], whole: float
+    ) -> None:
+        house, record = self._house, self._house.record
+        begun, before, first, last = span
+        gone = set(before.roles) - set(house.now().roles)
+        for pid in sorted(gone - struck.dead - struck.may_die):
+            if kind.tidy is None:
+                struck.broken.append(f"{before.roles[pid]} {pid} died, which nobody had killed")
+        struck.broken += [f"{before.roles.get(pid)} {pid} is still there" for pid in sorted(struck.dead - gone)]
+        outages = {peer: max(record.outage(flow, first, last) for flow in _flows(peer)) for peer in sorted(flowing)}
+        lost = {peer: sum(record.lost(flow, first, last) for flow in _flows(peer)) for peer in sorted(flowing)}
+        own = flowing if struck.peers is None else flowing & struck.peers
+        others = flowing - own
+        if not own:  # it should concern nobody, so it is everybody's
+            own, others = flowing, set()
+        delays = record.delays(first, last)
+        number = sum(outcome.kind == kind.name for outcome in self.progress.done) + 1
+        outcome = Outcome(
+            kind.name, number, begun, time.time() - begun, struck.note,
+            max((outages[peer] for peer in _steady_of(own)), default=0.0),
+            max((outages[peer] for peer in others), default=0.0),
+            sum(lost[peer] for peer in _steady_of(own)), sum(lost[peer] for peer in others),
+            outages, float(delays.max()) if len(delays) else 0.0, record.stalls(first, last),
+            whole, struck.measured, struck.broken,
+        )  # fmt: skip
+        self.progress.done.append(outcome)
+        self.progress.broken += [f"{kind.name} {number}: {text}" for text in struck.broken]
+        self.progress.marks.append((begun, time.time(), kind.name))
+
+    def _peer_alive(self, peer: int, within: float) -> bool:
+        now = time.time()
+        return all(self._house.record.alive(flow, within, now) for flow in _flows(peer))
+
+    def _flowing(self) -> bool:
+        """Whether every peer's traffic flows; the one that the gateway has to learn of may take its time."""
+        return all(self._peer_alive(peer, ALIVE_WITHIN) for peer in range(1, PEERS))
+
+    def _complete(self, struck: Struck, kind: Kind | None) -> bool:
+        """Whether every process has been replaced; more than usual may be there until all is cleared up."""
+        now = self._house.now()
+        if struck.dead & set(now.roles) or any((stage, 0) not in now.held for stage in ("tun", "conn", "key")):
+            return False
+        if kind is not None and kind.tidy is not None:
+            return True
+        return now.counts() == self._usual
+
+    def _missing(self) -> str:
+        counts = self._house.now().counts()
+        silent = [str(peer) for peer in self._house.network.hosts if not self._peer_alive(peer, ALIVE_WITHIN)]
+        here = ", ".join(f"{count} {role}" for role, count in sorted(counts.items()))
+        return f"processes {here}; silent peers: {', '.join(silent) or 'none'}"
+
+    def _wait(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
+        """Until the condition holds, while the views go on and recorded datagrams are played back now and then."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited {timeout:.0f} s for {what}")
+            if time.monotonic() > self._next_replay:
+                self._house.watch.replay(REPLAYS)
+                self._next_replay = time.monotonic() + self._house.random.uniform(0.1, 0.7)
+                self._streams.check()
+                self._transfer.check()
+            self._shown()
+            time.sleep(TURN)
+
+    def finish(self) -> tuple[Held, Held]:
+        """Waits for the processes of the beginning; what they held then, and hold now."""
+        if self._before is None:
+            raise RuntimeError("nothing was settled")
+        self._wait(lambda: self._house.now().counts() == self._usual, WHOLE_WITHIN, "as many processes as at first")
+        rest = time.monotonic() + 1
+        self._wait(lambda: time.monotonic() >= rest, 2, "")
+        return self._before, self._house.processes.resources()
+
+    def close(self) -> None:
+        """Lets a fault that is being done come to its end."""
+        self._hands.shutdown(wait=True, cancel_futures=True)
+
+
+def _flows(peer: int) -> tuple[int, int]:
+    return down(peer), up(peer)
+
+
+def _steady_of(peers: set[int]) -> set[int]:
+    """Without the one whose endpoint has to be learnt again, unless it is the only one."""
+    return peers - {PEERS} or peers
+
+
+def rounds(kinds: Sequence[Kind], count: int, luck: random.Random) -> Iterator[tuple[Kind, float]]:
+    """Every kind `count` times, each round in another order, with little between."""
+    for _ in range(count):
+        for kind in luck.sample(kinds, len(kinds)):
+            yield kind, luck.uniform(0.1, 0.4)
+
+
+def soak(kinds: Sequence[Kind], until: float, every: float, luck: random.Random) -> Iterator[tuple[Kind, float]]:
+    """A random fault every so many s, until a time of the monotonic clock; all kinds come equally often."""
+    last = time.monotonic()
+    while time.monotonic() < until:
+        for kind in luck.sample(kinds, len(kinds)):
+            due = last + luck.uniform(0.6, 1.4) * every
+            yield kind, max(0.2, due - time.monotonic())
+            last = time.monotonic()
+            if last >= until:
+                return

@@ -1,0 +1,107 @@
+"""Who is there: the gateway's processes, which of them are at work, and what they hold."""
+
+import os
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lab.namespaces import Namespace
+
+STAGES: Final = ("tun", "device", "conn", "key", "status")
+SUPERVISORD: Final = "supervisord"
+Slot = tuple[str, int]
+"""A stage and its number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What all processes have together. `memory` is in bytes: each page counted once, shared ones in parts (PSS)."""
+
+    processes: int
+    descriptors: int
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The processes of one moment: role by pid, and who holds which slot."""
+
+    roles: dict[int, str]
+    held: dict[Slot, int]
+
+    def of(self, role: str) -> set[int]:
+        """The pids of a stage's processes, spares included, or of supervisord."""
+        return {pid for pid, each in self.roles.items() if each == role}
+
+    def active(self, role: str, number: int = 0) -> int | None:
+        """The process at work in a place."""
+        return self.held.get((role, number))
+
+    def services(self) -> set[int]:
+        """All but supervisord."""
+        return {pid for pid, role in self.roles.items() if role != SUPERVISORD}
+
+    def counts(self) -> Counter[str]:
+        """How many processes each role has."""
+        return Counter(self.roles.values())
+
+
+class Processes:
+    """Those in a gateway's namespace; `run` is the interface's folder."""
+
+    def __init__(self, namespace: Namespace, run: Path) -> None:
+        self._run = run
+        self._network = namespace.path.stat().st_ino
+
+    def snapshot(self) -> Snapshot:
+        """As it is now. Takes a few milliseconds."""
+        roles = {}
+        for entry in os.scandir("/proc"):
+            if entry.name.isdigit() and (role := self._role(int(entry.name))):
+                roles[int(entry.name)] = role
+        return Snapshot(roles, {slot: pid for slot, pid in self._held().items() if pid in roles})
+
+    def _role(self, pid: int) -> str | None:
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/ns/net").stat().st_ino != self._network:
+                return None
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            names = [word.rpartition(b"/")[2].decode(errors="replace") for word in words[:2]]
+            for name in reversed(names):
+                stage = name.removesuffix("-service")
+                if name == SUPERVISORD or (stage in STAGES and stage != name):
+                    return stage
+        return None
+
+    def _held(self) -> dict[Slot, int]:
+        """From the kernel's list of locks: "1: FLOCK ADVISORY WRITE <pid> <device>:<inode> 0 EOF"."""
+        inodes: dict[int, Slot] = {}
+        for path in self._run.glob("slot.*.*"):
+            with suppress(OSError, ValueError):
+                _, stage, number = path.name.split(".")
+                inodes[path.stat().st_ino] = stage, int(number)
+        held = {}
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()
+            if fields[1] == "FLOCK" and (slot := inodes.get(int(fields[5].rpartition(":")[2]))):
+                held[slot] = int(fields[4])
+        return held
+
+    def resources(self) -> Held:
+        """Descriptors and memory of all processes together."""
+        descriptors = memory = count = 0
+        for pid in self.snapshot().roles:
+            with suppress(OSError):
+                count += 1
+                descriptors += sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+                memory += _memory(pid)
+        return Held(count, descriptors, memory)
+
+
+def _memory(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
