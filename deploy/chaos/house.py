@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from chaos.network import WORKERS, Network
+from chaos.network import SPARES, WORKERS, Network
 from chaos.processes import Processes, Snapshot
 from chaos.record import Record
 from chaos.supervisor import Supervisor
@@ -81,7 +81,7 @@ class House:
         self.hub, self.gateway = network.hub, network.hub.gateway
         self.run = self.gateway.run_directory / self.gateway.name
         self.processes = Processes(network.gateway, self.run)
-        self.supervisor = Supervisor(self.gateway, WORKERS)
+        self.supervisor = Supervisor(self.gateway, WORKERS, SPARES)
         self.turns: dict[str, int] = {}
 
     def now(self) -> Snapshot:

@@ -24,11 +24,13 @@ from chaos.stream import Flow, make_flow
 from key_service.homes import home_of
 from lab.hub import Spoke
 from lab.namespaces import Namespace, veth
+from lab.stagewire import Gateway
 from lab.wg import WgHub
-from lab.wireguard_go import KeyPair, Peer, WireguardGo, new_key_pair
+from lab.wireguard_go import SOCKETS, KeyPair, Peer, WireguardGo, new_key_pair
 
 PEERS: Final = 4
 WORKERS: Final = 2
+SPARES: Final = 1
 PROBER: Final = 9
 TRANSFERRING: Final = 2
 """The peer at the other end of the TCP connection."""
@@ -72,6 +74,10 @@ class Network:
         self.stack = ExitStack()
         every = {str(spoke.number): spoke for spoke in (*self.spokes.values(), self.prober_spoke)}
         self.hub = WgHub(self.gateway, self.directory, every)
+        wg = {"STAGEWIRE_WG_DIR": str(SOCKETS)}
+        self.hub.gateway = Gateway(
+            self.gateway, self.hub.name, self.directory, self.hub.config, WORKERS, spares=SPARES, env=wg
+        )
         self.prober: Prober
 
     @staticmethod

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from lab.namespaces import Namespace
+from stagewire.ipc import slots
 
 STAGES: Final = ("tun", "device", "conn", "key", "status")
 SUPERVISORD: Final = "supervisord"
@@ -61,7 +62,7 @@ class Processes:
         for entry in os.scandir("/proc"):
             if entry.name.isdigit() and (role := self._role(int(entry.name))):
                 roles[int(entry.name)] = role
-        return Snapshot(roles, {slot: pid for slot, pid in self._held().items() if pid in roles})
+        return Snapshot(roles, {slot: pid for slot, pid in slots.held(self._run).items() if pid in roles})
 
     def _role(self, pid: int) -> str | None:
         with suppress(OSError):
@@ -74,20 +75,6 @@ class Processes:
                 if name == SUPERVISORD or (stage in STAGES and stage != name):
                     return stage
         return None
-
-    def _held(self) -> dict[Slot, int]:
-        """From the kernel's list of locks: "1: FLOCK ADVISORY WRITE <pid> <device>:<inode> 0 EOF"."""
-        inodes: dict[int, Slot] = {}
-        for path in self._run.glob("slot.*.*"):
-            with suppress(OSError, ValueError):
-                _, stage, number = path.name.split(".")
-                inodes[path.stat().st_ino] = stage, int(number)
-        held = {}
-        for line in Path("/proc/locks").read_text().splitlines():
-            fields = line.split()
-            if fields[1] == "FLOCK" and (slot := inodes.get(int(fields[5].rpartition(":")[2]))):
-                held[slot] = int(fields[4])
-        return held
 
     def resources(self) -> Held:
         """Descriptors and memory of all processes together."""

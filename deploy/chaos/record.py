@@ -15,6 +15,8 @@ PERIOD: Final = 0.0016
 """s between packets of one flow."""
 SLOT: Final = 0.1
 """s; the grain of the traffic's history."""
+LOOK_BACK: Final = 64
+"""Ticks before a fault among which the last arrival before it is looked for."""
 MOMENT: Final = 0.3
 """s; a packet that isn't here by then is late, whatever happened."""
 
@@ -109,17 +111,17 @@ class Record:
 
         Less what is normal between two, and less what the sender itself stood still meanwhile.
         """
-        first = max(0, first - 64)  # where nothing went wrong yet
-        late, sent = self.late[flow, first:last], self.sent[first:last]
+        begin = max(0, first - LOOK_BACK)
+        late, sent = self.late[flow, begin:last].copy(), self.sent[begin:last].copy()
         got = np.flatnonzero(late)
         if last - first < 2:
             return 0.0
         stood = np.cumsum(np.maximum(0.0, np.diff(sent, prepend=sent[0]) - PERIOD))
         arrivals, numbers = sent[got] + late[got] / 1e6, got
-        if not len(got) or got[-1] < len(sent) - MOMENT / PERIOD:  # still going on
+        if not np.any(got < first - begin):  # silent already when it began
+            arrivals, numbers = np.append(arrivals, sent[first - begin]), np.append(numbers, first - begin)
+        if not len(got) or got[-1] < len(sent) - MOMENT / PERIOD:  # and still silent
             arrivals, numbers = np.append(arrivals, sent[-1]), np.append(numbers, len(sent) - 1)
-        if len(arrivals) < 2:
-            return float(sent[-1] - sent[0])
         order = np.argsort(arrivals, kind="stable")
         gaps = np.diff(arrivals[order]) - np.maximum(0.0, np.diff(stood[numbers[order]]))
         return max(0.0, float(gaps.max()) - PERIOD)
@@ -131,14 +133,14 @@ class Record:
 
     def delays(self, first: int, last: int) -> NDArray[Any]:
         """From sending to arrival, in s, of all that arrived of these ticks."""
-        late = self.late[:, first:last]
+        late = self.late[:, first:last].copy()
         return late[late > 0] / 1e6
 
     def alive(self, flow: int, within: float, now: float) -> bool:
         """Whether a packet of the flow arrived in the last `within` s."""
         last = self.ticks
         first = max(0, last - int((within + 1.0) / PERIOD))
-        late = self.late[flow, first:last]
+        late = self.late[flow, first:last].copy()
         got = np.flatnonzero(late)[-8:]
         return bool(len(got)) and bool(np.max(self.sent[first + got] + late[got] / 1e6) >= now - within)
 
@@ -148,7 +150,7 @@ class Record:
         first, last = self.tick_at(start - 5.0), self.ticks
         history = np.zeros((self.flows, slots), dtype=np.int64)
         for flow in range(self.flows):
-            late = self.late[flow, first:last]
+            late = self.late[flow, first:last].copy()
             got = np.flatnonzero(late)
             places = ((self.sent[first:last][got] + late[got] / 1e6 - start) / SLOT).astype(np.int64)
             places = places[(places >= 0) & (places < slots) & (self.sent[first:last][got] + late[got] / 1e6 >= start)]

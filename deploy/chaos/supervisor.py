@@ -13,8 +13,8 @@ from lab.wireguard_go import SOCKETS
 class Supervisor:
     """One interface's."""
 
-    def __init__(self, gateway: Gateway, workers: int) -> None:
-        self._gateway, self._workers = gateway, workers
+    def __init__(self, gateway: Gateway, workers: int, spares: int) -> None:
+        self._gateway, self._workers, self._spares = gateway, workers, spares
         self._run = gateway.run_directory / gateway.name
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -69,5 +69,6 @@ class Supervisor:
             "STAGEWIRE_LOG_DIR": str(gateway.log_directory),
             "STAGEWIRE_WG_DIR": str(SOCKETS),
             "STAGEWIRE_WORKERS": str(self._workers),
+            "STAGEWIRE_SPARES": str(self._spares),
         }
         gateway.namespace.run(executable("supervisord"), "-c", self._run / "supervisord.conf", env=env, timeout=20)
