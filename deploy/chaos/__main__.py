@@ -17,8 +17,9 @@ from typing import Final, NoReturn
 from chaos import catalogue
 from chaos.drive import Drive, rounds, soak
 from chaos.house import Kind
-from chaos.report import Run, conclude, plot_and_write
+from chaos.report import Run, write_json
 from chaos.scene import Scene
+from chaos.summary import conclude
 from chaos.view import View
 
 ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -47,7 +48,11 @@ def play(options: argparse.Namespace, wanted: list[Kind]) -> int:
         with _leaving_in_peace(), Scene(seconds + 600, options.seed) as scene:
             run = _drive(scene, view, options, wanted)
         status = conclude(run, view, strict=options.strict)
-        plot_and_write(run, options.out, view)
+        written = [write_json(run, options.out)]
+        from chaos.plot import write_plot  # noqa: PLC0415 - matplotlib takes a second that traffic would feel
+
+        written.append(write_plot(run, options.out))
+        view.say("written: " + ", ".join(map(str, written)))
     except Ended as ended:
         return 128 + int(ended.args[0])
     except EXPECTED as error:

@@ -58,6 +58,7 @@ class Progress:
     ends: float
     planned: int = 0
     current: str = ""
+    what: str = ""
     since: float = 0.0
     done: list[Outcome] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -106,7 +107,7 @@ class Drive:
         house, record, progress = self._house, self._house.record, self.progress
         before, begun, first = house.now(), time.time(), record.ticks
         flowing = {peer for peer in house.network.hosts if self._peer_alive(peer, RETURNED)}
-        progress.current, progress.since = kind.name, begun
+        progress.current, progress.what, progress.since = kind.name, kind.what, begun
         work = self._hands.submit(kind.strike, house)
         struck = self._finish(kind, work)
         if struck is None:
