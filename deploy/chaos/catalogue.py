@@ -2,10 +2,10 @@
 
 from typing import Final
 
-from chaos import kills
+from chaos import kills, load, supervision, surroundings
 from chaos.house import Kind
 
-KINDS: Final[tuple[Kind, ...]] = kills.KINDS
+KINDS: Final[tuple[Kind, ...]] = (*kills.KINDS, *supervision.KINDS, *surroundings.KINDS, *load.KINDS)
 
 
 def kinds(names: str) -> list[Kind]:

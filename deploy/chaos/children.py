@@ -39,8 +39,17 @@ class Child:
 
     def ask(self, question: Any) -> Any:
         """Sends a question and returns the answer. Raises RuntimeError when the process failed."""
-        try:
+        self.tell(question)
+        return self.answer()
+
+    def tell(self, question: Any) -> None:
+        """Sends a question; `answer` waits for what comes back."""
+        with contextlib.suppress(OSError):  # `answer` says that it is gone
             self._line.send(question)
+
+    def answer(self) -> Any:
+        """What the process says to the question before. Raises RuntimeError when it failed."""
+        try:
             if not self._line.poll(ANSWER_WITHIN):
                 raise RuntimeError(f"{self._name} does not answer")
             answer = self._line.recv()

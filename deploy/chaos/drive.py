@@ -16,6 +16,8 @@ from chaos.stream import Streams
 from chaos.transfer import Transfer
 
 TURN: Final = 0.02
+SLOW_TURN: Final = 0.06
+"""s where each look at the processes takes milliseconds."""
 ALIVE_WITHIN: Final = 0.08
 WHOLE_WITHIN: Final = 25.0
 """s after which the run goes on though something is still missing, which is then held against the fault."""
@@ -122,6 +124,9 @@ class Drive:
         self._tidy(kind, struck)
         settled = time.time() + LATE
         self._wait(lambda: time.time() >= settled, LATE + 1, "")
+        if kind.tidy:
+            flows = [flow for peer in sorted(flowing) for flow in _flows(peer) if peer != PEERS]
+            struck.measured["cleared_ms"] = max(record.outage(flow, last, record.ticks) for flow in flows) * 1000
         first = record.tick_at(struck.since) if struck.since else first
         self._judge(kind, struck, (begun, before, first, last), flowing, whole)
         progress.current = ""
@@ -137,7 +142,9 @@ class Drive:
     def _until_whole(self, kind: Kind, struck: Struck) -> float:
         begun = time.time()
         try:
-            self._wait(lambda: self._flowing() and self._complete(struck, kind), WHOLE_WITHIN, "all to be whole")
+            self._wait(
+                lambda: self._flowing() and self._complete(struck, kind), WHOLE_WITHIN, "all to be whole", SLOW_TURN
+            )
         except AssertionError:
             struck.broken.append(f"not whole {WHOLE_WITHIN:.0f} s later: {self._missing()}")
         return time.time() - begun
@@ -145,9 +152,13 @@ class Drive:
     def _tidy(self, kind: Kind, struck: Struck) -> None:
         if kind.tidy is None:
             return
-        self._wait(self._hands.submit(kind.tidy, self._house).done, 60, f"{kind.name} to be cleared up")
+        work = self._hands.submit(kind.tidy, self._house)
+        self._wait(work.done, 60, f"{kind.name} to be cleared up")
+        work.result()
         try:
-            self._wait(lambda: self._flowing() and self._complete(struck, None), WHOLE_WITHIN, "all to be whole")
+            self._wait(
+                lambda: self._flowing() and self._complete(struck, None), WHOLE_WITHIN, "all to be whole", SLOW_TURN
+            )
         except AssertionError:
             struck.broken.append(f"not whole after clearing up: {self._missing()}")
 
@@ -204,7 +215,7 @@ class Drive:
         here = ", ".join(f"{count} {role}" for role, count in sorted(counts.items()))
         return f"processes {here}; silent peers: {', '.join(silent) or 'none'}"
 
-    def _wait(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
+    def _wait(self, condition: Callable[[], bool], timeout: float, what: str, turn: float = TURN) -> None:
         """Until the condition holds, while the views go on and recorded datagrams are played back now and then."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -216,7 +227,7 @@ class Drive:
                 self._streams.check()
                 self._transfer.check()
             self._shown()
-            time.sleep(TURN)
+            time.sleep(turn)
 
     def finish(self) -> tuple[Held, Held]:
         """Waits for the processes of the beginning; what they held then, and hold now."""

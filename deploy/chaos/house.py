@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from chaos.children import Child
 from chaos.network import SPARES, WORKERS, Network
 from chaos.processes import Processes, Snapshot
 from chaos.record import Record
@@ -67,8 +68,6 @@ class Kind:
     """s that are watched after it, at least."""
     tidy: Callable[["House"], None] | None = None
     """Clears up when all has been measured."""
-    needs: str | None = None
-    """The `stagewire` command without which it can't be tried."""
     like: str | None = None
     """What is done to wireguard-go for comparison: kill or hang."""
 
@@ -76,8 +75,9 @@ class Kind:
 class House:
     """The gateway and all that is around it."""
 
-    def __init__(self, network: Network, record: Record, watch: Watch, luck: random.Random) -> None:
+    def __init__(self, network: Network, record: Record, watch: Watch, flood: Child, luck: random.Random) -> None:
         self.network, self.record, self.watch, self.random = network, record, watch, luck
+        self.flood = flood
         self.hub, self.gateway = network.hub, network.hub.gateway
         self.run = self.gateway.run_directory / self.gateway.name
         self.processes = Processes(network.gateway, self.run)
@@ -110,6 +110,10 @@ class House:
         """0, 1, 2 … below `count`, then again: for what is to have its turn each time."""
         self.turns[name] = self.turns.get(name, -1) + 1
         return self.turns[name] % count
+
+    def time(self) -> float:
+        """Unix s."""
+        return time.time()
 
     def pace(self, seconds: float) -> None:
         """The schedule of a fault."""

@@ -8,6 +8,7 @@ from typing import Final
 
 from chaos.house import House, Kind, Limits, Struck, ended, kill
 from chaos.processes import SUPERVISORD
+from lab.wait import until
 
 HUNG_FOR: Final = 1.5
 """s until the driver itself lets a hung process go on, where nobody noticed that it hangs."""
@@ -119,23 +120,23 @@ def terminations(house: House) -> Struck:
 
 
 def kill_supervisord(house: House) -> Struck:
-    """supervisord dies; what it leaves behind goes on; another is started beside that."""
+    """supervisord dies; what it leaves behind goes on; another is started beside that; then the old ones go one by one."""
     (pid,) = house.now().of(SUPERVISORD)
     before = house.now()
     begun = time.time()
     kill({pid})
     ended(pid, 5)
     house.pace(1.0)
-    struck = Struck({pid}, peers=set())
-    alone = max(house.outages(begun).values())
-    struck.measured["orphaned_outage_ms"] = alone * 1000
+    struck = Struck({pid}, peers=set(), note=f"{len(before.services())} left behind")
+    struck.measured["orphaned_outage_ms"] = max(house.outages(begun).values()) * 1000
     house.supervisor.start_again()
-    house.pace(1.0)
+    usual = len(before.services() & before.ready)
+    until(lambda: len(house.now().services() & house.now().ready) >= 2 * usual, 20, "another set of processes")
     after = house.now()
     for slot, holder in before.held.items():
         if after.held.get(slot) != holder:
             struck.broken.append(f"{slot[0]} {slot[1]} changed hands though its process {holder} lived")
-    struck.note = f"{len(before.services())} left behind"
+    struck.until = time.time()
     return struck
 
 

@@ -27,10 +27,11 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The processes of one moment: role by pid, and who holds which slot."""
+    """The processes of one moment: role by pid, who holds which slot, and who has come so far as to wait for one."""
 
     roles: dict[int, str]
     held: dict[Slot, int]
+    ready: frozenset[int] = frozenset()
 
     def of(self, role: str) -> set[int]:
         """The pids of a stage's processes, spares included, or of supervisord."""
@@ -45,8 +46,8 @@ class Snapshot:
         return {pid for pid, role in self.roles.items() if role != SUPERVISORD}
 
     def counts(self) -> Counter[str]:
-        """How many processes each role has."""
-        return Counter(self.roles.values())
+        """How many processes each role has that are at work or wait."""
+        return Counter(role for pid, role in self.roles.items() if pid in self.ready)
 
 
 class Processes:
@@ -62,7 +63,20 @@ class Processes:
         for entry in os.scandir("/proc"):
             if entry.name.isdigit() and (role := self._role(int(entry.name))):
                 roles[int(entry.name)] = role
-        return Snapshot(roles, {slot: pid for slot, pid in slots.held(self._run).items() if pid in roles})
+        held = {slot: pid for slot, pid in slots.held(self._run).items() if pid in roles}
+        return Snapshot(roles, held, frozenset(pid for pid in roles if self._ready(pid, roles[pid])))
+
+    def _ready(self, pid: int, role: str) -> bool:
+        """Whether it has opened a slot: one that has only been started would take over no sooner than it is up."""
+        if role == SUPERVISORD:
+            return True
+        prefix = str(self._run / slots.PREFIX)
+        with suppress(OSError):
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    if str(link.readlink()).startswith(prefix):
+                        return True
+        return False
 
     def _role(self, pid: int) -> str | None:
         with suppress(OSError):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Self
 
 from chaos.house import House
+from chaos.load import Flood
 from chaos.network import GATEWAY, TCP_PORT, TRANSFERRING, Network
 from chaos.record import Record
 from chaos.stream import Streams
@@ -25,6 +26,7 @@ class Scene:
         self.streams: Streams
         self.transfer: Transfer
         self.watch: Watch
+        self.flood: Flood
         self.house: House
 
     def __enter__(self) -> Self:
@@ -51,9 +53,11 @@ class Scene:
         self.streams = Streams(record, network.flows())
         spoke = network.spokes[TRANSFERRING]
         self.transfer = Transfer(record, network.gateway, network.hosts[TRANSFERRING], (spoke.inner[0], TCP_PORT))
+        self.flood = Flood(network)
+        enter(self.flood)
         enter(self.streams)
         enter(self.transfer)
-        self.house = House(network, record, self.watch, random.Random(self._seed))
+        self.house = House(network, record, self.watch, self.flood, random.Random(self._seed))
 
     def _meet(self) -> None:
         """The gateway learns where the last peer is."""

@@ -27,6 +27,10 @@ class Supervisor:
         """All, as supervisorctl names them: `group:name`."""
         return [f"{info['group']}:{info['name']}" for info in self.call("getAllProcessInfo")]
 
+    def pids(self) -> dict[str, int]:
+        """The process of each program, 0 for none."""
+        return {f"{info['group']}:{info['name']}": info["pid"] for info in self.call("getAllProcessInfo")}
+
     def of(self, stage: str) -> list[str]:
         """A stage's programs."""
         return [name for name in self.programs() if name.startswith(f"{stage}-service")]
