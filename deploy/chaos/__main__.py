@@ -6,7 +6,6 @@ import os
 import random
 import secrets
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from chaos import catalogue
-from chaos.drive import Drive, rounds, soak
+from chaos.drive import EXPECTED, Drive, rounds, soak
 from chaos.house import Kind
 from chaos.report import Run, write_json
 from chaos.scene import Scene
@@ -25,8 +24,6 @@ from chaos.view import View
 ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONGEST_FAULT: Final = 60.0
 EVERY: Final = 5.0
-EXPECTED: Final = (AssertionError, RuntimeError, OSError, subprocess.SubprocessError)
-"""How the lab says that something did not go as it should; anything else is a bug of the driver's."""
 
 
 class Ended(BaseException):

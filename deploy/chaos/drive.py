@@ -1,6 +1,7 @@
 """The driver: one fault after the other, each watched until all is whole again, and judged."""
 
 import random
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +16,13 @@ from chaos.replay import down, up
 from chaos.stream import Streams
 from chaos.transfer import Transfer
 
+EXPECTED: Final = (AssertionError, RuntimeError, OSError, subprocess.SubprocessError)
+"""How the lab says that something did not go as it should; anything else is a bug of the driver's."""
 TURN: Final = 0.02
 SLOW_TURN: Final = 0.06
 """s where each look at the processes takes milliseconds."""
 ALIVE_WITHIN: Final = 0.08
-WHOLE_WITHIN: Final = 25.0
+WHOLE_WITHIN: Final = 60.0
 """s after which the run goes on though something is still missing, which is then held against the fault."""
 REPLAYS: Final = 25
 LATE: Final = 0.3
@@ -133,10 +136,13 @@ class Drive:
 
     def _finish(self, kind: Kind, work: Future[Struck]) -> Struck | None:
         try:
-            self._wait(work.done, 60, f"{kind.name} to be done")
+            self._wait(work.done, 120, f"{kind.name} to be done")
             return work.result()
         except Skipped as reason:
             self.progress.skipped[kind.name] = str(reason)
+        except EXPECTED as error:
+            services = self._house.now().services()
+            return Struck(may_die=services, broken=[f"could not be done: {type(error).__name__}: {error}"])
         return None
 
     def _until_whole(self, kind: Kind, struck: Struck) -> float:

@@ -131,7 +131,7 @@ def kill_supervisord(house: House) -> Struck:
     struck.measured["orphaned_outage_ms"] = max(house.outages(begun).values()) * 1000
     house.supervisor.start_again()
     usual = len(before.services() & before.ready)
-    until(lambda: len(house.now().services() & house.now().ready) >= 2 * usual, 20, "another set of processes")
+    until(lambda: len(house.now().services() & house.now().ready) >= 2 * usual, 60, "another set of processes")
     after = house.now()
     for slot, holder in before.held.items():
         if after.held.get(slot) != holder:

@@ -31,7 +31,7 @@ def _restart(house: House, names: list[str]) -> Struck:
     pids = house.supervisor.pids()
     meant = {pids[name] for name in names if pids.get(name)}
     house.supervisor.restart(names)
-    return Struck(meant, note="all" if len(names) > 3 else ", ".join(name.rpartition(":")[2] for name in names))  # noqa: PLR2004
+    return Struck(meant, note="all" if len(names) > 3 else ", ".join(name.rpartition(":")[2] for name in names))
 
 
 def commands(house: House) -> set[str]:
@@ -61,7 +61,7 @@ def rolling(house: House) -> Struck:
     """`stagewire restart NAME all`: everything, one after the other, each when the one before is back."""
     _need(house, "restart")
     before = house.now()
-    house.gateway.command("restart", house.gateway.name, "all", timeout=60)
+    house.gateway.command("restart", "all", house.gateway.name, timeout=90)
     after = house.now()
     stayed = [
         f"{stage} {number}" for (stage, number), pid in before.held.items() if after.held.get((stage, number)) == pid

@@ -13,6 +13,7 @@ from chaos.network import GATEWAY
 
 HELD: Final = 1.5
 """s for which somebody else has the port, or the name."""
+STRANGER: Final = "4711"
 BLOCK: Final = 1 << 20
 
 
@@ -88,7 +89,7 @@ def name_taken(house: House) -> Struck:
     gone = house.now().of("tun")
     house.supervisor.stop(names)
     namespace.run("ip", "link", "delete", device)
-    namespace.run("ip", "link", "add", device, "type", "dummy")
+    namespace.run("ip", "tuntap", "add", device, "mode", "tun", "user", STRANGER)
     try:
         house.supervisor.start(names)
         house.pace(HELD)
@@ -98,7 +99,7 @@ def name_taken(house: House) -> Struck:
         with contextlib.suppress(RuntimeError, subprocess.SubprocessError):
             namespace.run("ip", "link", "delete", device)
     struck = Struck(gone, since=house.time())
-    if "dummy" not in found or "inet" in addresses:
+    if f"user {STRANGER}" not in found or "inet" in addresses:
         struck.broken.append(f"somebody else's interface was taken over: {found} {addresses}")
     return struck
 
