@@ -79,7 +79,10 @@ def _drive(scene: Scene, view: View, options: argparse.Namespace, wanted: list[K
             else:
                 drive.progress.planned = len(wanted) * options.each
                 plan = rounds(wanted, options.each, luck)
-            drive.run(plan)
+            try:
+                drive.run(plan)
+            except EXPECTED as error:  # what was seen until then is worth its report
+                drive.progress.broken.append(f"the run ended early: {type(error).__name__}: {error}")
             drive.progress.ends = time.time()
             held = drive.finish()
     finally:

@@ -239,7 +239,10 @@ class Drive:
         """Waits for the processes of the beginning; what they held then, and hold now."""
         if self._before is None:
             raise RuntimeError("nothing was settled")
-        self._wait(lambda: self._house.now().counts() == self._usual, WHOLE_WITHIN, "as many processes as at first")
+        try:
+            self._wait(lambda: self._house.now().counts() == self._usual, WHOLE_WITHIN, "the processes", SLOW_TURN)
+        except AssertionError:
+            self.progress.broken.append(f"not as at first: {self._missing()}")
         rest = time.monotonic() + 1
         self._wait(lambda: time.monotonic() >= rest, 2, "")
         return self._before, self._house.processes.resources()

@@ -82,11 +82,14 @@ def kill_everything(house: House) -> Struck:
     pids = house.now().services()
     kill(pids)
     programs = house.supervisor.programs()
-    house.supervisor.stop(programs)
-    for stage in (*order, "status"):
-        if stage == "status":
+    since = time.time()
+    try:
+        house.supervisor.stop(programs)
+        for stage in order:
+            house.supervisor.start([name for name in programs if name.startswith(f"{stage}-service")])
             since = time.time()
-        house.supervisor.start([name for name in programs if name.startswith(f"{stage}-service")])
+    finally:
+        house.supervisor.start(programs)
     return Struck(pids, note=" ".join(order), since=since)
 
 

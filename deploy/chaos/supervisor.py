@@ -1,13 +1,15 @@
 """The gateway's supervisord, spoken to as supervisorctl does, without its half second of start."""
 
 import xmlrpc.client
-from typing import Any
+from typing import Any, Final
 
 from supervisor.xmlrpc import SupervisorTransport
 
 from lab.stagewire import Gateway, executable
 from lab.wait import until
 from lab.wireguard_go import SOCKETS
+
+STOPPED_WITHIN: Final = 30.0
 
 
 class Supervisor:
@@ -36,10 +38,17 @@ class Supervisor:
         return [name for name in self.programs() if name.startswith(f"{stage}-service")]
 
     def stop(self, names: list[str]) -> None:
-        """Stops these; returns when they are stopped."""
-        for name in names:
-            self._tolerantly("stopProcess", name, False)
-        until(lambda: not self._running(names), 15, f"{', '.join(names)} to stop")
+        """Stops these; returns when they are stopped. Raises NeverHappened."""
+        until(lambda: self._stopped(names), STOPPED_WITHIN, f"{len(names)} programs to stop")
+
+    def _stopped(self, names: list[str]) -> bool:
+        # Asked again and again: one that has just died isn't running, says supervisord, and then starts it again.
+        states = {f"{info['group']}:{info['name']}": info["statename"] for info in self.call("getAllProcessInfo")}
+        left = [name for name in names if states[name] != "STOPPED"]
+        for name in left:
+            if states[name] != "STOPPING":
+                self._tolerantly("stopProcess", name, False)
+        return not left
 
     def start(self, names: list[str]) -> None:
         """Starts these; returns at once."""
@@ -57,10 +66,6 @@ class Supervisor:
             self.call(method, *arguments)
         except xmlrpc.client.Fault:
             return
-
-    def _running(self, names: list[str]) -> bool:
-        states = {f"{info['group']}:{info['name']}": info["statename"] for info in self.call("getAllProcessInfo")}
-        return any(states[name] not in {"STOPPED", "EXITED", "FATAL"} for name in names)
 
     def start_again(self) -> None:
         """supervisord itself, as `stagewire up` started it, when it was killed."""

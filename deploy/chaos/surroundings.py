@@ -3,16 +3,17 @@
 import contextlib
 import os
 import socket
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from chaos.house import House, Kind, Limits, Struck, kill
 from chaos.network import GATEWAY
+from lab.wait import NeverHappened, until
 
-HELD: Final = 1.5
-"""s for which somebody else has the port, or the name."""
+COMPLAINS_WITHIN: Final = 30.0
+HELD: Final = 0.5
+"""s for which somebody else has the port, or the name, after the stage has said so."""
 STRANGER: Final = "4711"
 BLOCK: Final = 1 << 20
 
@@ -66,41 +67,60 @@ def full_disk(house: House) -> Struck:
     return Struck({pid}, peers=set(), measured={"new_handshake_ms": served * 1000})
 
 
+def _says(house: House, stage: str) -> Callable[[], bool]:
+    """Whether a stage complains in its log, from now on."""
+
+    def complaints() -> int:
+        logs = house.gateway.logs().items()
+        return sum(text.count('event="cannot work"') for name, text in logs if f"{stage}-service" in name)
+
+    before = complaints()
+    return lambda: complaints() > before
+
+
+def _start_in_vain(house: House, stage: str, names: list[str], struck: Struck) -> None:
+    """Starts a stage that can't work now, and waits until it has said so, and a little longer."""
+    says = _says(house, stage)
+    house.supervisor.start(names)
+    try:
+        until(says, COMPLAINS_WITHIN, "a complaint")
+    except NeverHappened:
+        struck.broken.append(f"{stage}-service did not say what keeps it from its work")
+    house.pace(HELD)
+
+
 def port_taken(house: House) -> Struck:
     """conn-service and its spare stop, and somebody else has the port before they are back."""
     names = house.supervisor.of("conn")
-    gone = house.now().of("conn")
-    house.supervisor.stop(names)
-    thief = house.network.gateway.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-    with thief:
-        thief.bind((GATEWAY, house.hub.port))
+    struck = Struck(house.now().of("conn"))
+    try:
+        house.supervisor.stop(names)
+        with house.network.gateway.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as thief:
+            thief.bind((GATEWAY, house.hub.port))
+            _start_in_vain(house, "conn", names, struck)
+    finally:
         house.supervisor.start(names)
-        house.pace(HELD)
-        said = [text for name, text in house.gateway.logs().items() if "conn-service" in name]
-    struck = Struck(gone, since=house.time())
-    if not any("is taken" in text for text in said):
-        struck.broken.append("conn-service did not say that its port is taken")
+    struck.since = house.time()
     return struck
 
 
 def name_taken(house: House) -> Struck:
     """tun-service and its spare stop, the device goes, and another program makes one of that name."""
-    names, namespace, device = house.supervisor.of("tun"), house.network.gateway, house.gateway.name
-    gone = house.now().of("tun")
-    house.supervisor.stop(names)
-    namespace.run("ip", "link", "delete", device)
-    namespace.run("ip", "tuntap", "add", device, "mode", "tun", "user", STRANGER)
+    names, run, device = house.supervisor.of("tun"), house.network.gateway.run, house.gateway.name
+    struck = Struck(house.now().of("tun"))
     try:
-        house.supervisor.start(names)
-        house.pace(HELD)
-        found = namespace.run("ip", "-details", "link", "show", device, check=False).stdout
-        addresses = namespace.run("ip", "-o", "-4", "address", "show", "dev", device, check=False).stdout
+        house.supervisor.stop(names)
+        run("ip", "link", "delete", device)
+        run("ip", "tuntap", "add", device, "mode", "tun", "user", STRANGER)
+        _start_in_vain(house, "tun", names, struck)
+        found = run("ip", "-details", "link", "show", device, check=False).stdout
+        addresses = run("ip", "-o", "-4", "address", "show", "dev", device, check=False).stdout
+        if f"user {STRANGER}" not in found or "inet" in addresses:
+            struck.broken.append(f"somebody else's interface was taken over: {found} {addresses}")
     finally:
-        with contextlib.suppress(RuntimeError, subprocess.SubprocessError):
-            namespace.run("ip", "link", "delete", device)
-    struck = Struck(gone, since=house.time())
-    if f"user {STRANGER}" not in found or "inet" in addresses:
-        struck.broken.append(f"somebody else's interface was taken over: {found} {addresses}")
+        run("ip", "link", "delete", device, check=False)
+        house.supervisor.start(names)
+    struck.since = house.time()
     return struck
 
 
