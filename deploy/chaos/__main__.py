@@ -14,16 +14,22 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from chaos import catalogue
-from chaos.drive import EXPECTED, Drive, rounds, soak
+from chaos.compare import compare
+from chaos.drive import EXPECTED, Drive
 from chaos.house import Kind
 from chaos.report import Run, write_json
 from chaos.scene import Scene
+from chaos.schedule import Plan, rounds, short, soak
 from chaos.summary import conclude
 from chaos.view import View
 
 ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONGEST_FAULT: Final = 60.0
+LONGEST: Final = 4 * 3600.0
 EVERY: Final = 5.0
+"""s between faults of a soak."""
+SHORT: Final = 75.0
+"""s after which a short run begins no further fault that it need not try."""
 
 
 class Ended(BaseException):
@@ -38,7 +44,8 @@ def play(options: argparse.Namespace, wanted: list[Kind]) -> int:
     """The whole run; returns the exit status."""
     for number in ENDING_SIGNALS:
         signal.signal(number, _end)
-    seconds = options.minutes * 60 if options.minutes else len(wanted) * options.each * LONGEST_FAULT
+    faults = options.each * len(wanted or catalogue.KINDS)
+    seconds = options.minutes * 60 if options.minutes else min(faults * LONGEST_FAULT, LONGEST)
     view = View(options.seed)
     view.say(f"seed {options.seed}: `make chaos SEED={options.seed}` draws the same faults in the same order")
     try:
@@ -69,16 +76,11 @@ def _leaving_in_peace() -> Iterator[None]:
 
 
 def _drive(scene: Scene, view: View, options: argparse.Namespace, wanted: list[Kind]) -> Run:
-    luck = random.Random(options.seed)
     drive = Drive(scene.house, scene.streams, scene.transfer, view.turn)
     try:
         with view.showing(scene, drive):
             drive.settle()
-            if options.minutes:
-                plan = soak(wanted, time.monotonic() + options.minutes * 60, EVERY, luck)
-            else:
-                drive.progress.planned = len(wanted) * options.each
-                plan = rounds(wanted, options.each, luck)
+            plan = _plan(options, wanted, drive)
             try:
                 drive.run(plan)
             except EXPECTED as error:  # what was seen until then is worth its report
@@ -87,7 +89,23 @@ def _drive(scene: Scene, view: View, options: argparse.Namespace, wanted: list[K
             held = drive.finish()
     finally:
         drive.close()
-    return Run.of(scene, drive, held, options.seed)
+    run = Run.of(scene, drive, held, options.seed)
+    if options.compare:
+        run.reference = compare(scene, options.compare, view.say)
+    return run
+
+
+def _plan(options: argparse.Namespace, wanted: list[Kind], drive: Drive) -> Plan:
+    luck, now = random.Random(options.seed), time.monotonic()
+    if options.short:
+        return short(wanted or catalogue.KINDS, now + SHORT, luck)
+    if options.minutes:
+        return soak(
+            wanted or [kind for kind in catalogue.KINDS if not kind.dark], now + options.minutes * 60, EVERY, luck
+        )
+    wanted = wanted or list(catalogue.KINDS)
+    drive.progress.planned = len(wanted) * options.each
+    return rounds(wanted, options.each, luck)
 
 
 def main() -> int:
@@ -95,6 +113,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos", description="Faults under traffic, watched and judged.")
     parser.add_argument("--minutes", type=float, default=0, help="go on for so long, a fault every 5 s or so")
     parser.add_argument("--each", type=int, default=2, help="otherwise: so many faults of each kind (2)")
+    parser.add_argument("--short", action="store_true", help="two minutes: the main kinds twice, then some others")
+    parser.add_argument("--compare", type=int, default=0, help="so many of each fault on wireguard-go beside it")
     parser.add_argument("--kinds", default="", help="only these, with commas between")
     parser.add_argument("--seed", type=int, default=None, help="of an earlier run, to have the same faults again")
     parser.add_argument("--out", type=Path, default=Path("chaos-report"), help="folder of report.json and plot.png")

@@ -9,9 +9,9 @@ KINDS: Final[tuple[Kind, ...]] = (*kills.KINDS, *supervision.KINDS, *surrounding
 
 
 def kinds(names: str) -> list[Kind]:
-    """Those named, with commas between; all when that is empty. Raises ValueError."""
+    """Those named, with commas between; none when that is empty. Raises ValueError."""
     wanted = [name for name in names.split(",") if name]
     known = {kind.name: kind for kind in KINDS}
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(f"no such kind of fault: {', '.join(unknown)}; there are {', '.join(known)}")
-    return [known[name] for name in wanted] or list(KINDS)
+    return [known[name] for name in wanted]

@@ -1,18 +1,19 @@
 """The driver: one fault after the other, each watched until all is whole again, and judged."""
 
-import random
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from chaos.house import House, Kind, Skipped, Struck
 from chaos.network import PEERS
 from chaos.processes import Held, Snapshot
 from chaos.replay import down, up
+from chaos.schedule import Plan
 from chaos.stream import Streams
 from chaos.transfer import Transfer
 
@@ -81,6 +82,7 @@ class Drive:
         self._next_replay = 0.0
         self._usual: Counter[str] = Counter()
         self._since = 0.0
+        self._pressure: tuple[int | None, float] = (None, 0.0)
         self._before: Held | None = None
         now = time.time()
         self.progress = Progress(now, now)
@@ -92,6 +94,13 @@ class Drive:
         self._usual = self._house.now().counts()
         self._before = self._house.processes.resources()
         self.progress.begun = time.time()
+        self._pressure = _pressure(), time.monotonic()
+
+    def waited(self) -> float | None:
+        """The share of the time since then in which somebody waited for a processor."""
+        before, then = self._pressure
+        now = _pressure()
+        return None if now is None or before is None else (now - before) / 1e6 / (time.monotonic() - then)
 
     def _steady(self, seconds: float) -> bool:
         """Whether the processes have been the same for a while: spares take a moment to appear."""
@@ -100,9 +109,9 @@ class Drive:
             self._usual, self._since = counts, now
         return now - self._since >= seconds
 
-    def run(self, kinds: Iterator[tuple[Kind, float]]) -> None:
+    def run(self, plan: Plan) -> None:
         """Each kind, after a pause of so many s."""
-        for kind, pause in kinds:
+        for kind, pause in plan:
             rest = time.monotonic() + pause
             self._wait(lambda rest=rest: time.monotonic() >= rest, pause + 1, "")  # type: ignore[misc]
             if kind.name not in self.progress.skipped:
@@ -256,25 +265,14 @@ def _flows(peer: int) -> tuple[int, int]:
     return down(peer), up(peer)
 
 
+def _pressure() -> int | None:
+    """us, since the machine started, in which somebody waited for a processor."""
+    try:
+        return int(Path("/proc/pressure/cpu").read_text().split()[4].removeprefix("total="))
+    except (OSError, ValueError):
+        return None
+
+
 def _steady_of(peers: set[int]) -> set[int]:
     """Without the one whose endpoint has to be learnt again, unless it is the only one."""
     return peers - {PEERS} or peers
-
-
-def rounds(kinds: Sequence[Kind], count: int, luck: random.Random) -> Iterator[tuple[Kind, float]]:
-    """Every kind `count` times, each round in another order, with little between."""
-    for _ in range(count):
-        for kind in luck.sample(kinds, len(kinds)):
-            yield kind, luck.uniform(0.1, 0.4)
-
-
-def soak(kinds: Sequence[Kind], until: float, every: float, luck: random.Random) -> Iterator[tuple[Kind, float]]:
-    """A random fault every so many s, until a time of the monotonic clock; all kinds come equally often."""
-    last = time.monotonic()
-    while time.monotonic() < until:
-        for kind in luck.sample(kinds, len(kinds)):
-            due = last + luck.uniform(0.6, 1.4) * every
-            yield kind, max(0.2, due - time.monotonic())
-            last = time.monotonic()
-            if last >= until:
-                return

@@ -68,6 +68,10 @@ class Kind:
     """s that are watched after it, at least."""
     tidy: Callable[["House"], None] | None = None
     """Clears up when all has been measured."""
+    dark: bool = False
+    """All traffic stops for a while by nature, so it has no place in a soak that counts dark moments."""
+    short: bool = False
+    """Tried twice even in a short run."""
     like: str | None = None
     """What is done to wireguard-go for comparison: kill or hang."""
 

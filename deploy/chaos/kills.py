@@ -162,24 +162,28 @@ def _parent(pid: int) -> int | None:
 _FAST = Limits(median_ms=10, worst_ms=50, median_lost=1, worst_lost=300)
 _WORKER = Limits(median_ms=100, worst_ms=400, others_lost=0)
 _HANG = Limits(median_ms=500, worst_ms=800)
+_ALL = Limits(worst_ms=3000)
 _KEY = Limits(worst_lost=0, measured={"new_handshake_ms": 200})
 
 KINDS: Final = (
     Kind("nothing", "no fault: the noise of the machine", nothing),
-    Kind("kill-tun", "SIGKILL of tun-service", killing("tun"), _FAST, like="kill"),
-    Kind("kill-conn", "SIGKILL of conn-service", killing("conn"), _FAST, like="kill"),
-    Kind("kill-worker", "SIGKILL of a worker", killing("device"), _WORKER, like="kill"),
-    Kind("kill-key", "SIGKILL of key-service", killing("key"), _KEY, like="kill"),
+    Kind("kill-tun", "SIGKILL of tun-service", killing("tun"), _FAST, like="kill", short=True),
+    Kind("kill-conn", "SIGKILL of conn-service", killing("conn"), _FAST, like="kill", short=True),
+    Kind("kill-worker", "SIGKILL of a worker", killing("device"), _WORKER, like="kill", short=True),
+    Kind("kill-key", "SIGKILL of key-service", killing("key"), _KEY, like="kill", short=True),
     Kind("kill-status", "SIGKILL of status-service", killing("status"), Limits(worst_lost=0)),
-    Kind("hang-tun", "SIGSTOP of tun-service", hanging("tun"), _HANG, like="hang"),
-    Kind("hang-conn", "SIGSTOP of conn-service", hanging("conn"), _HANG, like="hang"),
-    Kind("hang-worker", "SIGSTOP of a worker", hanging("device"), _HANG, like="hang"),
-    Kind("hang-key", "SIGSTOP of key-service", hanging("key"), _HANG, like="hang"),
-    Kind("kill-pair", "active and spares of one stage", kill_pair, Limits(worst_ms=2500), like="kill"),
-    Kind("kill-all", "everything, supervisord restarts it", kill_everything_at_once, Limits(worst_ms=3000), like="kill"),
-    Kind("start-order", "everything, started in some order", kill_everything, Limits(worst_ms=3000)),
+    Kind("hang-tun", "SIGSTOP of tun-service", hanging("tun"), _HANG, like="hang", short=True, dark=True),
+    Kind("hang-conn", "SIGSTOP of conn-service", hanging("conn"), _HANG, like="hang", short=True, dark=True),
+    Kind("hang-worker", "SIGSTOP of a worker", hanging("device"), _HANG, like="hang", short=True),
+    Kind("hang-key", "SIGSTOP of key-service", hanging("key"), _HANG, like="hang", short=True),
+    Kind(
+        "kill-pair", "active and spares of one stage", kill_pair, Limits(worst_ms=2500),
+        like="kill", short=True, dark=True,
+    ),
+    Kind("kill-all", "everything, supervisord restarts it", kill_everything_at_once, _ALL, like="kill", dark=True),
+    Kind("start-order", "everything, started in some order", kill_everything, _ALL, short=True, dark=True),
     Kind("hup-storm", "SIGHUP storm", hangups, Limits(worst_lost=0)),
-    Kind("term-storm", "SIGTERM storm", terminations),
+    Kind("term-storm", "SIGTERM storm", terminations, dark=True),
     Kind(
         "kill-supervisord", "supervisord killed, started again", kill_supervisord,
         Limits(worst_lost=0), tidy=end_orphans,

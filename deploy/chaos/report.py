@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from chaos.catalogue import KINDS
 from chaos.drive import Drive, Outcome, Progress
 from chaos.house import Kind, Limits
@@ -53,6 +55,10 @@ class Run:
     held: tuple[Held, Held]
     carrying: float
     """The share of slots in which something arrived in both directions."""
+    carrying_else: float
+    """The same, without the faults that stop all traffic by nature."""
+    waited: float | None
+    """The share of the time in which somebody on this machine waited for a processor; None when the kernel can't say."""
     reference: dict[str, list[Outcome]] = field(default_factory=dict)
     """wireguard-go's, by what was done to it."""
 
@@ -62,8 +68,9 @@ class Run:
         record, progress = scene.record, drive.progress
         found = checks(record, progress.broken) + come_back(*held)
         numbers = {name: record.get(name) for name in SHARED}
-        share = carrying(record, progress.begun, progress.ends)
-        return cls(seed, record, progress, scene.watch.violations(), found, numbers, held, share)
+        dark = [mark[:2] for mark in progress.marks if mark[2] in {kind.name for kind in KINDS if kind.dark}]
+        shares = carrying(record, progress.begun, progress.ends, dark)
+        return cls(seed, record, progress, scene.watch.violations(), found, numbers, held, *shares, drive.waited())
 
     @property
     def sound(self) -> bool:
@@ -76,11 +83,14 @@ class Run:
         return [summed_up(kind, by_kind[kind.name]) for kind in KINDS if kind.name in by_kind]
 
 
-def carrying(record: Record, start: float, end: float) -> float:
-    """The share of slots in which packets arrived in both directions."""
+def carrying(record: Record, start: float, end: float, dark: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The share of slots in which packets arrived in both directions; of all, and of those outside `dark` (unix s)."""
     history = record.history(start, end)
     both = (history[0::2].sum(axis=0) > 0) & (history[1::2].sum(axis=0) > 0)
-    return float(both.mean())
+    counted = np.ones(len(both), dtype=bool)
+    for begun, ended in dark:
+        counted[max(0, int((begun - start) / SLOT)) : int((ended - start) / SLOT) + 1] = False
+    return float(both.mean()), float(both[counted].mean()) if counted.any() else 1.0
 
 
 def _by_kind(outcomes: Sequence[Outcome]) -> Mapping[str, list[Outcome]]:
@@ -134,7 +144,9 @@ def as_json(run: Run) -> dict[str, Any]:
         "sound": run.sound,
         "invariants": [asdict(check) for check in run.checks],
         "violations": run.violations + progress.broken,
+        "waited_for_a_processor": run.waited,
         "slots_carrying_traffic": run.carrying,
+        "slots_carrying_traffic_besides_dark_faults": run.carrying_else,
         "slot_s": SLOT,
         "kinds": [asdict(figures) for figures in run.figures()],
         "skipped": progress.skipped,

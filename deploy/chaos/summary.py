@@ -1,5 +1,7 @@
 """The report as text, for the end of a run."""
 
+from typing import Final
+
 from rich.table import Table
 from rich.text import Text
 
@@ -7,6 +9,9 @@ from chaos.catalogue import KINDS
 from chaos.house import Limits
 from chaos.report import CARRYING, Figures, Run
 from chaos.view import View
+
+BUSY: Final = 0.5
+"""From this share of the time on the figures say more of the machine than of the gateway."""
 
 
 def conclude(run: Run, view: View, *, strict: bool) -> int:
@@ -19,11 +24,16 @@ def conclude(run: Run, view: View, *, strict: bool) -> int:
     for check in run.checks:
         mark = Text("✓ ", style="green") if check.holds else Text("✗ ", style="bold red")
         console.print(mark + Text(check.claim).append(f"  ({check.seen})", style="dim"))
-    carries = run.carrying >= CARRYING
+    carries = run.carrying_else >= CARRYING
     share = Text("✓ " if carries else "· ", style="green" if carries else "yellow")
-    console.print(
-        share + Text(f"{run.carrying:.3%} of slots of 0.1 s carried traffic both ways; to reach: {CARRYING:.2%}")
+    share.append(
+        f"{run.carrying_else:.2%} of slots of 0.1 s carried traffic both ways, but for faults that stop it all"
     )
+    console.print(share.append(f"  (to reach {CARRYING:.2%}; with those {run.carrying:.2%})", style="dim"))
+    if run.waited is not None and run.waited > BUSY:
+        console.print(
+            Text(f"· a busy machine: {run.waited:.0%} of the time somebody waited for a processor", style="yellow")
+        )
     for text in (run.violations + run.progress.broken)[:30]:
         console.print(Text(f"  {text}", style="red"), soft_wrap=True)
     for name, why in run.progress.skipped.items():

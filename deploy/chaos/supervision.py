@@ -76,8 +76,8 @@ _STEP: Final = Limits(median_ms=50, worst_ms=200)
 
 KINDS: Final = (
     Kind("restart-one", "supervisorctl restart of one", restart_one),
-    Kind("restart-some", "supervisorctl restart of some", restart_some),
-    Kind("restart-all", "supervisorctl restart all", restart_all, Limits(worst_ms=3000)),
-    Kind("scale", f"stagewire scale {', '.join(map(str, NUMBERS))}", scale, Limits(50, 200, others_lost=0)),
-    Kind("rolling", "stagewire restart all, rolling", rolling, _STEP),
+    Kind("restart-some", "supervisorctl restart of some", restart_some, dark=True),
+    Kind("restart-all", "supervisorctl restart all", restart_all, Limits(worst_ms=3000), dark=True),
+    Kind("scale", f"stagewire scale {', '.join(map(str, NUMBERS))}", scale, Limits(50, 200, others_lost=0), short=True),
+    Kind("rolling", "stagewire restart all, rolling", rolling, _STEP, short=True),
 )

@@ -127,8 +127,8 @@ def name_taken(house: House) -> Struck:
 _BACK: Final = Limits(worst_ms=3000)
 
 KINDS: Final = (
-    Kind("wipe", "the run directory wiped", wipe, _BACK, tidy=up_again),
+    Kind("wipe", "the run directory wiped", wipe, _BACK, tidy=up_again, dark=True),
     Kind("full-disk", "a full disk, and key-service killed", full_disk, Limits(worst_lost=0)),
-    Kind("port-taken", "the UDP port taken", port_taken, _BACK),
-    Kind("name-taken", "the TUN name taken", name_taken, _BACK),
+    Kind("port-taken", "the UDP port taken", port_taken, _BACK, dark=True),
+    Kind("name-taken", "the TUN name taken", name_taken, _BACK, dark=True),
 )
