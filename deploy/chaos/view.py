@@ -100,7 +100,9 @@ class View:
             self._current(progress),
             upper,
             Panel(_last(progress.done[-LAST:]), title="last faults", border_style="dim"),
-            Panel(_shown(found), title="never", border_style="green" if all(c.holds for c in found) else "bold red"),
+            Panel(
+                _shown(found), title="at all times", border_style="green" if all(c.holds for c in found) else "bold red"
+            ),
         )
 
     def _title(self, progress: Progress) -> Text:
@@ -179,6 +181,8 @@ def _last(outcomes: list[Outcome]) -> Table:
             str(outcome.lost_others), "; ".join(outcome.broken) or outcome.note,
             style="bold red" if outcome.broken else "",
         )  # fmt: skip
+    for _ in range(LAST - len(outcomes)):  # so that nothing jumps
+        table.add_row("")
     return table
 
 
