@@ -12,6 +12,7 @@ from typing import Final
 from chaos.house import House, Kind, Skipped, Struck
 from chaos.network import PEERS
 from chaos.processes import Held, Snapshot
+from chaos.record import Record
 from chaos.replay import down, up
 from chaos.schedule import Plan
 from chaos.stream import Streams
@@ -71,6 +72,23 @@ class Progress:
     broken: list[str] = field(default_factory=list)
     marks: list[tuple[float, float, str]] = field(default_factory=list)
     """From, to (unix s), kind."""
+
+
+@dataclass(slots=True)
+class _Toll:
+    """What a fault cost some peers: the longest outage, in s, and packets."""
+
+    outage: float = 0.0
+    lost: int = 0
+    by_peer: dict[int, float] = field(default_factory=dict)
+
+    def add(self, record: Record, peers: set[int], first: int, last: int) -> None:
+        """What these ticks cost these peers."""
+        for peer in sorted(peers):
+            outage = max(record.outage(flow, first, last) for flow in _flows(peer))
+            self.by_peer[peer] = max(outage, self.by_peer.get(peer, 0.0))
+            self.outage = max(outage, self.outage)
+            self.lost += sum(record.lost(flow, first, last) for flow in _flows(peer))
 
 
 class Drive:
@@ -187,20 +205,18 @@ class Drive:
             if kind.tidy is None:
                 struck.broken.append(f"{before.roles[pid]} {pid} died, which nobody had killed")
         struck.broken += [f"{before.roles.get(pid)} {pid} is still there" for pid in sorted(struck.dead - gone)]
-        outages = {peer: max(record.outage(flow, first, last) for flow in _flows(peer)) for peer in sorted(flowing)}
-        lost = {peer: sum(record.lost(flow, first, last) for flow in _flows(peer)) for peer in sorted(flowing)}
-        own = flowing if struck.peers is None else flowing & struck.peers
-        others = flowing - own
-        if not own:  # it should concern nobody, so it is everybody's
-            own, others = flowing, set()
+        own, others = _Toll(), _Toll()
+        for start, end, concerned in struck.steps or [(first, last, flowing if struck.peers is None else struck.peers)]:
+            # What should concern nobody counts as everybody's own.
+            mine = flowing & concerned or (set() if struck.steps else flowing)
+            own.add(record, _steady_of(mine), start, end)
+            others.add(record, flowing - mine, start, end)
         delays = record.delays(first, last)
         number = sum(outcome.kind == kind.name for outcome in self.progress.done) + 1
         outcome = Outcome(
             kind.name, number, begun, time.time() - begun, struck.note,
-            max((outages[peer] for peer in _steady_of(own)), default=0.0),
-            max((outages[peer] for peer in others), default=0.0),
-            sum(lost[peer] for peer in _steady_of(own)), sum(lost[peer] for peer in others),
-            outages, float(delays.max()) if len(delays) else 0.0, record.stalls(first, last),
+            own.outage, others.outage, own.lost, others.lost, {**others.by_peer, **own.by_peer},
+            float(delays.max()) if len(delays) else 0.0, record.stalls(first, last),
             whole, struck.measured, struck.broken,
         )  # fmt: skip
         self.progress.done.append(outcome)

@@ -34,6 +34,8 @@ class Struck:
     """Unix s to which it counts, when what follows is only the driver's clearing up."""
     measured: dict[str, float] = field(default_factory=dict)
     """Other figures, with their unit in the name."""
+    steps: list[tuple[int, int, set[int]]] = field(default_factory=list)
+    """First and last tick of each step, and the peers that it concerned, where that changes from step to step."""
     broken: list[str] = field(default_factory=list)
     """What must not be and was seen."""
 

@@ -110,6 +110,10 @@ class Network:
             host.run("ip", "route", "add", "default", "via", there)
         self.prober = Prober(self.router, ROUTER, self.prober_spoke, self.hub.keys.public, (GATEWAY, self.hub.port))
 
+    def homes(self, workers: int) -> dict[int, int]:
+        """Which of so many workers each peer is at home in."""
+        return {number: home_of(_raw(spoke.keys.public), workers) for number, spoke in self.spokes.items()}
+
     def start_peers(self) -> None:
         """Their daemons."""
         for number, host in self.hosts.items():

@@ -48,13 +48,17 @@ def _need(house: House, command: str) -> None:
 def scale(house: House) -> Struck:
     """Other numbers of workers, each for two seconds, then the usual one."""
     _need(house, "scale")
-    before = house.now()
-    meant = before.of("device")
+    struck, before, record = Struck(), WORKERS, house.record
     for number in (*NUMBERS, WORKERS):
-        meant |= house.now().of("device")
-        house.gateway.command("scale", house.gateway.name, str(number))
-        house.pace(PAUSE if number != WORKERS else 0)
-    return Struck(may_die=meant, note=" ".join(map(str, (*NUMBERS, WORKERS))))
+        first, old, new = record.ticks, house.network.homes(before), house.network.homes(number)
+        struck.may_die |= house.now().of("device")
+        house.gateway.command("scale", str(number), house.gateway.name)
+        house.pace(PAUSE)
+        struck.may_die |= house.now().of("device")
+        struck.steps.append((first, record.ticks, {peer for peer in old if old[peer] != new[peer]}))
+        before = number
+    struck.note = ", ".join(map(str, (*NUMBERS, WORKERS)))
+    return struck
 
 
 def rolling(house: House) -> Struck:
