@@ -1,11 +1,19 @@
 # Every target does its own set-up: .venv in the checkout, and from Debian what demo and test need (as root).
 
-.PHONY: demo test lint clean
+.PHONY: demo chaos test lint clean
 
 demo:
 	@[ "$$(id -u)" = 0 ] || { echo "demo: this needs root, for network namespaces and TUN devices" >&2; exit 1; }
 	@deploy/setup --system
 	@PYTHONPATH=deploy exec .venv/bin/python -m lab.demo $(if $(KEEP),--keep)$(if $(STOP),--stop)
+
+# MINUTES=60 soaks; EACH=50 does so many of each kind; KINDS=, SEED=, OUT= and STRICT=1 as docs/CHAOS.md says.
+chaos:
+	@[ "$$(id -u)" = 0 ] || { echo "chaos: this needs root, for network namespaces and TUN devices" >&2; exit 1; }
+	@deploy/setup --system
+	@PYTHONPATH=deploy exec .venv/bin/python -m chaos $(if $(MINUTES),--minutes $(MINUTES),$(if $(EACH),--each $(EACH),--short)) \
+		$(if $(KINDS),--kinds $(KINDS)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT)) \
+		--compare $(or $(COMPARE),5) $(if $(STRICT),--strict)
 
 test:
 	@deploy/setup --system

@@ -1,0 +1,135 @@
+"""Faults of load: more than fits through, or a stage that gets next to nothing done."""
+
+import signal
+import socket
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Final
+
+import zmq
+
+from chaos.children import Child
+from chaos.house import House, Kind, Limits, Struck, kill
+from chaos.network import Network
+from chaos.stream import MARKER
+from stagewire.ipc import control, endpoints
+from stagewire.ipc.control import StatusQuery
+
+LASTS: Final = 2.0
+CYCLE: Final = 0.05
+SHARE: Final = 0.1
+"""Of each CYCLE s a throttled process runs for this share."""
+FLOODED: Final = 1
+FLOOD_PORT: Final = 7990
+SEGMENT: Final = 120
+SEGMENTS: Final = 60
+FLOOD: Final = 120_000
+"""Packets/s offered: some ten times what two busy cores carry of this size."""
+UDP_SEGMENT: Final = 103
+ASK_EVERY: Final = 0.02
+PATIENCE_MS: Final = 500
+
+
+class Flood(Child):
+    """A process that, when asked, sends more than can be carried, from the gateway to one peer."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__("flood", self._work)
+        here, there = network.spokes[FLOODED].gateway_inner[0], network.spokes[FLOODED].inner[0]
+        self._drain = network.hosts[FLOODED].call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        self._drain.bind((there, FLOOD_PORT))  # never read: what it has no room for goes without a word
+        self._socket = network.gateway.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        self._socket.bind((here, 0))
+        self._socket.connect((there, FLOOD_PORT))
+        self._socket.setsockopt(socket.SOL_UDP, UDP_SEGMENT, SEGMENT)
+
+    def _work(self, line: Connection) -> None:
+        train = (MARKER + bytes(SEGMENT - len(MARKER))) * SEGMENTS
+        while True:
+            seconds = line.recv()
+            begun = due = time.monotonic()
+            sent = 0
+            while (now := time.monotonic()) < begun + seconds:
+                if now < due:
+                    time.sleep(due - now)
+                due = max(due + SEGMENTS / FLOOD, time.monotonic() - 0.01)
+                try:
+                    self._socket.send(train)
+                    sent += SEGMENTS
+                except OSError:
+                    continue
+            line.send(sent)
+
+
+class Control:
+    """A client of key-service's control pipe that measures how long an answer takes."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+
+    def delays(self, seconds: float) -> list[float]:
+        """Asks every ASK_EVERY s; s until each answer, PATIENCE when there was none."""
+        found = []
+        with zmq.Context() as context:
+            pipes = endpoints.Pipes(context, self._house.run)
+            with pipes.connect(zmq.DEALER, endpoints.CONTROL) as line:
+                until = time.monotonic() + seconds
+                while time.monotonic() < until:
+                    begun = time.monotonic()
+                    if line.poll(PATIENCE_MS, zmq.POLLOUT):
+                        line.send(control.FROM_STAGE.pack(StatusQuery()))
+                    if line.poll(PATIENCE_MS):
+                        line.recv()
+                    found.append(time.monotonic() - begun)
+                    time.sleep(ASK_EVERY)
+        return found
+
+
+def flood(house: House) -> Struck:
+    """Ten times what can be carried, towards one peer, while control messages are to go on."""
+    before = house.processes.resources()
+    asked = Control(house)
+    house.flood.tell(LASTS)
+    delays = asked.delays(LASTS)
+    sent = house.flood.answer()
+    after = house.processes.resources()
+    return Struck(
+        note=f"{sent / LASTS:,.0f} packets/s offered",
+        measured={
+            "control_p99_ms": statistics.quantiles(delays, n=100)[98] * 1000,
+            "memory_grew_mib": (after.memory - before.memory) / 2**20,
+        },
+    )
+
+
+def throttling(stage: str) -> Callable[[House], Struck]:
+    """A stage gets a tenth of its time: what it can't do is dropped before it, and nobody else stands still."""
+
+    def strike(house: House) -> Struck:
+        number = house.worker() if stage == "device" else 0
+        pid = house.active(stage, number)
+        until = time.monotonic() + LASTS
+        try:
+            while time.monotonic() < until:
+                kill({pid}, signal.SIGSTOP)
+                house.pace(CYCLE * (1 - SHARE))
+                kill({pid}, signal.SIGCONT)
+                house.pace(CYCLE * SHARE)
+        finally:
+            kill({pid}, signal.SIGCONT)
+        peers = house.at_home(number) if stage == "device" else None
+        return Struck(peers=peers, note=f"{stage} {number} gets {SHARE:.0%}")
+
+    return strike
+
+
+_LOADED: Final = Limits(measured={"control_p99_ms": 50, "memory_grew_mib": 64})
+
+KINDS: Final = (
+    Kind("flood", "ten times the capacity offered", flood, _LOADED),
+    Kind("slow-worker", "a worker throttled to a tenth", throttling("device"), Limits(others_lost=0)),
+    Kind("slow-tun", "tun-service throttled to a tenth", throttling("tun")),
+    Kind("slow-conn", "conn-service throttled to a tenth", throttling("conn")),
+)

@@ -1,0 +1,69 @@
+"""The picture of a run: traffic over time, with the faults marked."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from chaos.catalogue import KINDS
+from chaos.record import SLOT
+from chaos.report import Run
+
+WIDEST: Final = 1200
+"""Points in a line; more slots than that are put together."""
+LEGIBLE: Final = 60
+"""More faults than this aren't named one by one."""
+UP, DOWN = "#2a7f9e", "#c8553d"
+
+
+def write_plot(run: Run, folder: Path) -> Path:
+    """Writes plot.png; returns where."""
+    mpl.use("Agg")
+    progress = run.progress
+    figure = Figure(figsize=(16, 9), layout="constrained")
+    traffic, outages = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    history = run.record.history(progress.begun, progress.ends)
+    _traffic(traffic, history)
+    kinds = [kind.name for kind in KINDS if any(outcome.kind == kind.name for outcome in progress.done)]
+    colours = {name: mpl.colormaps["tab20"](place % 20) for place, name in enumerate(kinds)}
+    for begun, ended, kind in progress.marks:
+        start, end = begun - progress.begun, ended - progress.begun
+        traffic.axvspan(start, end, color=colours[kind], alpha=0.12, lw=0)
+        traffic.axvline(start, color=colours[kind], lw=0.8)
+        if len(progress.marks) <= LEGIBLE:
+            traffic.text(
+                start, 1.01, kind, rotation=60, fontsize=8, transform=traffic.get_xaxis_transform(), color="0.25"
+            )
+    for name in kinds:
+        mine = [outcome for outcome in progress.done if outcome.kind == name]
+        outages.scatter(
+            [outcome.at - progress.begun for outcome in mine], [max(0.3, outcome.outage * 1000) for outcome in mine],
+            color=colours[name], s=28, label=name, edgecolor="white", linewidth=0.4, zorder=3,
+        )  # fmt: skip
+    outages.set(yscale="log", ylabel="outage of a fault, ms", xlabel="time, s")
+    outages.grid(visible=True, color="0.9", zorder=0)
+    outages.legend(ncols=1, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.9), frameon=False)
+    faults = len(progress.done)
+    figure.suptitle(
+        f"Stagewire under {faults} faults, seed {run.seed}: packets delivered through the tunnels", fontsize=13
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "plot.png"
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _traffic(axes: Any, history: Any) -> None:
+    step = max(1, -(-history.shape[1] // WIDEST))
+    whole = history.shape[1] // step * step
+    for rows, name, colour in ((history[0::2], "gateway to peers", DOWN), (history[1::2], "peers to gateway", UP)):
+        total = rows.sum(axis=0)[:whole].reshape(-1, step)
+        times = np.arange(len(total)) * step * SLOT
+        # What a long run hides between its points is the dip, so the least of each point is what is drawn.
+        axes.fill_between(times, total.min(axis=1) / SLOT, step="post", color=colour, alpha=0.25, lw=0)
+        axes.step(times, total.min(axis=1) / SLOT, where="post", color=colour, lw=1.0, label=name)
+    axes.set(ylabel="packets/s", ylim=(0, None), xlim=(0, whole * SLOT))
+    axes.legend(loc="lower right", fontsize=9)
+    axes.grid(visible=True, axis="y", color="0.9")

@@ -1,0 +1,165 @@
+"""What a run comes to: figures of each kind of fault, and whether they are reached."""
+
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from chaos.catalogue import KINDS
+from chaos.drive import Drive, Outcome, Progress
+from chaos.house import Kind, Limits
+from chaos.invariants import Check, checks, come_back
+from chaos.processes import Held
+from chaos.record import SHARED, SLOT, Record
+from chaos.scene import Scene
+
+CARRYING: Final = 0.9995
+"""The share of slots of 0.1 s that must carry traffic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """All faults of one kind. Outages in ms, losses in packets."""
+
+    kind: str
+    what: str
+    count: int
+    median_ms: float
+    worst_ms: float
+    others_worst_ms: float
+    median_lost: float
+    worst_lost: int
+    others_lost: int
+    measured: dict[str, tuple[float, float]]
+    """Further figures by name: median and worst."""
+    missed: list[str]
+    """Figures that weren't reached."""
+
+
+@dataclass(slots=True)
+class Run:
+    """All that is known at the end. Times are unix s."""
+
+    seed: int
+    record: Record
+    progress: Progress
+    violations: list[str]
+    checks: list[Check]
+    numbers: dict[str, int]
+    held: tuple[Held, Held]
+    carrying: float
+    """The share of slots in which something arrived in both directions."""
+    carrying_else: float
+    """The same, without the faults that stop all traffic by nature."""
+    waited: float | None
+    """The share of the time in which somebody on this machine waited for a processor; None when the kernel can't say."""
+    reference: dict[str, list[Outcome]] = field(default_factory=dict)
+    """wireguard-go's, by what was done to it."""
+
+    @classmethod
+    def of(cls, scene: Scene, drive: Drive, held: tuple[Held, Held], seed: int) -> "Run":
+        """While the scene still stands."""
+        record, progress = scene.record, drive.progress
+        found = checks(record, progress.broken) + come_back(*held)
+        numbers = {name: record.get(name) for name in SHARED}
+        dark = [mark[:2] for mark in progress.marks if mark[2] in {kind.name for kind in KINDS if kind.dark}]
+        shares = carrying(record, progress.begun, progress.ends, dark)
+        return cls(seed, record, progress, scene.watch.violations(), found, numbers, held, *shares, drive.waited())
+
+    @property
+    def sound(self) -> bool:
+        """Whether all invariants held."""
+        return all(check.holds for check in self.checks)
+
+    def figures(self) -> list[Figures]:
+        """By kind, in the catalogue's order."""
+        by_kind = _by_kind(self.progress.done)
+        return [summed_up(kind, by_kind[kind.name]) for kind in KINDS if kind.name in by_kind]
+
+
+def carrying(record: Record, start: float, end: float, dark: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The share of slots in which packets arrived in both directions; of all, and of those outside `dark` (unix s)."""
+    history = record.history(start, end)
+    both = (history[0::2].sum(axis=0) > 0) & (history[1::2].sum(axis=0) > 0)
+    counted = np.ones(len(both), dtype=bool)
+    for begun, ended in dark:
+        counted[max(0, int((begun - start) / SLOT)) : int((ended - start) / SLOT) + 1] = False
+    return float(both.mean()), float(both[counted].mean()) if counted.any() else 1.0
+
+
+def _by_kind(outcomes: Sequence[Outcome]) -> Mapping[str, list[Outcome]]:
+    found: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        found[outcome.kind].append(outcome)
+    return found
+
+
+def summed_up(kind: Kind, outcomes: Sequence[Outcome]) -> Figures:
+    """Medians and worst cases."""
+    outages = [outcome.outage * 1000 for outcome in outcomes]
+    lost = [outcome.lost for outcome in outcomes]
+    measured: dict[str, list[float]] = defaultdict(list)
+    for outcome in outcomes:
+        for name, value in outcome.measured.items():
+            measured[name].append(value)
+    figures = Figures(
+        kind.name, kind.what, len(outcomes), statistics.median(outages), max(outages),
+        max(outcome.outage_others * 1000 for outcome in outcomes), statistics.median(lost), max(lost),
+        max(outcome.lost_others for outcome in outcomes),
+        {name: (statistics.median(values), max(values)) for name, values in measured.items()}, [],
+    )  # fmt: skip
+    figures.missed.extend(_missed(figures, kind.limits))
+    return figures
+
+
+def _missed(figures: Figures, limits: Limits) -> list[str]:
+    compared = [
+        ("outage, median", figures.median_ms, limits.median_ms, "ms"),
+        ("outage, worst", figures.worst_ms, limits.worst_ms, "ms"),
+        ("lost, median", figures.median_lost, limits.median_lost, ""),
+        ("lost, worst", figures.worst_lost, limits.worst_lost, ""),
+        ("lost by others", figures.others_lost, limits.others_lost, ""),
+        *((name, figures.measured.get(name, (0, 0))[1], limit, "") for name, limit in limits.measured.items()),
+    ]  # fmt: skip
+    return [
+        f"{name} {value:.0f}, not {limit:.0f} {unit}".rstrip()
+        for name, value, limit, unit in compared
+        if limit is not None and value > limit
+    ]
+
+
+def as_json(run: Run) -> dict[str, Any]:
+    """The whole run, for programs."""
+    progress = run.progress
+    return {
+        "seed": run.seed,
+        "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(progress.begun)),
+        "seconds": round(progress.ends - progress.begun, 1),
+        "sound": run.sound,
+        "invariants": [asdict(check) for check in run.checks],
+        "violations": run.violations + progress.broken,
+        "waited_for_a_processor": run.waited,
+        "slots_carrying_traffic": run.carrying,
+        "slots_carrying_traffic_besides_dark_faults": run.carrying_else,
+        "slot_s": SLOT,
+        "kinds": [asdict(figures) for figures in run.figures()],
+        "skipped": progress.skipped,
+        "wireguard_go": {name: [asdict(each) for each in outcomes] for name, outcomes in run.reference.items()},
+        "faults": [asdict(outcome) for outcome in progress.done],
+        "held": {"before": asdict(run.held[0]), "after": asdict(run.held[1])},
+        "numbers": run.numbers,
+    }
+
+
+def write_json(run: Run, folder: Path) -> Path:
+    """Writes report.json; returns where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.json"
+    path.write_text(json.dumps(as_json(run), indent=1) + "\n")
+    return path

@@ -1,0 +1,90 @@
+"""The report as text, for the end of a run."""
+
+from typing import Final
+
+from rich.table import Table
+from rich.text import Text
+
+from chaos.catalogue import KINDS
+from chaos.house import Limits
+from chaos.report import CARRYING, Figures, Run
+from chaos.view import View
+
+BUSY: Final = 0.5
+"""From this share of the time on the figures say more of the machine than of the gateway."""
+
+
+def conclude(run: Run, view: View, *, strict: bool) -> int:
+    """Says what it came to; returns the exit status: 0 when all invariants held, and all figures too if `strict`."""
+    figures = run.figures()
+    console = view.console
+    console.print()
+    console.print(_faults(run, figures))
+    console.print()
+    for check in run.checks:
+        mark = Text("✓ ", style="green") if check.holds else Text("✗ ", style="bold red")
+        console.print(mark + Text(check.claim).append(f"  ({check.seen})", style="dim"))
+    carries = run.carrying_else >= CARRYING
+    share = Text("✓ " if carries else "· ", style="green" if carries else "yellow")
+    share.append(
+        f"{run.carrying_else:.2%} of slots of 0.1 s carried traffic both ways, but for faults that stop it all"
+    )
+    console.print(share.append(f"  (to reach {CARRYING:.2%}; with those {run.carrying:.2%})", style="dim"))
+    if run.waited is not None and run.waited > BUSY:
+        console.print(
+            Text(f"· a busy machine: {run.waited:.0%} of the time somebody waited for a processor", style="yellow")
+        )
+    for text in (run.violations + run.progress.broken)[:30]:
+        console.print(Text(f"  {text}", style="red"), soft_wrap=True)
+    for name, why in run.progress.skipped.items():
+        console.print(Text(f"not tried: {name}: {why}", style="dim"))
+    missed = sum(bool(each.missed) for each in figures)
+    console.print()
+    if not run.sound:
+        console.print(Text("Not sound: an invariant was broken", style="bold red"))
+    elif missed:
+        console.print(
+            Text(f"Sound: every invariant held. Out of reach: figures of {missed} kinds of fault", style="bold yellow")
+        )
+    else:
+        console.print(Text("Sound: every invariant held, every figure was reached", style="bold green"))
+    return 0 if run.sound and not (strict and missed) else 1
+
+
+def _faults(run: Run, figures: list[Figures]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("fault", no_wrap=True)
+    for heading in (
+        "",
+        "outage ms\nmedian / worst",
+        "to reach",
+        "lost\nmedian / worst",
+        "to reach",
+        "others\nms / lost",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("wireguard-go\nms / lost", justify="right", no_wrap=True)
+    table.add_column("besides")
+    by_name = {kind.name: kind for kind in KINDS}
+    for each in figures:
+        kind = by_name[each.kind]
+        reference = run.reference.get(kind.like or "", [])
+        besides = [f"{name} {median:.0f} / {worst:.0f}" for name, (median, worst) in each.measured.items()]
+        table.add_row(
+            kind.what, str(each.count), f"{each.median_ms:.0f} / {each.worst_ms:.0f}",
+            _limit(kind.limits.median_ms, kind.limits.worst_ms), f"{each.median_lost:.0f} / {each.worst_lost}",
+            _limit(kind.limits.median_lost, kind.limits.worst_lost), f"{each.others_worst_ms:.0f} / {each.others_lost}",
+            f"{max(o.outage for o in reference) * 1000:.0f} / {max(o.lost for o in reference)}" if reference else "",
+            ", ".join(besides + _besides(kind.limits)), style="yellow" if each.missed else "",
+        )  # fmt: skip
+    return table
+
+
+def _limit(median: float | None, worst: float | None) -> str:
+    if median is None and worst is None:
+        return ""
+    return " / ".join("" if limit is None else f"{limit:.0f}" for limit in (median, worst)).strip()
+
+
+def _besides(limits: Limits) -> list[str]:
+    return [f"to reach {limit:.0f}" for limit in limits.measured.values()]

@@ -1,0 +1,207 @@
+"""What is seen of a run while it goes on: a live picture on a terminal, lines elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from chaos.drive import Drive, Outcome, Progress
+from chaos.invariants import Check, checks
+from chaos.processes import SUPERVISORD, Snapshot
+from chaos.record import PERIOD, SLOT
+from chaos.replay import down, up
+from chaos.scene import Scene
+
+EVERY: Final = 0.2
+"""s between two pictures; one takes about 10 ms of the processor that the gateway would like too."""
+LOOK: Final = 0.5
+"""s between two looks at the processes."""
+WIDTH: Final = 62
+"""Slots of traffic shown."""
+BARS: Final = "▁▂▃▄▅▆▇█"
+FULL: Final = SLOT / PERIOD
+NEW: Final = 3.0
+"""s for which a process is shown as new."""
+ROLES: Final = ("tun", "device", "conn", "key", "status")
+LAST: Final = 9
+
+
+class View:
+    """One per run."""
+
+    def __init__(self, seed: int) -> None:
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+        self.moves = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.seed = seed
+        self._said = 0
+        self._due = self._look = 0.0
+        self._drive: Drive | None = None
+        self._live: Live | None = None
+        self._snapshot = Snapshot({}, {})
+        self._born: dict[int, float] = {}
+
+    def say(self, text: str) -> None:
+        """A line."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def showing(self, scene: Scene, drive: Drive) -> Iterator[None]:
+        """While the context lasts, `turn` shows what happens."""
+        self._scene, self._drive = scene, drive
+        try:
+            if self.moves:
+                with Live(console=self.console, auto_refresh=False, screen=True) as self._live:
+                    yield
+            else:
+                yield
+        finally:
+            self._drive = self._live = None
+
+    def turn(self) -> None:
+        """To be called often."""
+        now = time.monotonic()
+        if self._drive is None or now < self._due:
+            return
+        self._due = now + EVERY
+        if self._live is not None:
+            if now >= self._look:
+                self._look = now + LOOK
+                self._see(now)
+            self._live.update(self._picture(self._drive.progress), refresh=True)
+            return
+        done = self._drive.progress.done
+        for outcome in done[self._said :]:
+            self.say(line(outcome))
+        self._said = len(done)
+
+    def _see(self, now: float) -> None:
+        known = bool(self._born)
+        self._snapshot = self._scene.house.now()
+        for pid in self._snapshot.roles:
+            self._born.setdefault(pid, now if known else 0.0)
+
+    def _picture(self, progress: Progress) -> Group:
+        upper = Table.grid(padding=(0, 1))
+        upper.add_row(
+            Panel(self._processes(), title="processes", border_style="dim"),
+            Panel(self._traffic(progress), title="packets delivered, 0.1 s each", border_style="dim"),
+        )
+        found = checks(self._scene.record, progress.broken)
+        return Group(
+            self._title(progress),
+            self._current(progress),
+            upper,
+            Panel(_last(progress.done[-LAST:]), title="last faults", border_style="dim"),
+            Panel(
+                _shown(found), title="at all times", border_style="green" if all(c.holds for c in found) else "bold red"
+            ),
+        )
+
+    def _title(self, progress: Progress) -> Text:
+        elapsed = time.time() - progress.begun
+        of = f" of {progress.planned}" if progress.planned else ""
+        text = Text("Stagewire chaos", style="bold cyan")
+        return text.append(
+            f"   seed {self.seed}   {elapsed / 60:.0f}:{elapsed % 60:02.0f}   {len(progress.done)}{of} faults", "dim"
+        )
+
+    def _current(self, progress: Progress) -> Text:
+        if not progress.current:
+            return Text("   all quiet", style="dim green")
+        seconds = time.time() - progress.since
+        return Text(f" ⚡ {progress.what}", style="bold yellow").append(f"  {seconds:.1f} s", style="yellow")
+
+    def _processes(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
+        for heading in ("stage", "at work", "waiting"):
+            table.add_column(heading, no_wrap=True)
+        table.add_row(SUPERVISORD, self._pids(self._snapshot.of(SUPERVISORD)), "")
+        at_work = set(self._snapshot.held.values())
+        for role in ROLES:
+            numbers = sorted(number for stage, number in self._snapshot.held if stage == role) or [0]
+            for place, number in enumerate(numbers):
+                holder = self._snapshot.held.get((role, number))
+                waiting = self._pids(self._snapshot.of(role) - at_work) if place == 0 else Text()
+                name = f"worker {number}" if role == "device" else f"{role}-service"
+                table.add_row(name, self._pids({holder} if holder else set()), waiting)
+        return table
+
+    def _pids(self, pids: set[int]) -> Text:
+        now, text = time.monotonic(), Text()
+        for pid in sorted(pids)[:3]:
+            text.append(f"{pid} ", style="bold yellow" if now - self._born.get(pid, now) < NEW else "")
+        return text if pids else Text("nobody", style="bold red")
+
+    def _traffic(self, progress: Progress) -> Table:
+        now = time.time() - 2 * SLOT
+        history = self._scene.record.history(now - WIDTH * SLOT, now)
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0))
+        for peer in self._scene.network.hosts:
+            home = self._scene.record.home(peer)
+            table.add_row(f"to {peer}", bars(history[down(peer)]), Text(f"worker {home}", style="dim"))
+            table.add_row(f"from {peer}", bars(history[up(peer)]), "")
+        marks = [" "] * WIDTH
+        for begun, _, _ in progress.marks:
+            if 0 <= (place := int((begun - now) / SLOT + WIDTH)) < WIDTH:
+                marks[place] = "▲"
+        if progress.current and 0 <= (place := int((progress.since - now) / SLOT + WIDTH)) < WIDTH:
+            marks[place] = "▲"
+        table.add_row("faults", Text("".join(marks), style="yellow"), "")
+        return table
+
+
+def bars(counts: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> Text:
+    """One bar a slot; a red dot where nothing came."""
+    text = Text()
+    for count in counts.tolist():
+        level = min(len(BARS) - 1, int(count / FULL * (len(BARS) - 1) + 0.5))
+        text.append(
+            BARS[level] if count else "·", style="green" if level >= len(BARS) - 2 else "yellow" if count else "red"
+        )
+    return text
+
+
+def _last(outcomes: list[Outcome]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for heading in ("at", "fault", "outage", "lost", "others", "lost"):
+        table.add_column(heading, justify="left" if heading in {"at", "fault"} else "right", no_wrap=True)
+    table.add_column("", overflow="ellipsis", no_wrap=True)
+    for outcome in reversed(outcomes):
+        table.add_row(
+            time.strftime("%H:%M:%S", time.localtime(outcome.at)), outcome.kind,
+            f"{outcome.outage * 1000:.0f} ms", str(outcome.lost), f"{outcome.outage_others * 1000:.0f} ms",
+            str(outcome.lost_others), "; ".join(outcome.broken) or outcome.note,
+            style="bold red" if outcome.broken else "",
+        )  # fmt: skip
+    for _ in range(LAST - len(outcomes)):  # so that nothing jumps
+        table.add_row("")
+    return table
+
+
+def _shown(found: list[Check]) -> Table:
+    table = Table.grid(padding=(0, 3))
+    cells = [
+        Text.assemble(("✓ ", "green") if check.holds else ("✗ ", "bold red"), check.claim, (f"  {check.seen}", "dim"))
+        for check in found
+    ]
+    for place in range(0, len(cells), 2):
+        table.add_row(*cells[place : place + 2])
+    return table
+
+
+def line(outcome: Outcome) -> str:
+    """A fault in one line."""
+    at = time.strftime("%H:%M:%S", time.localtime(outcome.at))
+    figures = f"{outcome.outage * 1000:7.1f} ms {outcome.lost:6d} lost"
+    others = f"others {outcome.outage_others * 1000:6.1f} ms {outcome.lost_others:5d}"
+    rest = ", ".join(f"{name} {value:.0f}" for name, value in outcome.measured.items())
+    bad = "".join(f"\n    !! {text}" for text in outcome.broken)
+    return f"{at} {outcome.kind:17} {figures}  {others}  {outcome.note}{'; ' if rest else ''}{rest}{bad}"
