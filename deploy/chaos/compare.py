@@ -63,6 +63,6 @@ def _outcome(house: House, name: str, number: int, begun: float, first: int) -> 
     delays = record.delays(first, last)
     return Outcome(
         f"wireguard-go {name}", number, begun, time.time() - begun, f"{answered} of {played} replays answered",
-        max(outages.values()), 0.0, sum(record.lost(flow, first, last) for flow in range(record.flows)), 0, outages,
+        max(outages.values()), 0.0, max(outages.values()), 0.0, sum(record.lost(flow, first, last) for flow in range(record.flows)), 0, outages,
         float(delays.max()) if len(delays) else 0.0, record.stalls(first, last), whole, {}, [],
     )  # fmt: skip

@@ -72,7 +72,8 @@ def _faults(run: Run, figures: list[Figures]) -> Table:
         besides = [f"{name} {median:.0f} / {worst:.0f}" for name, (median, worst) in each.measured.items()]
         table.add_row(
             kind.what, str(each.count), f"{each.median_ms:.0f} / {each.worst_ms:.0f}",
-            _limit(kind.limits.median_ms, kind.limits.worst_ms), f"{each.median_lost:.0f} / {each.worst_lost}",
+            _limit(kind.limits.median_ms, kind.limits.worst_ms),
+            f"{each.takeover_ms[0]:.0f} / {each.takeover_ms[1]:.0f}", f"{each.median_lost:.0f} / {each.worst_lost}",
             _limit(kind.limits.median_lost, kind.limits.worst_lost), f"{each.others_worst_ms:.0f} / {each.others_lost}",
             f"{max(o.outage for o in reference) * 1000:.0f} / {max(o.lost for o in reference)}" if reference else "",
             ", ".join(besides + _besides(kind.limits)), style="yellow" if each.missed else "",

@@ -200,7 +200,7 @@ def _shown(found: list[Check]) -> Table:
 def line(outcome: Outcome) -> str:
     """A fault in one line."""
     at = time.strftime("%H:%M:%S", time.localtime(outcome.at))
-    figures = f"{outcome.outage * 1000:7.1f} ms {outcome.lost:6d} lost"
+    figures = f"{outcome.outage * 1000:7.1f} ms at {outcome.outage_after * 1000:+5.0f} (at once {outcome.takeover * 1000:5.1f}) {outcome.lost:6d} lost"
     others = f"others {outcome.outage_others * 1000:6.1f} ms {outcome.lost_others:5d}"
     rest = ", ".join(f"{name} {value:.0f}" for name, value in outcome.measured.items())
     bad = "".join(f"\n    !! {text}" for text in outcome.broken)
