@@ -113,7 +113,8 @@ def summed_up(kind: Kind, outcomes: Sequence[Outcome]) -> Figures:
             measured[name].append(value)
     figures = Figures(
         kind.name, kind.what, len(outcomes), statistics.median(outages), max(outages),
-        (statistics.median(takeovers), max(takeovers)), max(outcome.outage_others * 1000 for outcome in outcomes), statistics.median(lost), max(lost),
+        (statistics.median(takeovers), max(takeovers)),
+        max(outcome.outage_others * 1000 for outcome in outcomes), statistics.median(lost), max(lost),
         max(outcome.lost_others for outcome in outcomes),
         {name: (statistics.median(values), max(values)) for name, values in measured.items()}, [],
     )  # fmt: skip
