@@ -61,8 +61,9 @@ def _outcome(house: House, name: str, number: int, begun: float, first: int) -> 
     outages = house.outages(begun)
     answered = record.get("strange") - strange
     delays = record.delays(first, last)
+    worst, lost = max(outages.values()), sum(record.lost(flow, first, last) for flow in range(record.flows))
     return Outcome(
         f"wireguard-go {name}", number, begun, time.time() - begun, f"{answered} of {played} replays answered",
-        max(outages.values()), 0.0, sum(record.lost(flow, first, last) for flow in range(record.flows)), 0, outages,
-        float(delays.max()) if len(delays) else 0.0, record.stalls(first, last), whole, {}, [],
+        worst, 0.0, worst, 0.0, lost, 0, outages, float(delays.max()) if len(delays) else 0.0,
+        record.stalls(first, last), whole, {}, [],
     )  # fmt: skip

@@ -29,6 +29,8 @@ WHOLE_WITHIN: Final = 60.0
 REPLAYS: Final = 25
 LATE: Final = 0.3
 """s that the last packets of a window may take."""
+AT_ONCE: Final = 0.05
+"""s after a fault within which what it causes itself has begun."""
 RETURNED: Final = 1.5
 """s; peers that were silent for so long before a fault aren't judged by it."""
 
@@ -43,6 +45,10 @@ class Outcome:
     lasted: float
     note: str
     outage: float
+    outage_after: float
+    """From the fault to the beginning of its longest outage, in s: one that comes later is of what followed."""
+    takeover: float
+    """The longest outage that began with the fault, and not with what followed, such as the start of a replacement."""
     outage_others: float
     lost: int
     lost_others: int
@@ -79,15 +85,20 @@ class _Toll:
     """What a fault cost some peers: the longest outage, in s, and packets."""
 
     outage: float = 0.0
+    began: float = 0.0
+    at_once: float = 0.0
+    """The longest outage that began at the beginning."""
     lost: int = 0
     by_peer: dict[int, float] = field(default_factory=dict)
 
     def add(self, record: Record, peers: set[int], first: int, last: int) -> None:
         """What these ticks cost these peers."""
         for peer in sorted(peers):
-            outage = max(record.outage(flow, first, last) for flow in _flows(peer))
+            outage, began = max(record.gap(flow, first, last)[::-1] for flow in _flows(peer))
             self.by_peer[peer] = max(outage, self.by_peer.get(peer, 0.0))
-            self.outage = max(outage, self.outage)
+            soon = float(record.sent[min(first, record.ticks - 1)]) + AT_ONCE
+            self.at_once = max(self.at_once, *(record.gap(flow, first, last, soon)[1] for flow in _flows(peer)))
+            self.outage, self.began = max((outage, began), (self.outage, self.began))
             self.lost += sum(record.lost(flow, first, last) for flow in _flows(peer))
 
 
@@ -215,7 +226,8 @@ class Drive:
         number = sum(outcome.kind == kind.name for outcome in self.progress.done) + 1
         outcome = Outcome(
             kind.name, number, begun, time.time() - begun, struck.note,
-            own.outage, others.outage, own.lost, others.lost, {**others.by_peer, **own.by_peer},
+            own.outage, own.began - (struck.since or begun), own.at_once,
+            others.outage, own.lost, others.lost, {**others.by_peer, **own.by_peer},
             float(delays.max()) if len(delays) else 0.0, record.stalls(first, last),
             whole, struck.measured, struck.broken,
         )  # fmt: skip

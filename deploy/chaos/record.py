@@ -5,6 +5,7 @@ delays and rates of any stretch of the run can be worked out afterwards, and a p
 it comes an hour later. An hour at 5,000 packets/s takes 100 MB.
 """
 
+import math
 import mmap
 from typing import Any, Final
 
@@ -107,15 +108,20 @@ class Record:
         return last > first and self.lost(flow, first, last) == 0
 
     def outage(self, flow: int, first: int, last: int) -> float:
-        """The longest time without an arrival, in s, among packets of these ticks, the last tick's sending included.
+        """How long the longest gap was, in s."""
+        return self.gap(flow, first, last)[1]
 
-        Less what is normal between two, and less what the sender itself stood still meanwhile.
+    def gap(self, flow: int, first: int, last: int, begun_by: float = math.inf) -> tuple[float, float]:
+        """When the longest gap began (unix s), and how long it was (s); of those that began by a unix time.
+
+        That is the longest time without an arrival among packets of these ticks, the last tick's sending included, less
+        what is normal between two, and less what the sender itself stood still meanwhile.
         """
         begin = max(0, first - LOOK_BACK)
         late, sent = self.late[flow, begin:last].copy(), self.sent[begin:last].copy()
         got = np.flatnonzero(late)
         if last - first < 2:
-            return 0.0
+            return 0.0, 0.0
         stood = np.cumsum(np.maximum(0.0, np.diff(sent, prepend=sent[0]) - PERIOD))
         arrivals, numbers = sent[got] + late[got] / 1e6, got
         if not np.any(got < first - begin):  # silent already when it began
@@ -124,7 +130,9 @@ class Record:
             arrivals, numbers = np.append(arrivals, sent[-1]), np.append(numbers, len(sent) - 1)
         order = np.argsort(arrivals, kind="stable")
         gaps = np.diff(arrivals[order]) - np.maximum(0.0, np.diff(stood[numbers[order]]))
-        return max(0.0, float(gaps.max()) - PERIOD)
+        gaps = np.where(arrivals[order][:-1] <= begun_by, gaps, 0.0)
+        longest = int(np.argmax(gaps))
+        return float(arrivals[order][longest]), max(0.0, float(gaps[longest]) - PERIOD)
 
     def stalls(self, first: int, last: int) -> float:
         """The longest that the sender stood still, in s."""

@@ -32,6 +32,8 @@ class Figures:
     count: int
     median_ms: float
     worst_ms: float
+    takeover_ms: tuple[float, float]
+    """Of outages that began with the fault itself, and not with what followed: median and worst."""
     others_worst_ms: float
     median_lost: float
     worst_lost: int
@@ -103,6 +105,7 @@ def _by_kind(outcomes: Sequence[Outcome]) -> Mapping[str, list[Outcome]]:
 def summed_up(kind: Kind, outcomes: Sequence[Outcome]) -> Figures:
     """Medians and worst cases."""
     outages = [outcome.outage * 1000 for outcome in outcomes]
+    takeovers = [outcome.takeover * 1000 for outcome in outcomes]
     lost = [outcome.lost for outcome in outcomes]
     measured: dict[str, list[float]] = defaultdict(list)
     for outcome in outcomes:
@@ -110,6 +113,7 @@ def summed_up(kind: Kind, outcomes: Sequence[Outcome]) -> Figures:
             measured[name].append(value)
     figures = Figures(
         kind.name, kind.what, len(outcomes), statistics.median(outages), max(outages),
+        (statistics.median(takeovers), max(takeovers)),
         max(outcome.outage_others * 1000 for outcome in outcomes), statistics.median(lost), max(lost),
         max(outcome.lost_others for outcome in outcomes),
         {name: (statistics.median(values), max(values)) for name, values in measured.items()}, [],

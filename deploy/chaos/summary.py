@@ -69,13 +69,18 @@ def _faults(run: Run, figures: list[Figures]) -> Table:
     for each in figures:
         kind = by_name[each.kind]
         reference = run.reference.get(kind.like or "", [])
-        besides = [f"{name} {median:.0f} / {worst:.0f}" for name, (median, worst) in each.measured.items()]
+        besides = [
+            f"{name} {median:.0f} / {worst:.0f}"
+            + (f" of {limit:.0f}" if (limit := kind.limits.measured.get(name)) else "")
+            for name, (median, worst) in each.measured.items()
+        ]
         table.add_row(
             kind.what, str(each.count), f"{each.median_ms:.0f} / {each.worst_ms:.0f}",
-            _limit(kind.limits.median_ms, kind.limits.worst_ms), f"{each.median_lost:.0f} / {each.worst_lost}",
+            _limit(kind.limits.median_ms, kind.limits.worst_ms),
+            f"{each.takeover_ms[0]:.0f} / {each.takeover_ms[1]:.0f}", f"{each.median_lost:.0f} / {each.worst_lost}",
             _limit(kind.limits.median_lost, kind.limits.worst_lost), f"{each.others_worst_ms:.0f} / {each.others_lost}",
             f"{max(o.outage for o in reference) * 1000:.0f} / {max(o.lost for o in reference)}" if reference else "",
-            ", ".join(besides + _besides(kind.limits)), style="yellow" if each.missed else "",
+            "\n".join(besides), style="yellow" if each.missed else "",
         )  # fmt: skip
     return table
 
@@ -84,7 +89,3 @@ def _limit(median: float | None, worst: float | None) -> str:
     if median is None and worst is None:
         return ""
     return " / ".join("" if limit is None else f"{limit:.0f}" for limit in (median, worst)).strip()
-
-
-def _besides(limits: Limits) -> list[str]:
-    return [f"to reach {limit:.0f}" for limit in limits.measured.values()]

@@ -38,7 +38,7 @@ class View:
     """One per run."""
 
     def __init__(self, seed: int) -> None:
-        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
         self.moves = self.console.is_terminal and not self.console.is_dumb_terminal
         self.seed = seed
         self._said = 0
@@ -200,7 +200,8 @@ def _shown(found: list[Check]) -> Table:
 def line(outcome: Outcome) -> str:
     """A fault in one line."""
     at = time.strftime("%H:%M:%S", time.localtime(outcome.at))
-    figures = f"{outcome.outage * 1000:7.1f} ms {outcome.lost:6d} lost"
+    outage = f"{outcome.outage * 1000:7.1f} ms at {outcome.outage_after * 1000:+5.0f}"
+    figures = f"{outage} (at once {outcome.takeover * 1000:5.1f}) {outcome.lost:6d} lost"
     others = f"others {outcome.outage_others * 1000:6.1f} ms {outcome.lost_others:5d}"
     rest = ", ".join(f"{name} {value:.0f}" for name, value in outcome.measured.items())
     bad = "".join(f"\n    !! {text}" for text in outcome.broken)

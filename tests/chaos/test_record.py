@@ -29,6 +29,7 @@ def test_what_is_lost_is_an_outage(record: Record) -> None:
     record.late[0, 500:600] = 0
     assert record.lost(0, 0, 2000) == 100
     assert record.outage(0, 490, 2000) == pytest.approx(100 * PERIOD, abs=1e-6)
+    assert record.gap(0, 490, 2000)[0] == pytest.approx(START + 499 * PERIOD + DELAY_US / 1e6, abs=1e-6)
     assert record.outage(1, 490, 2000) == pytest.approx(0, abs=1e-6)
     assert not record.clean(0, START, START + 3)
     assert record.clean(0, START + 601 * PERIOD, START + 3)

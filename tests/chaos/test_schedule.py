@@ -14,7 +14,7 @@ from chaos.schedule import rounds, short, soak
 
 
 def outcome(kind: str, outage: float, lost: int = 0, **measured: float) -> Outcome:
-    return Outcome(kind, 1, 0.0, 1.0, "", outage, 0.0, lost, 0, {}, 0.0, 0.0, 0.0, measured, [])
+    return Outcome(kind, 1, 0.0, 1.0, "", outage, 0.0, outage, 0.0, lost, 0, {}, 0.0, 0.0, 0.0, measured, [])
 
 
 def test_names_are_unique_and_can_be_asked_for() -> None:
