@@ -6,7 +6,6 @@ from rich.table import Table
 from rich.text import Text
 
 from chaos.catalogue import KINDS
-from chaos.house import Limits
 from chaos.report import CARRYING, Figures, Run
 from chaos.view import View
 
