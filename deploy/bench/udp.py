@@ -1,0 +1,39 @@
+"""UDP through a tunnel at a given rate: what arrives, what is lost, what comes out of order."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from bench import loads
+from bench.contestants import INNER4, Tunnel
+from bench.cost import Bill
+from bench.tcp import Values
+
+PORT: Final = 9009
+
+
+def measure(
+    tunnel: Tunnel, size: int, rate: float, seconds: float, destinations: Sequence[str] = (INNER4[1],)
+) -> Values:
+    """`offered` and `pps` in packets/s, `goodput` in bit/s of payload, `loss` and `reordered` as parts, and the cost.
+
+    `rate` is in packets/s, `size` of the payload in bytes; the packets go to all `destinations` in turn.
+    """
+    before = tunnel.read()
+    how = (PORT, size, rate, seconds, *destinations)
+    counted, said = loads.between(tunnel.b, tunnel.a, "bench.udp_load", [PORT], how, seconds)
+    bill = Bill.between(before, tunnel.read())
+    return figures(json.loads(said), counted, size) | bill.values(), {}
+
+
+def figures(source: dict[str, Any], sink: dict[str, Any], size: int) -> dict[str, float]:
+    """From what both ends counted. Rates are over the time of sending."""
+    sent, received, seconds = source["sent"], sink["received"], source["seconds"]
+    pps = received / seconds
+    return {
+        "offered": sent / seconds,
+        "pps": pps,
+        "goodput": pps * size * 8,
+        "loss": max(0.0, 1 - received / sent) if sent else 0.0,
+        "reordered": sink["reordered"] / received if received else 0.0,
+    }
