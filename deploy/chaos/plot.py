@@ -15,7 +15,13 @@ WIDEST: Final = 1200
 """Points in a line; more slots than that are put together."""
 LEGIBLE: Final = 60
 """More faults than this aren't named one by one."""
+HEADROOM: Final = 1.9
+"""Times the usual rate that are shown; what was held up comes in a burst of several times that."""
 UP, DOWN = "#2a7f9e", "#c8553d"
+
+_PALETTE: Final = tuple(
+    colour for name in ("tab10", "Dark2", "Set1") for colour in mpl.colormaps[name](range(8)).tolist()
+)
 
 
 def write_plot(run: Run, folder: Path) -> Path:
@@ -27,7 +33,7 @@ def write_plot(run: Run, folder: Path) -> Path:
     history = run.record.history(progress.begun, progress.ends)
     _traffic(traffic, history)
     kinds = [kind.name for kind in KINDS if any(outcome.kind == kind.name for outcome in progress.done)]
-    colours = {name: mpl.colormaps["tab20"](place % 20) for place, name in enumerate(kinds)}
+    colours = {name: _PALETTE[place % len(_PALETTE)] for place, name in enumerate(kinds)}
     for begun, ended, kind in progress.marks:
         start, end = begun - progress.begun, ended - progress.begun
         traffic.axvspan(start, end, color=colours[kind], alpha=0.12, lw=0)
@@ -64,6 +70,7 @@ def _traffic(axes: Any, history: Any) -> None:
         # What a long run hides between its points is the dip, so the least of each point is what is drawn.
         axes.fill_between(times, total.min(axis=1) / SLOT, step="post", color=colour, alpha=0.25, lw=0)
         axes.step(times, total.min(axis=1) / SLOT, where="post", color=colour, lw=1.0, label=name)
-    axes.set(ylabel="packets/s", ylim=(0, None), xlim=(0, whole * SLOT))
+    usual = max(1.0, float(np.median(history[0::2].sum(axis=0)))) / SLOT
+    axes.set(ylabel="packets/s", ylim=(0, HEADROOM * usual), xlim=(0, whole * SLOT))
     axes.legend(loc="lower right", fontsize=9)
     axes.grid(visible=True, axis="y", color="0.9")
