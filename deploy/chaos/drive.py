@@ -1,5 +1,6 @@
 """The driver: one fault after the other, each watched until all is whole again, and judged."""
 
+import random
 import subprocess
 import time
 from collections import Counter
@@ -109,6 +110,8 @@ class Drive:
         self._house, self._streams, self._transfer, self._shown = house, streams, transfer, shown
         self._hands = ThreadPoolExecutor(1, "strike")
         self._next_replay = 0.0
+        # Of their own: how many are drawn depends on time, and what a fault draws must depend on the seed alone.
+        self._moments = random.Random()
         self._usual: Counter[str] = Counter()
         self._since = 0.0
         self._pressure: tuple[int | None, float] = (None, 0.0)
@@ -266,7 +269,7 @@ class Drive:
                 raise AssertionError(f"waited {timeout:.0f} s for {what}")
             if time.monotonic() > self._next_replay:
                 self._house.watch.replay(REPLAYS)
-                self._next_replay = time.monotonic() + self._house.random.uniform(0.1, 0.7)
+                self._next_replay = time.monotonic() + self._moments.uniform(0.1, 0.7)
                 self._streams.check()
                 self._transfer.check()
             self._shown()
