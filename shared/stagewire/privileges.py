@@ -81,6 +81,13 @@ def drop(stage: str, *capabilities: int) -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
+def be_as_nice_as_parent() -> None:
+    """Takes the priority of who started us, where we were given a lower one for our start."""
+    parents = os.getpriority(os.PRIO_PROCESS, os.getppid())
+    if os.geteuid() == 0 and os.getpriority(os.PRIO_PROCESS, 0) > parents:
+        os.setpriority(os.PRIO_PROCESS, 0, parents)
+
+
 def _prctl(option: int, value: int) -> None:
     if _libc.prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl {option}")

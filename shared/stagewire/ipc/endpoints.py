@@ -37,7 +37,7 @@ MAX_TRAIN: Final = 256 * 1024
 """Bytes; `trains.MAX_FRAME` of packets and their headers. ZeroMQ cuts the line of who sends more."""
 MAX_CONTROL: Final = 8 * 1024 * 1024
 """Bytes; the longest is a peer with 130,560 prefixes."""
-RECONNECT_MS: Final = 5
+RECONNECT_MS: Final = 1
 RECONNECT_MAX_MS: Final = 100
 _MAX_PATH: Final = 107
 

@@ -101,8 +101,6 @@ class Loop:
             alarm.setblocking(False)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)
-            # No stage re-reads anything on SIGHUP; a closed terminal must not end a gateway.
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.set_wakeup_fd(alarm.fileno())
 
             def on_signal(_now: float) -> None:

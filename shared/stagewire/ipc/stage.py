@@ -11,6 +11,7 @@ another key-service. Every second it pushes its counters to status-service.
 import gc
 import os
 import secrets
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -71,12 +72,15 @@ class Stage:
         self.environment = _read_environment()
         self.log = logs.set_up(f"{name}-service", self.environment.log_level, interface=self.environment.interface)
         self.counters: Counter[str] = Counter()
+        # No stage re-reads anything on SIGHUP; a closed terminal must not end a gateway, nor what waits for it.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             endpoints.prepare_folders(self.environment.run, name)
             warm_up()
             # Before anything is opened or read: no two processes may serve one place, nor one undo what the other does.
             waiting = Spare(self.environment.run, name, lambda: self._numbers(only), privileges.uid_of(name), self.log)
             self.slot, self.inherited = waiting.wait()
+            privileges.be_as_nice_as_parent()
         except OSError as error:
             self.log.error("cannot work", reason=str(error))
             sys.exit(EXIT_MISTAKE)
@@ -203,11 +207,17 @@ class ControlLine:
 
     def _beat(self, now: float) -> None:
         if self._key_generation is None:
-            self.say(self._handler.hello())
+            if not self.say(self._handler.hello()):
+                # The line isn't there yet. In a millisecond it may be, and while one takes over, packets wait for it.
+                self._stage.loop.when_writable(self._socket, self._on_line)
             return
         self.say(Heartbeat(self._stage.generation, self._stage.fault, self._stage.bequest.spares))
         # Often while nobody knows us, so that a start is quick; rarely after.
         self._heartbeat.put_off(now + control.HEARTBEAT_INTERVAL)
+
+    def _on_line(self, now: float) -> None:
+        self._stage.loop.when_writable(self._socket, None)
+        self._heartbeat.put_off(now)
 
     def _read(self, now: float) -> None:
         until = now + self.BUDGET
