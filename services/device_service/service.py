@@ -120,7 +120,7 @@ class DeviceService:
             try:
                 self._emit(work(unpack(frame, now), now), now)
             except trains.BadTrain as bad:
-                self._stage.counters[bad.reason] += bad.packets
+                self._stage.drop(bad)
 
     def _emit(self, out: Output, now: float) -> None:
         if out.runs:

@@ -153,7 +153,9 @@ class KeyService:
             try:
                 endpoint, message = trains.unpack_handshake_untrusted(frame, now)
                 self._carry_out(self._handshaker.receive_untrusted(message, endpoint, now, time.time_ns()), now)
-            except (BadMessage, trains.BadTrain) as bad:
+            except trains.BadTrain as bad:
+                self._stage.drop(bad)
+            except BadMessage as bad:
                 self._stage.counters[bad.reason] += 1
 
     def _carry_out(self, effects: Iterable[Effect], now: float) -> None:

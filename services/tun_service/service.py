@@ -129,7 +129,7 @@ class TunService:
             except zmq.Again:
                 return
             except trains.BadTrain as bad:
-                self._stage.counters[bad.reason] += bad.packets
+                self._stage.drop(bad)
                 continue
             self._write(packets)
 
