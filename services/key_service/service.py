@@ -278,6 +278,8 @@ class KeyService:
         if isinstance(message, Scale):
             self._hub.send(identity, self._workers.scale(message))
             return
-        members = list(self._hub.members(boot_time()))
+        # Not the one that has just died as well, which is silent for two seconds before it counts as away.
+        living = self._hub.members(boot_time())
+        members = [member for member in living if self._hub.member(member.stage, member.number) is member]
         text = report.status(self._stage, self._live, self._handshaker, members, self._version, self._workers)
         self._hub.send(identity, StatusReply(text))

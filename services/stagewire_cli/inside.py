@@ -97,10 +97,12 @@ class Upkeep:
         if Path(options.configfile) != supervision.configuration:
             return  # a plain one, whose files are elsewhere
         link = self._environment.run / "config"
-        files = (supervision.configuration, supervision.pid_file, supervision.socket)
-        if all(path.exists() for path in files):
+        # supervisord leaves an empty pid file where there was no room for more.
+        has_pid = supervision.pid_file.exists() and supervision.pid_file.stat().st_size > 0
+        if has_pid and supervision.configuration.exists() and supervision.socket.exists():
             return
-        options.logger.warn(f"{self._environment.run} was wiped; making it again")
+        if not self._complaint:
+            options.logger.warn(f"{self._environment.run} was wiped; making it again")
         privileges.make_folder(self._environment.run, None, 0o710)
         if not supervision.configuration.exists():
             supervision.write_configuration()
@@ -110,7 +112,7 @@ class Upkeep:
             options.close_httpservers()
             options.httpservers = ()
             options.httpservers = options.make_http_servers(self._supervisord)
-        if not supervision.pid_file.exists():
+        if not has_pid:
             options.write_pidfile()
 
     # --- orphans -------------------------------------------------------------------------------------------

@@ -64,12 +64,13 @@ def scale(environment: Environment, workers: int) -> None:
         )
     pid = supervision.pid()
     spares = Environment.read(processes.variables(pid)).spares if pid is not None else environment.spares
-    count = workers + spares
+    count, before = workers + spares, len(_workers(supervision))
     supervision.add(WORKERS_GROUP, count)
     answer = query.scale(environment, workers)
     if answer is None:
         raise Failed(f"{environment.interface}: key-service doesn't answer")
     if answer.error:
+        _take_away_surplus(environment, supervision, before)
         raise Failed(answer.error)
     _wait(lambda: _settled(environment, workers), f"{workers} workers to be at work and the peers to have moved")
     _take_away_surplus(environment, supervision, count)

@@ -64,8 +64,10 @@ class Supervision:
         ours = {name: value for name, value in self.variables().items() if name.startswith("STAGEWIRE_")}
         quoted = [f'{name}="{value.replace("%", "%%")}"' for name, value in ours.items() if '"' not in value]
         parser["supervisord"]["environment"] = ",".join(quoted)
-        with self.configuration.open("w") as file:
+        fresh = self.configuration.with_suffix(".new")
+        with fresh.open("w") as file:
             parser.write(file)
+        fresh.replace(self.configuration)
 
     def variables(self) -> dict[str, str]:
         """What its programs read from the environment."""

@@ -130,7 +130,8 @@ def taken(seen: Overseen, what: str) -> Iterator[None]:
 
             def take() -> bool:
                 ip("ip", "link", "delete", hub.name, check=False)
-                return ip("ip", "link", "add", hub.name, "type", "dummy", check=False).returncode == 0
+                added = ip("ip", "link", "add", hub.name, "type", "veth", "peer", "name", "other", check=False)
+                return added.returncode == 0
 
         kill_all_of(seen, what)
         until(take, 10, "it to be taken")
