@@ -37,7 +37,9 @@ def gather(environment: Environment) -> Status | None:
     supervised = {process.pid: process for process in processes or []}
     workers = keys.get("workers", {}).get("wanted", 1)
     needed = {(stage, 0) for stage in _STAGES} | {("device", number) for number in range(workers)}
-    names = sorted(stages.keys() | counted.keys() | held.keys() | needed, key=_order)
+    # Workers that `stagewire scale` has sent home are remembered for a while, or for good, by who counts.
+    known = {name for name in stages.keys() | counted.keys() if name[0] != "device"}
+    names = sorted(known | held.keys() | needed, key=_order)
     return keys | {
         "services": [
             _service(name, held.get(name), supervised.get(held.get(name, 0)), stages.get(name), counted.get(name))
