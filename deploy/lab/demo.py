@@ -96,7 +96,8 @@ def _explain(screen: Screen, network: Network) -> None:
         "the script spelled out": f"{entering(a)} {executable('stagewire')} status",
         "through the tunnel": f"{script} ping {b.inner4}",
         "the processes": f"{supervisorctl} status",
-        "restart a stage": f"{supervisorctl} restart tun-service",
+        "replace a stage's processes": f"{script} stagewire restart tun",
+        "more workers": f"{script} stagewire scale 3",
         "the logs": f"tail -f {a.gateway.log_directory / INTERFACE}/*.log",
         "remove everything": "make demo STOP=1",
     }.items():

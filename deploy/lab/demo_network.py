@@ -1,5 +1,6 @@
 """The demo's two gateways: a network namespace each, a veth pair between them, everything below one directory."""
 
+import base64
 import contextlib
 import os
 import shlex
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from key_service.homes import home_of
 from lab.namespaces import Link, Namespace, veth
 from lab.stagewire import Gateway, executable
 from lab.wireguard_go import KeyPair, Peer, new_key_pair
@@ -20,6 +22,7 @@ from lab.wireguard_go import KeyPair, Peer, new_key_pair
 INTERFACE: Final = "wg0"
 PORT: Final = 51820
 WORKERS: Final = 2
+SPARES: Final = 1
 SIDES: Final = ("a", "b")
 PARENT: Final = Path("/run")
 """Only root can make a name there, and it is short, which the pipes' paths must be."""
@@ -44,9 +47,13 @@ class Side:
         """Where its configuration, pipes, state and logs are."""
         return self.gateway.config_path.parent
 
-    def processes(self) -> dict[str, int]:
-        """The pid of each program by supervisord's name for it."""
-        return {_program(service): service["pid"] for service in self.gateway.status()["services"]}
+    def processes(self) -> dict[tuple[str, int], int]:
+        """The pids of those at work by stage and number."""
+        return self.gateway.held()
+
+    def spares(self) -> list[int]:
+        """The pids of those that wait."""
+        return sorted({*self.gateway.processes()} - {*self.gateway.held().values()})
 
     def peer(self) -> dict[str, Any]:
         """What its status says of the other side."""
@@ -54,14 +61,12 @@ class Side:
         return peer
 
 
-def _program(service: dict[str, Any]) -> str:
-    name: str = service["service"]
-    return worker_program(service["number"]) if name == "device-service" else name
-
-
-def worker_program(number: int) -> str:
-    """The crypto worker of this number."""
-    return f"device-service:device-service_{number:02d}"
+def _keys_that_move() -> KeyPair:
+    """Of a peer that another worker is home to when there is one more: one in three is."""
+    while True:
+        keys = new_key_pair()
+        if home_of(base64.b64decode(keys.public), WORKERS + 1) == WORKERS:
+            return keys
 
 
 class Network:
@@ -72,7 +77,7 @@ class Network:
         self._removing = removing
         self.directory = PARENT / f"{DIRECTORY_PREFIX}{os.getpid()}"
         self._stack, self._kept = contextlib.ExitStack(), False
-        keys = [new_key_pair() for _ in SIDES]
+        keys = [_keys_that_move() for _ in SIDES]
         self.a, self.b = (self._side(number, keys[number], keys[1 - number]) for number in (0, 1))
         self.sides = (self.a, self.b)
         self.link: Link
@@ -88,7 +93,7 @@ class Network:
         ]
         peer = Peer(others.public, [f"10.9.0.{theirs}/32", f"fd09::{theirs}/128"], f"192.0.2.{theirs}:{PORT}")
         text = "\n".join([*interface, "", peer.section(), ""])
-        gateway = Gateway(namespace, INTERFACE, self.directory / label, text, workers=WORKERS)
+        gateway = Gateway(namespace, INTERFACE, self.directory / label, text, WORKERS, SPARES)
         return Side(label, namespace, keys, f"192.0.2.{mine}", f"10.9.0.{mine}", f"fd09::{mine}", gateway)
 
     def __enter__(self) -> Self:

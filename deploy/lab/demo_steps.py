@@ -5,25 +5,28 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import termios
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
-from lab.demo_fetch import MIB, Fetch, Target
-from lab.demo_network import INTERFACE, WORKERS, Network, environment, worker_program
+from lab.demo_fetch import MIB, Fetch, Target, table_of
+from lab.demo_network import INTERFACE, WORKERS, Network, environment
 from lab.demo_screen import Screen, grid
 from lab.demo_watch import KINDS, Report, Watch
 from lab.stagewire import executable
-from lab.traffic import ping
+from lab.traffic import NumberedStream, ping
 from lab.wait import until
 
 FILE_SIZE = 128 * MIB
 FILE_SEED = 20
 PINGS = 5
+SCALE_RATE = 200
+"""Packets/s each way."""
 PAIRED = "marker"
 MARKER = b"Meet me at the old mill at noon, and bring the map with you."
 MARKERS = {PAIRED: MARKER, "ping": bytes(range(0x18, 0x38))}
@@ -33,12 +36,13 @@ ENOUGH_SLICES = 0.9
 RTT = re.compile(r"time=([\d.]+) ms")
 
 ROLES = {
-    "tun-service": "the TUN device: plain packets in and out",
-    "device-service": "crypto worker: seals and opens packets",
-    "conn-service": "the UDP sockets, and the gate before all else",
-    "key-service": "long-term keys, handshakes, configuration",
-    "status-service": "counters; sees neither keys nor packets",
+    "tun": "the TUN device: plain packets in and out",
+    "device": "crypto worker: seals and opens packets",
+    "conn": "the UDP sockets, and the gate before all else",
+    "key": "long-term keys, handshakes, configuration",
+    "status": "counters; sees neither keys nor packets",
 }
+STAGES = tuple(ROLES)
 PICTURE = """\
 [green]plain[/]              gateway a                                  gateway b              [green]plain[/]
 [green]──▶[/] TUN ─ tun ─ device x2 ─ conn [red]════ UDP, ciphertext ════[/] conn ─ device x2 ─ tun ─ TUN [green]──▶[/]
@@ -47,8 +51,8 @@ TEXTS = (
     (
         "Two gateways, one process per stage",
         (
-            "Each stage is a process with a uid of its own: what reads the network holds no long-term key, "
-            "and any of them can be replaced while the others work."
+            "Each stage is a process with a uid of its own: what reads the network holds no long-term key. "
+            "Beside each waits a spare, which takes its place when it dies and kills it when it hangs."
         ),
     ),
     (
@@ -63,11 +67,15 @@ TEXTS = (
         "The system's own ping, through both TUN devices and every stage.",
     ),
     (
-        "A file over TCP while stages restart",
+        "A file over TCP while processes are killed",
         (
-            "A stage that goes costs only the packets in its hands. TCP sends those again: "
-            "the connection notices a pause, and nothing else."
+            "A process that dies costs only the packets in its hands, and one that is stopped those that it keeps waiting. "
+            "TCP sends them again: the connection notices a pause, and nothing else."
         ),
+    ),
+    (
+        "One more crypto worker, and one fewer",
+        "`stagewire scale` moves peers to other crypto workers and back while numbered packets flow both ways.",
     ),
     (
         "What a listener on the wire sees",
@@ -89,7 +97,7 @@ class Show:
 
     def run(self) -> None:
         """Every step; raises when one cannot go on."""
-        steps = (self._bring_up, self._handshake, self._pings, self._fetch, self._secrecy, self._status)
+        steps = (self._bring_up, self._handshake, self._pings, self._fetch, self._scale, self._secrecy, self._status)
         for step, (title, why) in zip(steps, TEXTS, strict=True):
             with self._screen.step(title, why):
                 step()
@@ -104,13 +112,12 @@ class Show:
         processes = [side.processes() for side in self._network.sides]
         table = grid("stage", "what it does", "uid", "pid on a", "pid on b", right=(2, 3, 4))
         uids: dict[str, set[int]] = {}
-        for program, pid in processes[0].items():
-            name = program.partition(":")[0]
-            pids = pid, processes[1][program]
+        for stage, number in sorted(processes[0], key=lambda place: (STAGES.index(place[0]), place[1])):
+            pids = [each[stage, number] for each in processes]
             found = {_uid(each) for each in pids}
-            uids.setdefault(name, set()).update(found)
-            number = f" {int(program[-2:])}" if ":" in program else ""
-            table.add_row(f"[bold]{name}[/]{number}", ROLES[name], _listed(found), *map(str, pids))
+            uids.setdefault(stage, set()).update(found)
+            shown = f" {number}" if stage == "device" else ""
+            table.add_row(f"[bold]{stage}-service[/]{shown}", ROLES[stage], _listed(found), *map(str, pids))
         screen.table(table)
         different = {uid for found in uids.values() for uid in found}
         screen.check(
@@ -119,13 +126,18 @@ class Show:
         )
         screen.check(
             all(len(each) == len(uids) - 1 + WORKERS for each in processes),
-            f"{len(processes[0])} processes on each gateway, {WORKERS} of them crypto workers",
+            f"{len(processes[0])} processes at work on each gateway, {WORKERS} of them crypto workers",
         )
+        with screen.waiting("waiting for the spares"):
+            until(lambda: all(len(side.spares()) == len(uids) for side in self._network.sides), 30, "the spares")
+        screen.check(True, f"{len(uids)} spares wait on each, one of each kind: pids on a {_listed(self._a.spares())}")
         screen.check(
             all(side.gateway.status()["ready"] for side in self._network.sides),
             f"ready for traffic: a after {took['a']:.1f} s, b after {took['b']:.1f} s",
         )
-        screen.conclude(f"{sum(map(len, processes))} processes, up in {took['a']:.1f} s and {took['b']:.1f} s")
+        screen.conclude(
+            f"{sum(map(len, processes))} processes and their spares, up in {took['a']:.1f} s and {took['b']:.1f} s"
+        )
 
     def _handshake(self) -> None:
         screen = self._screen
@@ -185,36 +197,70 @@ class Show:
 
     def _fetch(self) -> None:
         screen = self._screen
+        a, b = self._a, self._b
         targets = (
-            Target(self._a, "tun-service"),
-            Target(self._b, worker_program(self._b.peer()["worker"])),
-            Target(self._b, "conn-service"),
+            Target(a, "tun"),
+            Target(b, "device", b.peer()["worker"]),
+            Target(b, "conn"),
+            Target(a, "key"),
+            Target(a, "conn", fault=signal.SIGSTOP),
         )
-        fetch = Fetch(screen, self._a, self._b, FILE_SIZE, FILE_SEED)
+        fetch = Fetch(screen, a, b, FILE_SIZE, FILE_SEED)
         handshakes = len(self._watch.report().handshakes)
         fetch.run(targets)
-        screen.table(_restarts(fetch))
-        under_way = [each for each in fetch.restarts if each.bytes_then < FILE_SIZE]
+        screen.table(table_of(fetch.faults))
+        under_way = [each for each in fetch.faults if each.bytes_then < FILE_SIZE]
         screen.check(
-            len(under_way) == len(targets), f"{len(under_way)} stages were restarted while the file was on its way"
+            len(under_way) == len(targets), f"{len(under_way)} processes were killed while the file was on its way"
         )
         screen.check(
-            all(each.old_pid != each.new_pid for each in fetch.restarts),
-            "each time a new process took over, and the one TCP connection went on",
+            all(each.old_pid != each.new_pid for each in fetch.faults),
+            "each time a spare took over, and the one TCP connection went on",
         )
         again = len(self._watch.report().handshakes) - handshakes
         screen.check(again > 0, f"the worker took its session keys with it: {again} messages of new handshakes since")
         report = fetch.report
         screen.check(report.size == FILE_SIZE, f"SHA-256 at both ends: [dim]{report.sha256}[/]")
-        flowing = report.seconds - fetch.stalled
-        rate = report.size * 8 / flowing / 1e6
-        screen.say(
-            f"  {report.size / MIB:.0f} MiB in {report.seconds:.1f} s; without the pauses {rate:.0f} Mbit/s", "dim"
-        )
-        pause = max((each.stall for each in fetch.restarts), default=0.0)
+        rate = report.size * 8 / report.seconds / 1e6
+        screen.say(f"  {report.size / MIB:.0f} MiB in {report.seconds:.1f} s, {rate:.0f} Mbit/s", "dim")
+        slowest = max((each.took for each in fetch.faults if each.target.fault == signal.SIGKILL), default=0.0)
+        pause = max((each.stall for each in fetch.faults), default=0.0)
         screen.conclude(
-            f"{report.size / MIB:.0f} MiB intact, {rate:.0f} Mbit/s; {len(under_way)} restarts, pause {pause:.1f} s"
+            f"{report.size / MIB:.0f} MiB intact; {len(under_way)} deaths, killed ones replaced within "
+            f"{slowest * 1000:.0f} ms, longest pause {pause:.2f} s"
         )
+
+    def _scale(self) -> None:
+        screen, a, b = self._screen, self._a, self._b
+        table = grid("gateway a", "took", "worker of its peer", "longest pause", "lost", right=(1, 2, 3, 4))
+        worst = 0.0
+        for workers in (WORKERS + 1, WORKERS):
+            home = a.peer()["worker"]
+            with (
+                NumberedStream(a.namespace, b.namespace, b.inner4, SCALE_RATE) as out,
+                NumberedStream(b.namespace, a.namespace, a.inner4, SCALE_RATE) as back,
+            ):
+                begun = time.monotonic()
+                with screen.waiting(f"stagewire scale {workers}"):
+                    a.gateway.command("scale", str(workers), INTERFACE, timeout=60)
+                took = time.monotonic() - begun
+                reports = out.finish(), back.finish()
+            pause = max(report.longest_gap for report in reports)
+            worst = max(worst, pause)
+            table.add_row(
+                f"stagewire scale {workers}",
+                f"{took:.1f} s",
+                f"{home} → {a.peer()['worker']}",
+                f"{pause * 1000:.0f} ms",
+                f"{sum(report.lost for report in reports)} of {sum(report.sent for report in reports):,}",
+            )
+            screen.check(
+                sum(stage == "device" for stage, _ in a.processes()) == workers
+                and not any(report.duplicates for report in reports),
+                f"{workers} workers, and no packet came twice",
+            )
+        screen.table(table)
+        screen.conclude(f"{WORKERS} → {WORKERS + 1} → {WORKERS} workers, longest pause {worst * 1000:.0f} ms")
 
     def _secrecy(self) -> None:
         screen = self._screen
@@ -321,30 +367,6 @@ class Show:
         screen.conclude(f"{len(services)} processes running, {peer['rx_bytes'] / MIB:.0f} MiB received")
 
 
-def _restarts(fetch: Fetch) -> Table:
-    table = grid(
-        "at",
-        "restarted",
-        "of",
-        "pid before",
-        "pid after",
-        "arrived by then",
-        "longest pause",
-        right=(0, 3, 4, 5, 6),
-    )
-    for each in fetch.restarts:
-        table.add_row(
-            f"{each.at:.1f} s",
-            each.target.name,
-            f"gateway {each.target.side.label}",
-            str(each.old_pid),
-            str(each.new_pid),
-            f"{each.bytes_then / MIB:.0f} MiB",
-            f"{each.stall:.1f} s",
-        )
-    return table
-
-
 def _dump(data: bytes) -> str:
     lines = []
     for at in range(0, len(data), 16):
@@ -358,7 +380,7 @@ def _uid(pid: int) -> int:
     return Path(f"/proc/{pid}").stat().st_uid
 
 
-def _listed(numbers: set[int]) -> str:
+def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(numbers)))
 
 

@@ -45,7 +45,7 @@ class Gateway:
         )
         if len(os.fsencode(self.run_directory / name)) + LONGEST_SOCKET_NAME > SOCKET_PATH_LIMIT:
             raise ValueError(f"{self.run_directory / name} is too long a path for Unix sockets")
-        self._env = {
+        self.env: dict[str, str] = {
             "STAGEWIRE_RUN_DIR": str(self.run_directory),
             "STAGEWIRE_STATE_DIR": str(self.state_directory),
             "STAGEWIRE_LOG_DIR": str(self.log_directory),
@@ -114,7 +114,7 @@ class Gateway:
 
     def command(self, *arguments: str, check: bool = True, timeout: float = 30) -> subprocess.CompletedProcess[str]:
         """`stagewire <arguments>` in the namespace and the gateway's environment."""
-        return self.namespace.run(executable("stagewire"), *arguments, check=check, timeout=timeout, env=self._env)
+        return self.namespace.run(executable("stagewire"), *arguments, check=check, timeout=timeout, env=self.env)
 
     def supervisorctl(
         self, *arguments: str, check: bool = True, timeout: float = 30
@@ -128,7 +128,7 @@ class Gateway:
             *arguments,
             check=check,
             timeout=timeout,
-            env=self._env,
+            env=self.env,
         )
 
     def pid(self, stage: str | None = None, number: int = 0) -> int:

@@ -44,11 +44,6 @@ class Bare(Gateway):
         super().__init__(namespace, unique_name(), directory, "", workers, env={**_WG, **(env or {})})
 
     @property
-    def env(self) -> Mapping[str, str]:
-        """What its commands find in their environment."""
-        return self._env
-
-    @property
     def socket(self) -> Path:
         """Where `wg` finds it."""
         return SOCKETS / f"{self.name}.sock"
@@ -109,10 +104,18 @@ class WgHub(Hub):
     """`stagewire up` and its spokes, within reach of `wg`."""
 
     def __init__(
-        self, namespace: Namespace, directory: Path, spokes: Mapping[str, Spoke], *lines: str, port: int = PORT
+        self,
+        namespace: Namespace,
+        directory: Path,
+        spokes: Mapping[str, Spoke],
+        *lines: str,
+        port: int = PORT,
+        workers: int = 2,
+        spares: int = 0,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(namespace, directory, spokes, *lines, name=unique_name(), port=port)
-        self.gateway = Gateway(namespace, self.name, directory, self.config, env=_WG)
+        self.gateway = Gateway(namespace, self.name, directory, self.config, workers, spares, {**_WG, **(env or {})})
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()

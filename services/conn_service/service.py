@@ -162,7 +162,7 @@ class ConnService:
             except zmq.Again:
                 return
             except trains.BadTrain as bad:
-                self._stage.counters[bad.reason] += bad.packets
+                self._stage.drop(bad)
                 continue
             self._send(endpoint, [message])
 
@@ -172,7 +172,7 @@ class ConnService:
         except zmq.Again:
             return
         except trains.BadTrain as bad:
-            self._stage.counters[bad.reason] += bad.packets
+            self._stage.drop(bad)
             return
         for endpoint, datagrams in runs:
             self._send(endpoint, datagrams)

@@ -115,7 +115,7 @@ class DeviceService:
             try:
                 self._emit(work(frame, now), now)
             except trains.BadTrain as bad:
-                self._stage.counters[bad.reason] += bad.packets
+                self._stage.drop(bad)
 
     def _outbound(self, frame: bytes, now: float) -> Output:
         packets: list[bytes | SuperPacket] = []

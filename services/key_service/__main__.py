@@ -41,6 +41,8 @@ def main() -> int:
         return EXIT_MISTAKE
     if listener is None:
         stage.log.warning("the wg socket is served by another program", folder=str(environment.wg))
+    else:
+        stage.at_end = listener.close
     service: list[KeyService] = []
 
     def set_up() -> None:

@@ -129,7 +129,10 @@ class Hub:
             try:
                 message = control.FROM_STAGE.unpack_untrusted(frames[-1] if frames else b"")
             except BadControl as bad:
-                self._stage.counters[bad.reason] += 1
+                self._stage.drop(bad)
+                if bad.version is not None:
+                    # Our version on it says to a command that waits for an answer why it gets none.
+                    self.send(identity, Beat(0))
                 continue
             self._dispatch(identity, message, now)
 

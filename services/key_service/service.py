@@ -153,7 +153,9 @@ class KeyService:
             try:
                 endpoint, message = trains.unpack_handshake_untrusted(frame, now)
                 self._carry_out(self._handshaker.receive_untrusted(message, endpoint, now, time.time_ns()), now)
-            except (BadMessage, trains.BadTrain) as bad:
+            except trains.BadTrain as bad:
+                self._stage.drop(bad)
+            except BadMessage as bad:
                 self._stage.counters[bad.reason] += 1
 
     def _carry_out(self, effects: Iterable[Effect], now: float) -> None:
@@ -272,6 +274,8 @@ class KeyService:
         if isinstance(message, Scale):
             self._hub.send(identity, self._workers.scale(message))
             return
-        members = list(self._hub.members(boot_time()))
+        # Not the one that has just died as well, which is silent for two seconds before it counts as away.
+        living = self._hub.members(boot_time())
+        members = [member for member in living if self._hub.member(member.stage, member.number) is member]
         text = report.status(self._stage, self._live, self._handshaker, members, self._version, self._workers)
         self._hub.send(identity, StatusReply(text))

@@ -6,6 +6,7 @@ stays away from its answer costs a connection, of which there are a bounded numb
 
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -24,17 +25,19 @@ IDLE_AFTER: Final = 60.0
 """s a client may keep a connection without a word."""
 _CHUNK: Final = 64 * 1024
 
+_GONE_WITHIN: Final = 1.0
+"""s that the key-service before us, whose place we have, may still be ending."""
+
 
 def listen(path: Path) -> socket.socket | None:
     """Opens the socket as root, before privileges are dropped; None when somebody else serves it. Raises OSError."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            path.unlink(missing_ok=True)  # left by a process that is no more
-        else:
+    until = time.monotonic() + _GONE_WITHIN
+    while _is_served(path):
+        if time.monotonic() > until:
             return None
+        time.sleep(0.01)
+    path.unlink(missing_ok=True)  # left by a process that is no more
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     before = os.umask(0o177)
     try:
@@ -43,6 +46,15 @@ def listen(path: Path) -> socket.socket | None:
         os.umask(before)
     opened.listen(MAX_CONNECTIONS)
     return opened
+
+
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
 
 
 def index_of(name: str) -> int:

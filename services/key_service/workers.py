@@ -53,15 +53,15 @@ class Workers:
         """Another number is wanted, from now on."""
         if not 1 <= message.workers <= MAX_WORKERS:
             return Scaled(f"there may be 1 to {MAX_WORKERS} workers, not {message.workers}", self.moves.moving)
+        try:  # first: a worker that doesn't find its number written down would never begin
+            slots.remember_workers(self._run, message.workers, self._configured)
+        except OSError as error:
+            return Scaled(f"the number of workers can't be written down: {error.strerror}", self.moves.moving)
         now = boot_time()
         before = self.moves.wanted
         self._do(self.moves.scale(message.workers, now), now)
         if before != message.workers:
             self._log.info("workers wanted", workers=message.workers, before=before, moving=self.moves.moving)
-        try:
-            slots.remember_workers(self._run, message.workers, self._configured)
-        except OSError as error:
-            self._log.error("number of workers not remembered", reason=str(error))
         return Scaled("", self.moves.moving)
 
     def next_deadline(self) -> float | None:

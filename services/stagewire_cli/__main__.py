@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +28,8 @@ def _fail(text: str) -> NoReturn:
 
 def _environment(file_or_name: str) -> Environment:
     """A path has a slash or ends in .conf; anything else is the name of an interface."""
+    if not file_or_name:
+        _fail("an empty name names no interface")
     try:
         if "/" in file_or_name or file_or_name.endswith(".conf"):
             path = Path(file_or_name).absolute()
@@ -145,18 +148,22 @@ def down(file_or_name: str) -> None:
 
 
 @main.command()
-@click.argument("name", required=False)
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; without NAME, a list of them.")
-def status(name: str | None, as_json: bool) -> None:
-    """Show services, peers, last handshakes and transfer; of all interfaces, or of NAME."""
-    from stagewire_cli import show
+def status(file_or_name: str | None, as_json: bool) -> None:
+    """Show services, peers, last handshakes and transfer; of all interfaces, or of one."""
+    from stagewire_cli import query, show
 
+    name = None if file_or_name is None else _environment(file_or_name).interface
     names = [name] if name else _interfaces()
     for each in names:
         run = _environment(each).run
         if run.exists() and not os.access(run, os.X_OK):
             _fail(f"{run}: only root and the services' group may look inside")
-    found = [answer for each in names if (answer := show.gather(_environment(each))) is not None]
+    try:
+        found = [answer for each in names if (answer := show.gather(_environment(each))) is not None]
+    except query.OtherVersion as other:
+        _fail(str(other))
     if as_json:
         if name and not found:
             _fail(f"{name} is not up")
@@ -172,37 +179,39 @@ def status(name: str | None, as_json: bool) -> None:
 
 @main.command()
 @click.argument("stage", type=click.Choice(["tun", "device", "conn", "key", "status", "all"]))
-@click.argument("name", required=False)
-def restart(stage: str, name: str | None) -> None:
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False)
+def restart(stage: str, file_or_name: str | None) -> None:
     """Replace the processes of a stage, or of all, one after another while traffic flows.
 
     NAME may be left out when one interface is up. After an upgrade this is what brings the new version to work.
     """
-    from stagewire_cli import bring_up, rolling
+    from stagewire_cli import rolling
 
-    _need_root()
-    environment = _environment(name or _the_one_that_is_up())
-    try:
-        rolling.restart(environment, rolling.STAGES if stage == "all" else (stage,), click.echo)
-    except bring_up.Failed as failed:
-        _fail(f"{environment.interface}: {failed}")
+    stages = rolling.STAGES if stage == "all" else (stage,)
+    _change(file_or_name, lambda environment: rolling.restart(environment, stages, click.echo))
 
 
 @main.command()
 @click.argument("workers", type=click.IntRange(1, MAX_WORKERS))
-@click.argument("name", required=False)
-def scale(workers: int, name: str | None) -> None:
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False)
+def scale(workers: int, file_or_name: str | None) -> None:
     """Change the number of crypto workers while traffic flows; returns when every peer has moved.
 
     NAME may be left out when one interface is up. STAGEWIRE_WORKERS is what the next start has.
     """
-    from stagewire_cli import bring_up, rolling
+    from stagewire_cli import rolling
+
+    _change(file_or_name, lambda environment: rolling.scale(environment, workers))
+
+
+def _change(file_or_name: str | None, change: Callable[[Environment], None]) -> None:
+    from stagewire_cli import bring_up, query
 
     _need_root()
-    environment = _environment(name or _the_one_that_is_up())
+    environment = _environment(_the_one_that_is_up() if file_or_name is None else file_or_name)
     try:
-        rolling.scale(environment, workers)
-    except bring_up.Failed as failed:
+        change(environment)
+    except (bring_up.Failed, query.OtherVersion) as failed:
         _fail(f"{environment.interface}: {failed}")
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from stagewire import config, privileges
 from stagewire.config import InterfaceConfig
 from stagewire.environment import Environment
 from stagewire.ipc import slots
-from stagewire_cli import default_route, dns, in_force, query
-from stagewire_cli.supervision import Supervision, lives
+from stagewire_cli import default_route, dns, in_force, processes, query
+from stagewire_cli.processes import lives
+from stagewire_cli.supervision import Supervision
 
 READY_WITHIN = 30.0
 """s; on two cores a start takes two to five, on very busy ones it took fifteen."""
@@ -35,8 +36,8 @@ def up(environment: Environment, interface: InterfaceConfig, warn: Callable[[str
     if supervision.pid() is not None:
         raise Failed(f"{environment.interface} is up already; `stagewire down {environment.interface}` takes it down")
     prepare(environment)
-    remembered_configuration(environment).symlink_to(environment.config)
     try:
+        _remember_configuration(environment)
         _hooks(interface.pre_up, environment)
         default_route.set_rules(environment.interface, interface, warn)
         start_and_wait(environment, lambda: None)
@@ -49,8 +50,7 @@ def up(environment: Environment, interface: InterfaceConfig, warn: Callable[[str
 
 def prepare(environment: Environment) -> None:
     """Makes the folders and supervisord's configuration. Raises Failed."""
-    left = slots.contenders(environment.run)
-    if left:
+    if left := processes.services(environment):
         pids = ", ".join(map(str, left))
         raise Failed(
             f"services of an earlier {environment.interface} still run (pids {pids}); `stagewire down` ends them"
@@ -61,20 +61,22 @@ def prepare(environment: Environment) -> None:
         environment.log.mkdir(parents=True, exist_ok=True)
         Supervision(environment).write_configuration()
     except OSError as error:
-        raise Failed(str(error)) from None
+        shutil.rmtree(environment.run, ignore_errors=True)
+        raise Failed(f"{error.filename or environment.run}: {error.strerror}") from None
 
 
 def start_and_wait(environment: Environment, meanwhile: Callable[[], None]) -> None:
     """Starts the services and returns when all are at work; calls `meanwhile` again and again. Raises Failed."""
     supervision = Supervision(environment)
+    logged = {path: path.stat().st_size for path in environment.log.glob("*.log")}
     _start(supervision)
-    _wait_until_ready(environment, supervision, meanwhile)
+    _wait_until_ready(environment, supervision, logged, meanwhile)
 
 
 def down(environment: Environment, interface: InterfaceConfig | None) -> None:
     """Stops an interface and removes all that it made. Raises Failed."""
     supervision = Supervision(environment)
-    if supervision.pid() is None and not environment.run.exists():
+    if supervision.pid() is None and not environment.run.exists() and not processes.services(environment):
         raise Failed(f"{environment.interface} is not up")
     _refuse_anothers(environment, supervision)
     _hooks(interface.pre_down if interface else (), environment)
@@ -97,8 +99,21 @@ def save(environment: Environment) -> None:
 
 
 def remembered_configuration(environment: Environment) -> Path:
-    """A link to the file that an interface was brought up with, for who names only the interface later."""
-    return environment.run / "config"
+    """The file that an interface was brought up with, for who names only the interface later: a link in the run folder.
+
+    When that was wiped, its supervisord knows.
+    """
+    link = environment.run / "config"
+    pid = None if link.is_symlink() else Supervision(environment).pid()
+    named = processes.variables(pid).get("STAGEWIRE_CONFIG") if pid is not None else None
+    return Path(named) if named else link
+
+
+def _remember_configuration(environment: Environment) -> None:
+    try:
+        (environment.run / "config").symlink_to(environment.config)
+    except OSError as error:
+        raise Failed(f"{environment.run}: {error.strerror}") from None
 
 
 def _start(supervision: Supervision) -> None:
@@ -112,7 +127,9 @@ def _start(supervision: Supervision) -> None:
         raise Failed(f"supervisord did not start: {last[0]}")
 
 
-def _wait_until_ready(environment: Environment, supervision: Supervision, meanwhile: Callable[[], None]) -> None:
+def _wait_until_ready(
+    environment: Environment, supervision: Supervision, logged: Mapping[Path, int], meanwhile: Callable[[], None]
+) -> None:
     deadline = time.monotonic() + READY_WITHIN
     waiting_for = ["key 0"]
     while time.monotonic() < deadline:
@@ -126,27 +143,30 @@ def _wait_until_ready(environment: Environment, supervision: Supervision, meanwh
                 return
             waiting_for = answer["waiting_for"]
         else:
-            _look_for_the_dead(supervision)
+            _look_for_complaints(supervision, logged)
         time.sleep(_POLL)
     raise Failed(f"not ready within {READY_WITHIN:.0f} s, waiting for {', '.join(waiting_for)}; see {environment.log}")
 
 
-def _look_for_the_dead(supervision: Supervision) -> None:
-    """A program that refused to work has said why in its log, and is no use being started again."""
+def _look_for_complaints(supervision: Supervision, logged: Mapping[Path, int]) -> None:
+    """Who can't work has said why in its log; `logged` is how long the logs were before."""
     for process in supervision.processes() or []:
-        if process.state in {"EXITED", "BACKOFF", "FATAL"} and process.log is not None and process.log.exists():
-            complaints = [line for line in process.log.read_text().splitlines() if "level=error" in line]
-            if complaints:
-                raise Failed(f"{process.name}: {complaints[-1]}")
+        if process.log is None or not process.log.exists():
+            continue
+        lines = process.log.read_bytes()[logged.get(process.log, 0) :].decode(errors="replace").splitlines()
+        complaints = [line for line in lines if "level=error" in line]
+        dead = process.state in {"EXITED", "BACKOFF", "FATAL"}
+        if complaints and (dead or complaints[-1] == lines[-1]):  # the others found a way
+            raise Failed(f"{process.name}: {complaints[-1]}")
 
 
 def stop(environment: Environment) -> None:
     """Stops the services and removes what they made. Raises Failed."""
     supervision = Supervision(environment)
-    pid = supervision.pid()
+    told = supervision.pid() if supervision.socket.exists() else None
     supervision.shut_down()
-    if pid is not None:
-        _wait_for_end(pid, environment.interface)
+    for pid in supervision.pids():
+        _wait_for_end(pid, environment.interface, told=pid == told)
     _end_left_behind(environment)
     _remove_interface(environment.interface)
     default_route.remove_rules(environment.interface)
@@ -157,8 +177,8 @@ def stop(environment: Environment) -> None:
 def _refuse_anothers(environment: Environment, supervision: Supervision) -> None:
     """Services that another supervisord runs it would only start again."""
     for pid in slots.held(environment.run).values():
-        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        if parent not in {1, supervision.pid()} and "supervisord" in Path(f"/proc/{parent}/cmdline").read_text():
+        parent = processes.parent(pid)
+        if parent not in supervision.pids() and processes.is_supervisord(parent):
             raise Failed(f"{environment.interface} is run by a supervisord of its own; stop that (pid {parent})")
 
 
@@ -166,31 +186,29 @@ def _end_left_behind(environment: Environment) -> None:
     """What a supervisord that was killed has left behind. Raises Failed."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + GONE_WITHIN / 2
-        for pid in slots.contenders(environment.run):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-        while slots.contenders(environment.run):
+        while left := processes.services(environment):
             if time.monotonic() > deadline:
                 break
+            for pid in left:  # again and again: one may only now be able to hear
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
             time.sleep(_POLL)
         else:
             return
-    raise Failed(f"{environment.interface}: processes {slots.contenders(environment.run)} do not end")
+    raise Failed(f"{environment.interface}: processes {processes.services(environment)} do not end")
 
 
-def _wait_for_end(pid: int, interface: str) -> None:
-    deadline = time.monotonic() + GONE_WITHIN
-    while time.monotonic() < deadline:
-        if not lives(pid):
-            return
-        time.sleep(_POLL)
-    # It doesn't answer its socket: tell it directly, once.
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + GONE_WITHIN
-    while time.monotonic() < deadline:
-        if not lives(pid):
-            return
-        time.sleep(_POLL)
+def _wait_for_end(pid: int, interface: str, *, told: bool) -> None:
+    """`told`: it was, by its socket; if not, or if it doesn't listen, it is told directly, and then made to."""
+    for number in (*((0,) if told else ()), signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+            os.kill(pid, signal.SIGCONT)  # one that is stopped can't listen
+        deadline = time.monotonic() + GONE_WITHIN
+        while time.monotonic() < deadline:
+            if not lives(pid):
+                return
+            time.sleep(_POLL)
     raise Failed(f"{interface}: supervisord {pid} does not end; its programs may still run")
 
 

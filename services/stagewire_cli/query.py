@@ -14,6 +14,16 @@ TIMEOUT_MS = 1000
 Answer = dict[str, Any]
 
 
+class OtherVersion(Exception):  # noqa: N818 - a state of the host, told to the operator
+    """What runs speaks another version of our messages than we."""
+
+    def __init__(self, theirs: int) -> None:
+        super().__init__(
+            f"what runs speaks version {theirs} of the control messages, this command version {control.VERSION}: "
+            "neither understands the other; `stagewire down` with the version that runs, and `up` with this one"
+        )
+
+
 def key_service(environment: Environment) -> Answer | None:
     """The interface, its stages, its peers; None when key-service is away."""
     question, read = control.FROM_STAGE.pack(StatusQuery()), control.FROM_KEY.unpack_untrusted
@@ -52,5 +62,7 @@ def _exchange(environment: Environment, kind: int, pipe: str, question: bytes, r
                 return None
             try:
                 return read(line.recv())
-            except BadControl:
+            except BadControl as bad:
+                if bad.version is not None:
+                    raise OtherVersion(bad.version) from None
                 return None

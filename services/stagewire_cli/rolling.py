@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from stagewire.environment import Environment
 from stagewire.ipc import slots
-from stagewire_cli import query
+from stagewire_cli import processes, query
 from stagewire_cli.bring_up import Failed
 from stagewire_cli.supervision import WORKERS_GROUP, Process, Supervision
 
@@ -34,7 +34,14 @@ def restart(environment: Environment, stages: tuple[str, ...], tell: Callable[[s
     """Replaces every process of some stages. Raises Failed at the first step that doesn't come about."""
     if not slots.held(environment.run):
         raise Failed(f"{environment.interface} is not up")
-    _wait(lambda: _ready(environment), "all to be ready before anything is restarted")
+    if not any(processes.is_supervisord(processes.parent(pid)) for pid in slots.contenders(environment.run)):
+        raise Failed(
+            f"its supervisord is gone, and nobody would start others: "
+            f"`supervisord -c {Supervision(environment).configuration}` first, or `stagewire down` and `up`"
+        )
+    if set(stages) != {"key"}:
+        # Who isn't ready may be the very reason to restart; but without key-service nobody could say who is.
+        _wait(lambda: _ready(environment) is not None, "key-service to answer; `stagewire restart key` replaces it")
     for stage in stages:
         has_spares = _renew_spares(environment, stage)
         for number in sorted(number for name, number in slots.held(environment.run) if name == stage):
@@ -49,38 +56,44 @@ def restart(environment: Environment, stages: tuple[str, ...], tell: Callable[[s
 def scale(environment: Environment, workers: int) -> None:
     """Changes the number of workers; returns when every peer is where it belongs. Raises Failed."""
     supervision = Supervision(environment)
-    before = query.key_service(environment)
-    if supervision.pid() is None or before is None:
+    if not slots.held(environment.run):
         raise Failed(f"{environment.interface} is not up")
-    count = workers + max(0, len(_processes(supervision)) - before["workers"]["wanted"])  # as many spares as there are
+    if not _workers(supervision):
+        raise Failed(
+            "the supervisord that `stagewire up` started is gone or doesn't answer; nobody would start workers"
+        )
+    pid = supervision.pid()
+    spares = Environment.read(processes.variables(pid)).spares if pid is not None else environment.spares
+    count, before = workers + spares, len(_workers(supervision))
     supervision.add(WORKERS_GROUP, count)
     answer = query.scale(environment, workers)
     if answer is None:
         raise Failed(f"{environment.interface}: key-service doesn't answer")
     if answer.error:
+        _take_away_surplus(environment, supervision, before)
         raise Failed(answer.error)
     _wait(lambda: _settled(environment, workers), f"{workers} workers to be at work and the peers to have moved")
     _take_away_surplus(environment, supervision, count)
 
 
 def _take_away_surplus(environment: Environment, supervision: Supervision, count: int) -> None:
-    processes = _processes(supervision)
+    all_workers = _workers(supervision)
     at_work = slots.held(environment.run).values()
-    idle = sorted((each for each in processes if each.pid not in at_work), key=lambda each: each.name, reverse=True)
-    surplus = idle[: max(0, len(processes) - count)]
+    idle = sorted((each for each in all_workers if each.pid not in at_work), key=lambda each: each.name, reverse=True)
+    surplus = idle[: max(0, len(all_workers) - count)]
     for process in surplus:
         supervision.stop(process)
     names = {process.name for process in surplus}
 
     def ended() -> bool:
-        return all(each.pid == 0 for each in _processes(supervision) if each.name in names)
+        return all(each.pid == 0 for each in _workers(supervision) if each.name in names)
 
     _wait(ended, "workers that are not needed to end")
     for process in surplus:
         supervision.drop(process)
 
 
-def _processes(supervision: Supervision) -> list[Process]:
+def _workers(supervision: Supervision) -> list[Process]:
     return [process for process in supervision.processes() or [] if process.group == WORKERS_GROUP]
 
 
@@ -110,23 +123,25 @@ def _renew_spares(environment: Environment, stage: str) -> bool:
 
 
 def _replace(environment: Environment, stage: str, number: int) -> tuple[int, int]:
+    before = {(name, at) for name, at, _ in _ready(environment) or ()} - {(stage, number)}
     old = slots.held(environment.run)[stage, number]
     _end([old])
 
     def replaced() -> int:
         new = slots.held(environment.run).get((stage, number), old)
-        return new if new != old and _ready(environment, stage, number, new) else 0
+        ready = _ready(environment) or set()
+        others = {(name, at) for name, at, _ in ready}
+        return new if new != old and (stage, number, new) in ready and before <= others else 0
 
-    return old, _wait(replaced, f"another {stage}-service {number} to be at work")
+    return old, _wait(replaced, f"another {stage}-service {number} to be at work, and all that were ready before")
 
 
-def _ready(environment: Environment, stage: str = "", number: int = 0, pid: int = 0) -> bool:
-    """Whether all are at work, and the one that is named is this process."""
+def _ready(environment: Environment) -> set[tuple[str, int, int]] | None:
+    """(stage, number, pid) of all that are at work; None when key-service doesn't answer. Raises Failed."""
     answer = query.key_service(environment)
-    if answer is None or not answer["ready"]:
-        return False
-    at_work = {(each["stage"], each["number"], each["pid"]) for each in answer["stages"] if each["ready"]}
-    return not stage or (stage, number, pid) in at_work
+    if answer is None:
+        return None
+    return {(each["stage"], each["number"], each["pid"]) for each in answer["stages"] if each["ready"]}
 
 
 def _end(pids: list[int]) -> None:

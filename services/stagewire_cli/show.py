@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def gather(environment: Environment) -> Status | None:
     keys = query.key_service(environment)
     if processes is None and keys is None:
         return None
-    counters = query.status_service(environment) or {"services": []}
+    counters = _counters(environment)
     keys = keys or {"interface": environment.interface, "ready": False, "stages": [], "peers": []}
     stages = {(stage["stage"], stage["number"]): stage for stage in keys.pop("stages")}
     counted = {(entry["stage"], entry["number"]): entry for entry in counters["services"]}
@@ -36,13 +37,23 @@ def gather(environment: Environment) -> Status | None:
     supervised = {process.pid: process for process in processes or []}
     workers = keys.get("workers", {}).get("wanted", 1)
     needed = {(stage, 0) for stage in _STAGES} | {("device", number) for number in range(workers)}
-    names = sorted(stages.keys() | counted.keys() | held.keys() | needed, key=_order)
+    # Workers that `stagewire scale` has sent home are remembered for a while, or for good, by who counts.
+    known = {name for name in stages.keys() | counted.keys() if name[0] != "device"}
+    names = sorted(known | held.keys() | needed, key=_order)
     return keys | {
         "services": [
             _service(name, held.get(name), supervised.get(held.get(name, 0)), stages.get(name), counted.get(name))
             for name in names
         ]
     }
+
+
+def _counters(environment: Environment) -> Status:
+    with suppress(query.OtherVersion):  # it has counted nothing of what it doesn't understand
+        answer = query.status_service(environment)
+        if answer is not None and "services" in answer:
+            return answer
+    return {"services": []}
 
 
 def _order(name: tuple[str, int]) -> tuple[int, int]:

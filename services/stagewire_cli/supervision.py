@@ -1,71 +1,20 @@
-"""supervisord for one interface: its configuration, what we add to it, and how to speak to it.
-
-supervisord's configuration can count processes but not cores, and knows no default for a variable that isn't set. So
-`supervisord.conf` names as many processes of each program as there may ever be, and an RPC interface of ours, which
-supervisord makes before it starts anything, leaves as many as are wanted; later it adds some or takes some away.
-"""
+"""supervisord for one interface: its configuration, and how to speak to it. What we add to it is in `inside`."""
 
 import configparser
 import http.client
 import os
 import socket
-import sys
 import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stagewire.environment import Environment, EnvironmentMistake
-from stagewire.ipc import slots
+from stagewire.environment import Environment
+from stagewire_cli import processes
+from stagewire_cli.processes import lives
 
 WORKERS_GROUP = "device-service"
-GROUPS = ("key-service", "conn-service", WORKERS_GROUP, "tun-service", "status-service")
-EXIT_MISTAKE = 2
 _RPC_TIMEOUT = 5.0
-
-
-class Programs:
-    """The RPC interface `stagewire` of our supervisord. Its methods are what may be called."""
-
-    def __init__(self, supervisord: Any, counts: dict[str, int]) -> None:
-        self._groups = supervisord.process_groups
-        self._not_wanted: dict[str, dict[str, Any]] = {}
-        for group, count in counts.items():
-            processes = self._groups[group].processes
-            surplus = sorted(processes)[count:]
-            self._not_wanted[group] = {name: processes.pop(name) for name in surplus}
-
-    def add(self, group: str, count: int) -> list[str]:
-        """Gives a group `count` processes in all if it has fewer; returns the new ones' names, which are to be started."""
-        processes, waiting = self._groups[group].processes, self._not_wanted[group]
-        names = sorted(waiting)[: max(0, count - len(processes))]
-        for name in names:
-            processes[name] = waiting.pop(name)
-        return [f"{group}:{name}" for name in names]
-
-    def drop(self, group: str, name: str) -> bool:
-        """Takes a process that has ended out of its group; says whether it did."""
-        processes = self._groups[group].processes
-        if name not in processes or processes[name].pid:
-            return False
-        self._not_wanted[group][name] = processes.pop(name)
-        return True
-
-
-def make(supervisord: Any, **_settings: str) -> Programs:
-    """Called by supervisord before it starts the programs."""
-    # Programs are installed beside supervisord, whose folder need not be on anybody's PATH.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    try:
-        environment = Environment.read(os.environ)
-    except EnvironmentMistake as mistake:
-        # Whatever is raised here, SystemExit included, supervisord shows as tracebacks and hides behind a line of its own.
-        sys.stderr.write(f"stagewire: {mistake}\n")
-        sys.stderr.flush()
-        os._exit(EXIT_MISTAKE)
-    workers = slots.wanted_workers(environment.run, environment.workers)
-    counts = {group: (workers if group == WORKERS_GROUP else 1) + environment.spares for group in GROUPS}
-    return Programs(supervisord, counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +36,7 @@ class Supervision:
         self._environment = environment
         self.configuration = environment.run / "supervisord.conf"
         self.pid_file = environment.run / "supervisord.pid"
-        self._socket = environment.run / "supervisor.sock"
+        self.socket = environment.run / "supervisor.sock"
 
     def write_configuration(self) -> None:
         """The top-level file's programs, with folders of this interface's own, in the background, logging to files."""
@@ -100,8 +49,8 @@ class Supervision:
             {"nodaemon": "false", "logfile": str(log / "supervisord.log"), "pidfile": str(self.pid_file),
              "logfile_maxbytes": "10MB", "logfile_backups": "1", "childlogdir": str(log)}
         )  # fmt: skip
-        parser["unix_http_server"]["file"] = str(self._socket)
-        parser["supervisorctl"]["serverurl"] = f"unix://{self._socket}"
+        parser["unix_http_server"]["file"] = str(self.socket)
+        parser["supervisorctl"]["serverurl"] = f"unix://{self.socket}"
         for section in parser.sections():
             if section.startswith("program:"):
                 # Every process writes to a file of its own, which alone supervisord can rotate.
@@ -111,8 +60,14 @@ class Supervision:
                     {"stdout_logfile": f"{log}/{process}.log", "stdout_logfile_maxbytes": "10MB",
                      "stdout_logfile_backups": "1"}
                 )  # fmt: skip
-        with self.configuration.open("w") as file:
+        # So that it needs nothing but this file when it is to be started again.
+        ours = {name: value for name, value in self.variables().items() if name.startswith("STAGEWIRE_")}
+        quoted = [f'{name}="{value.replace("%", "%%")}"' for name, value in ours.items() if '"' not in value]
+        parser["supervisord"]["environment"] = ",".join(quoted)
+        fresh = self.configuration.with_suffix(".new")
+        with fresh.open("w") as file:
             parser.write(file)
+        fresh.replace(self.configuration)
 
     def variables(self) -> dict[str, str]:
         """What its programs read from the environment."""
@@ -163,18 +118,24 @@ class Supervision:
         self._call("supervisor.shutdown")
 
     def pid(self) -> int | None:
-        """Its pid while it lives."""
+        """Its pid while it lives, also when its run folder was wiped."""
         try:
             pid = int(self.pid_file.read_text())
         except (OSError, ValueError):
-            return None
-        return pid if lives(pid) else None
+            pid = 0
+        if pid and lives(pid) and processes.is_supervisord(pid, self.configuration):
+            return pid
+        return next(iter(self.pids()), None)
+
+    def pids(self) -> list[int]:
+        """Of all supervisords that were started with this configuration and live; it should be one."""
+        return processes.supervisords(self.configuration)
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        if not self._socket.exists():
+        if not self.socket.exists():
             return None
         try:
-            with xmlrpc.client.ServerProxy("http://localhost", transport=_Transport(self._socket)) as proxy:
+            with xmlrpc.client.ServerProxy("http://localhost", transport=_Transport(self.socket)) as proxy:
                 return getattr(proxy, method)(*arguments)
         except (OSError, http.client.HTTPException, xmlrpc.client.Error):
             return None
@@ -203,19 +164,6 @@ class _Transport(xmlrpc.client.Transport):
         connection = _Connection(self._path)
         self._connection = host, connection  # where `close` finds it
         return connection
-
-
-def lives(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    # A zombie of a parent that doesn't wait has ended all the same.
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def template() -> Path:

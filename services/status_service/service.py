@@ -36,7 +36,7 @@ class StatusService:
             except zmq.Again:
                 return
             except BadControl as bad:
-                self._stage.counters[bad.reason] += 1
+                self._stage.drop(bad)
                 continue
             if isinstance(message, Counters):
                 self._tally.take(message, now)
@@ -49,7 +49,7 @@ class StatusService:
         except zmq.Again:
             return
         except BadControl as bad:
-            self._stage.counters[bad.reason] += 1
+            self._stage.drop(bad)
             message = None
         answer = self._snapshot(now) if isinstance(message, StatusQuery) else {}
         self._query.send(control.TO_STATUS.pack(StatusReply(json.dumps(answer))), zmq.DONTWAIT)

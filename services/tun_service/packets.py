@@ -36,12 +36,14 @@ class Packets:
         workers: "list[Outlet]",
         owners: AllowedIps[int],
         counters: Counter[str],
+        drop: Callable[[trains.BadTrain], None],
         lost: Callable[[OSError], None],
     ) -> None:
         self._tun = device
         self._workers = workers
         self._owners = owners
         self.counters = counters
+        self._drop = drop
         self._lost = lost
         self._header = False
         self._takes = 0
@@ -132,7 +134,7 @@ class Packets:
             except zmq.Again:
                 return
             except trains.BadTrain as bad:
-                self.counters[bad.reason] += bad.packets
+                self._drop(bad)
                 continue
             view = memoryview(frame)
             for start, end, packets in spans:

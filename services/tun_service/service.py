@@ -62,7 +62,7 @@ class TunService:
         self._mtu_set: int | None = None
         """By us; what somebody sets it to afterwards stays, whatever key-service repeats."""
         self._workers: list[Outlet] = []
-        self._packets = Packets(device, self._workers, self._owners, stage.counters, self._lost)
+        self._packets = Packets(device, self._workers, self._owners, stage.counters, stage.drop, self._lost)
         self._retry: float | None = None
 
     def set_up(self) -> None:

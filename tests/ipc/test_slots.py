@@ -27,6 +27,7 @@ Loop(slot.beat).run()
 
 class Contender:
     def __init__(self, folder: Path, number: int = 0) -> None:
+        (folder / "test").mkdir(exist_ok=True)
         self.output = folder / f"output.{os.urandom(4).hex()}"
         with self.output.open("wb") as file:
             self.process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder), str(number)], stdout=file)

@@ -151,9 +151,9 @@ def test_check_of_what_is_no_file_does_not_wait(folder: Path) -> None:
 # --- up, down, status --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["up", "down"])
-def test_an_ordinary_user_is_told_why_not(folder: Path, command: str) -> None:
-    refused = stagewire(command, "wg0", before=NOT_ROOT, env=folders(folder))
+@pytest.mark.parametrize("command", [["up"], ["down"], ["restart", "tun"], ["scale", "2"]])
+def test_an_ordinary_user_is_told_why_not(folder: Path, command: list[str]) -> None:
+    refused = stagewire(*command, "wg0", before=NOT_ROOT, env=folders(folder))
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == (
         "stagewire: this needs root: it makes a network interface and starts services under uids of their own\n"
@@ -192,9 +192,7 @@ def test_status_of_what_a_killed_machine_left_behind(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "a/b", "x" * 16, "wg 0", "wg0;reboot", ".."])
 def test_a_name_that_is_none_is_refused_in_one_line(folder: Path, name: str) -> None:
-    for command in (["status", name], ["up", name]):
-        if name == "" and command[0] == "status":
-            continue  # as if none were given
+    for command in (["status", name], ["up", name], ["down", name], ["restart", "all", name], ["scale", "2", name]):
         refused = stagewire(*command, env=folders(folder))
         assert refused.returncode == 1
         assert refused.stderr.startswith("stagewire: ")
@@ -211,6 +209,39 @@ def test_a_file_that_is_named_after_no_interface_is_refused(folder: Path) -> Non
 def test_down_of_what_is_not_up(folder: Path) -> None:
     refused = stagewire("down", "wg7", env=folders(folder))
     assert (refused.returncode, refused.stderr) == (1, "stagewire: wg7 is not up\n")
+
+
+@pytest.mark.parametrize("arguments", [["restart", "all"], ["scale", "2"]])
+def test_restart_and_scale_when_nothing_is_up(folder: Path, arguments: list[str]) -> None:
+    assert stagewire(*arguments, env=folders(folder)).stderr == "stagewire: no interface is up\n"
+    for name in ("wg7", "/nowhere/wg7.conf"):
+        refused = stagewire(*arguments, name, env=folders(folder))
+        assert (refused.returncode, refused.stdout, refused.stderr) == (1, "", "stagewire: wg7: wg7 is not up\n")
+
+
+@pytest.mark.parametrize("arguments", [["restart", "all"], ["scale", "2"]])
+def test_which_of_two_interfaces_is_not_guessed(folder: Path, arguments: list[str]) -> None:
+    for name in ("wg0", "wg1"):
+        (folder / "run" / name).mkdir(parents=True)
+    refused = stagewire(*arguments, env=folders(folder))
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == "stagewire: 2 interfaces are up (wg0, wg1); name one\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["restart"], ["restart", "wg0"], ["restart", "tun", "wg0", "x"], ["scale"], ["scale", "wg0"], ["scale", "0"],
+     ["scale", "65"], ["scale", "-1"]],
+)  # fmt: skip
+def test_a_command_that_makes_no_sense_is_explained(folder: Path, arguments: list[str]) -> None:
+    refused = stagewire(*arguments, env=folders(folder))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("Usage: ")
+
+
+def test_status_takes_a_path_as_up_and_down_do(folder: Path) -> None:
+    asked = stagewire("status", folder / "wg7.conf", env=folders(folder))
+    assert (asked.returncode, asked.stderr) == (1, "stagewire: wg7 is not up\n")
 
 
 def test_help_and_version_need_nothing(folder: Path) -> None:

@@ -15,11 +15,16 @@ M = TypeVar("M")
 
 
 class BadControl(Exception):  # noqa: N818 - it is the sender's error
-    """Bytes that are no message of the set. `reason` is the name of the counter that they add to."""
+    """Bytes that are no message of the set. `reason` is the name of the counter that they add to.
 
-    def __init__(self, reason: str) -> None:
+    `version` is the one they are of, where that is what is wrong.
+    """
+
+    def __init__(self, reason: str, version: int | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.packets = 1
+        self.version = version
 
 
 class Codec(Generic[M]):
@@ -44,7 +49,7 @@ class Codec(Generic[M]):
         if not isinstance(parts, tuple) or len(parts) < 2:
             raise BadControl("control_malformed")
         if type(parts[0]) is not int or parts[0] != self._version:  # True and 1.0 are equal to 1
-            raise BadControl("control_of_unknown_version")
+            raise BadControl("control_of_unknown_version", parts[0] if type(parts[0]) is int else None)
         kind = self._kinds.get(parts[1]) if isinstance(parts[1], str) else None
         if kind is None:
             raise BadControl("control_of_unknown_kind")

@@ -8,6 +8,7 @@ are root's, in the interface's own folder, where no stage could take them away o
 import fcntl
 import mmap
 import os
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -149,18 +150,19 @@ def contenders(run: Path, stage: str = "") -> list[int]:
     """The pids of all that hold or wait for a slot of an interface (of `stage`), in its folder as it is or as it was."""
     beginning = f"{run / PREFIX}{stage}." if stage else str(run / PREFIX)
     processes = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
-    return sorted(pid for pid in processes if _has_open(pid, beginning))
+    return sorted(pid for pid in processes if _has_open(pid, lambda path: path.startswith(beginning)))
 
 
-def holders_of_deleted(path: Path) -> list[int]:
-    """The pids of those that hold a slot of this name whose file was taken away."""
-    return sorted({pid for pid, _ in _locks() if _has_open(pid, f"{path} (deleted)")})
+def holders_of_deleted(paths: Iterable[Path]) -> list[int]:
+    """The pids of those that hold a slot of one of these names whose file was taken away."""
+    names = {f"{path} (deleted)" for path in paths}
+    return sorted(pid for pid in {pid for pid, _ in _locks()} if _has_open(pid, names.__contains__))
 
 
-def _has_open(pid: int, beginning: str) -> bool:
+def _has_open(pid: int, meant: Callable[[str], bool]) -> bool:
     with suppress(OSError):
         for link in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):
-                if str(link.readlink()).startswith(beginning):
+                if meant(str(link.readlink())):
                     return True
     return False

@@ -24,7 +24,7 @@ from typing import Final
 
 import structlog
 
-from stagewire.ipc import bequest, slots
+from stagewire.ipc import bequest, endpoints, slots
 from stagewire.ipc.loop import boot_time
 from stagewire.ipc.slots import Slot
 
@@ -76,6 +76,21 @@ class Spare:
 
     def wait(self) -> tuple[Slot, dict[str, int]]:
         """Returns the slot once it is held, with the descriptors that the holder before left. Raises OSError."""
+        try:
+            taken = self._wait()
+            self._set_folders_right()
+        except OSError:
+            # Nothing may stay open: it may be the last copy of a socket, whose port somebody else wants to open.
+            for watched in self._watched.values():
+                self._forget(watched)
+            raise
+        self._hang_up(taken)
+        for watched in self._watched.values():
+            if watched is not taken:
+                self._forget(watched)
+        return taken.slot, taken.inherited
+
+    def _wait(self) -> _Watched:
         said = False
         while True:
             taken = self._look()
@@ -85,8 +100,7 @@ class Spare:
             while taken is None and (events := self._poll.poll(LOOK_INTERVAL * 1000)):
                 taken = self._on_lines([descriptor for descriptor, _ in events])
             if taken is not None:
-                self._forget_others(taken)
-                return taken.slot, taken.inherited
+                return taken
 
     # --- looks ---------------------------------------------------------------------------------------------
 
@@ -94,31 +108,46 @@ class Spare:
         numbers = self._numbers()
         for number in [number for number in self._watched if number not in numbers]:
             self._forget(self._watched.pop(number))
+        self._open(numbers)
         for number in numbers:
-            watched = self._watched.get(number)
-            if watched is not None and not watched.slot.in_place():
-                self._forget(self._watched.pop(number))
-                watched = None
-            if watched is None:
-                watched = self._watched[number] = _Watched(self._open(number))
+            watched = self._watched[number]
             if watched.slot.take(boot_time()):
                 return watched
             self._look_at(watched)
         return None
 
-    def _open(self, number: int) -> Slot:
-        path = self._run / f"{slots.PREFIX}{self._stage}.{number}"
-        fresh = not path.exists()
-        slot = Slot(self._run, self._stage, number)
-        if fresh:
-            # The run folder may have been wiped under a holder, which notices within a quarter of a second.
-            until = boot_time() + _DELETED_PATIENCE
-            while left := slots.holders_of_deleted(path):
-                if boot_time() > until:
-                    for pid in left:
-                        _kill(pid, lambda pid=pid: pid in slots.holders_of_deleted(path))  # type: ignore[misc]
-                time.sleep(0.02)
-        return slot
+    def _open(self, numbers: Sequence[int]) -> None:
+        """Opens the slots that are new to us, and those whose file is another than it was."""
+        fresh = []
+        for number in numbers:
+            watched = self._watched.get(number)
+            if watched is None:
+                self._watched[number] = _Watched(self._slot(number))
+            elif not watched.slot.in_place():
+                # What was left to us is as good as before, and so is the line, whose end tells that the holder has gone.
+                deleted, watched.slot = watched.slot, self._slot(number)
+                deleted.close()
+            else:
+                continue
+            fresh.append(self._watched[number].slot.path)
+        if not fresh:
+            return
+        # The run folder may have been wiped under a holder, which notices within a quarter of a second. Whoever made
+        # the new file, nobody takes it before that.
+        until = boot_time() + _DELETED_PATIENCE
+        while left := slots.holders_of_deleted(fresh):
+            if boot_time() > until:
+                for pid in left:
+                    _kill(pid, lambda pid=pid: pid in slots.holders_of_deleted(fresh))  # type: ignore[misc]
+            time.sleep(0.02)
+
+    def _slot(self, number: int) -> Slot:
+        self._set_folders_right()
+        return Slot(self._run, self._stage, number)
+
+    def _set_folders_right(self) -> None:
+        if not (self._run / self._stage).is_dir():
+            endpoints.prepare_folders(self._run, self._stage)
 
     def _look_at(self, watched: _Watched) -> None:
         if watched.line is None:
@@ -170,12 +199,6 @@ class Spare:
         self._hang_up(watched)
         _close_all(watched.inherited)
         watched.slot.close()
-
-    def _forget_others(self, taken: _Watched) -> None:
-        self._hang_up(taken)
-        for watched in self._watched.values():
-            if watched is not taken:
-                self._forget(watched)
 
 
 def _close_all(descriptors: dict[str, int]) -> None:

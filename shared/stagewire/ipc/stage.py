@@ -13,6 +13,7 @@ import os
 import secrets
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ import zmq
 
 from stagewire import logs, privileges
 from stagewire.environment import Environment, EnvironmentMistake
-from stagewire.ipc import control, endpoints, slots
+from stagewire.ipc import control, endpoints, slots, trains
 from stagewire.ipc.bequest import Bequest
 from stagewire.ipc.codec import BadControl
 from stagewire.ipc.control import (
@@ -42,9 +43,14 @@ from stagewire.ipc.control import (
 from stagewire.ipc.loop import Every, Loop, boot_time
 from stagewire.ipc.slots import SlotLost
 from stagewire.ipc.spare import Spare
+from stagewire.ipc.trains import BadTrain
 
 LINGER_MS = 100
 """What was sent before we stop has this long to leave."""
+RETRY = 1.0
+"""s between two attempts to get a place, when there is no room for one."""
+MAX_VERSIONS = 8
+"""Other versions than ours that are said; whoever makes some up shall not fill the log."""
 EXIT_MISTAKE = 2
 """The operator has to do something; starting again won't help."""
 
@@ -72,25 +78,44 @@ class Stage:
         self.environment = _read_environment()
         self.log = logs.set_up(f"{name}-service", self.environment.log_level, interface=self.environment.interface)
         self.counters: Counter[str] = Counter()
-        # No stage re-reads anything on SIGHUP; a closed terminal must not end a gateway, nor what waits for it.
+        self._versions_met: set[tuple[str, int]] = set()
+        # No stage re-reads anything on it; a closed terminal must not end a gateway, nor those that wait.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
-            endpoints.prepare_folders(self.environment.run, name)
             warm_up()
-            # Before anything is opened or read: no two processes may serve one place, nor one undo what the other does.
-            waiting = Spare(self.environment.run, name, lambda: self._numbers(only), privileges.uid_of(name), self.log)
-            self.slot, self.inherited = waiting.wait()
-            privileges.be_as_nice_as_parent()
         except OSError as error:
             self.log.error("cannot work", reason=str(error))
             sys.exit(EXIT_MISTAKE)
+        self._wait_for_slot(only)
         self.number = self.slot.number
         if name == "device":
             self.log = self.log.bind(worker=self.number)
         self.loop = Loop(self.slot.beat)
         self.fault = ""
+        self.at_end: Callable[[], None] = lambda: None
+        """Closes what whoever takes over would stumble upon."""
         self.bequest: Bequest
         self.pipes = endpoints.Pipes(zmq.Context(), self.environment.run)
+
+    def _wait_for_slot(self, only: int | None) -> None:
+        """Before anything is opened or read: no two processes may serve one place, nor one undo what the other does."""
+        environment, said = self.environment, ""
+        while True:
+            try:
+                endpoints.prepare_folders(environment.run, self.name)
+                spare = Spare(
+                    environment.run, self.name, lambda: self._numbers(only), privileges.uid_of(self.name), self.log
+                )
+                self.slot, self.inherited = spare.wait()
+            except OSError as error:
+                reason = f"{error.filename or environment.run}: {error.strerror}"
+                if reason != said:
+                    self.log.error("cannot work", reason=reason)
+                said = reason
+                time.sleep(RETRY)
+            else:
+                privileges.be_as_nice_as_parent()
+                return
 
     def _numbers(self, only: int | None) -> Sequence[int]:
         if only is not None:
@@ -108,6 +133,15 @@ class Stage:
             else:
                 self.log.info("works again")
 
+    def drop(self, bad: BadControl | BadTrain) -> None:
+        """Counts what couldn't be read; another version, which an upgrade leaves side by side with ours, is also said."""
+        self.counters[bad.reason] += bad.packets
+        of, ours = ("control", control.VERSION) if isinstance(bad, BadControl) else ("packets", trains.VERSION)
+        if bad.version is None or (of, bad.version) in self._versions_met or len(self._versions_met) >= MAX_VERSIONS:
+            return
+        self._versions_met.add((of, bad.version))
+        self.log.warning("drops messages of another version", of=of, theirs=bad.version, ours=ours)
+
     def hello(self) -> Hello:
         """The plain one."""
         return Hello(self.name, self.number, self.generation, os.getpid())
@@ -118,9 +152,13 @@ class Stage:
             privileges.drop(self.name, *capabilities)
             # From here on every socket is for the services' group, and nobody else.
             os.umask(0o117)
-            self.bequest = Bequest(self.loop, self.environment.run / self.name, self.number)
-            set_up()
-            self._push_counters()
+            try:
+                self.bequest = Bequest(self.loop, self.environment.run / self.name, self.number)
+                set_up()
+                self._push_counters()
+            except (OSError, zmq.ZMQError) as error:  # no room in the run folder, or no such folder any more
+                self.log.error("cannot work", reason=str(error))
+                return EXIT_MISTAKE
             self.log.info("started", pid=os.getpid(), generation=self.generation)
             self.loop.run()
         except KeyboardInterrupt:
@@ -139,6 +177,7 @@ class Stage:
 
     def _make_room(self) -> None:
         """Lets the spare begin while the interpreter takes its time to end."""
+        self.at_end()
         self.slot.release()
         with suppress(AttributeError):  # not got as far as that
             self.bequest.close()
@@ -231,7 +270,7 @@ class ControlLine:
             try:
                 message = control.FROM_KEY.unpack_untrusted(data)
             except BadControl as bad:
-                self._stage.counters[bad.reason] += 1
+                self._stage.drop(bad)
                 continue
             if isinstance(message, Beat):
                 if message.generation != self._key_generation:

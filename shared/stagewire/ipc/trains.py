@@ -62,10 +62,12 @@ class BadTrain(Exception):  # noqa: N818 - it is the sender's error
     `reason` is the name of the counter it adds to, `packets` how much: those in it, as far as it can be told.
     """
 
-    def __init__(self, reason: str, packets: int = 1) -> None:
+    def __init__(self, reason: str, packets: int = 1, version: int | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.packets = packets
+        self.version = version
+        """The one it is of, where that is what is wrong."""
 
 
 def cut_packets(packets: Sequence[Item]) -> Iterator[Sequence[Item]]:
@@ -340,7 +342,7 @@ def _open(frame: bytes, expected: int) -> tuple[int, float]:
         raise BadTrain("train_malformed")
     version, kind, _, count, stamp = _HEADER.unpack_from(frame)
     if version != VERSION:
-        raise BadTrain("train_of_unknown_version")
+        raise BadTrain("train_of_unknown_version", version=version)
     if kind != expected:
         raise BadTrain("train_malformed")
     return count, stamp
