@@ -49,9 +49,11 @@ def listen(path: Path) -> socket.socket | None:
 
 
 def _is_served(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(str(path))
+        except BlockingIOError:  # by one that has no time to accept anybody
+            return True
         except OSError:
             return False
         return True
