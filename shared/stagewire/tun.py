@@ -1,24 +1,39 @@
-"""The TUN device (Linux, Documentation/networking/tuntap.rst)."""
+"""The TUN device (Linux, Documentation/networking/tuntap.rst), with offloads where the kernel has them.
+
+With offloads each packet has a `virtio_net_hdr` before it, and up to 64 KiB of one flow are read or written in one piece
+(`proto.offload`). Whether a device has them is decided when it is attached; a descriptor that was borrowed tells by itself.
+"""
 
 import errno
 import fcntl
 import os
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from pyroute2 import IPRoute
+from pyroute2 import IPRoute, NetlinkError
+
+from stagewire.proto.offload.coalesce import TAKES_TCP, TAKES_UDP
 
 MAX_PACKET: Final = 65535
 DESCRIPTOR: Final = "tun"
 """What its descriptor is called when it is handed on."""
+MAX_SUPER_PACKET: Final = 60_000
+"""Bytes that the kernel puts in one super-packet: sealed, it still goes out by one UDP GSO send (64 datagrams, 65,507)."""
 _TUNSETIFF: Final = 0x400454CA
-_TUNGETIFF: Final = 0x800454D2
 _TUNSETPERSIST: Final = 0x400454CB
 _TUNSETOWNER: Final = 0x400454CC
 _IFF_TUN: Final = 0x0001
 _IFF_NO_PI: Final = 0x1000
+_IFF_VNET_HDR: Final = 0x4000
+_TUNGETIFF: Final = 0x800454D2
+_TUNSETOFFLOAD: Final = 0x400454D0
+_F_TCP: Final = 0x01 | 0x02 | 0x04 | 0x08
+"""TUN_F_CSUM, TSO4, TSO6, TSO_ECN."""
+_F_UDP: Final = 0x20 | 0x40
+"""TUN_F_USO4, USO6; Linux 6.2."""
 LENDER: Final = "tun-lender"
 """In the run folder: where the keeper of `stagewire INTERFACE` hands out copies of its descriptor, to root."""
 _BORROW_WITHIN: Final = 5.0
@@ -40,18 +55,46 @@ def open_clone() -> int:
         raise TunUnavailable(f"{path}: {error.strerror}; start as root, or give access to the device") from None
 
 
-def attach(clone: int, name: str, owner: int, *, persistent: bool = True) -> None:
+def attach(clone: int, name: str, owner: int, *, persistent: bool = True, offload: bool = False) -> None:
     """Makes `name`, or takes it over if it is ours from an earlier life. Raises TunUnavailable.
 
-    A persistent device outlives its processes; another is gone with its last descriptor.
+    A persistent device outlives its processes; another is gone with its last descriptor. With `offload` there is a header
+    before each packet from now on; what is in it, `switch_offloads` says.
     """
     _check_ours(name, owner)
+    flags = _IFF_TUN | _IFF_NO_PI | (_IFF_VNET_HDR if offload else 0)
     try:
-        fcntl.ioctl(clone, _TUNSETIFF, _REQUEST.pack(name.encode(), _IFF_TUN | _IFF_NO_PI))
+        fcntl.ioctl(clone, _TUNSETIFF, _REQUEST.pack(name.encode(), flags))
         fcntl.ioctl(clone, _TUNSETOWNER, owner)
         fcntl.ioctl(clone, _TUNSETPERSIST, int(persistent))
     except OSError as error:
         raise TunUnavailable(_explain(name, error)) from None
+    if offload:
+        _limit_super_packets(name)
+
+
+def has_header(attached: int) -> bool:
+    """Whether there is a `virtio_net_hdr` before each packet of a device."""
+    answer = fcntl.ioctl(attached, _TUNGETIFF, _REQUEST.pack(b"", 0))
+    return bool(_REQUEST.unpack(answer)[1] & _IFF_VNET_HDR)
+
+
+def switch_offloads(attached: int) -> int:
+    """Asks the kernel for super-packets, as far as it has them; what it will take itself (TAKES_*), 0 for none."""
+    if not has_header(attached):
+        return 0
+    for flags, takes in ((_F_TCP | _F_UDP, TAKES_TCP | TAKES_UDP), (_F_TCP, TAKES_TCP)):
+        with suppress(OSError):
+            fcntl.ioctl(attached, _TUNSETOFFLOAD, flags)
+            return takes
+    return 0
+
+
+def _limit_super_packets(name: str) -> None:
+    # A kernel that can't limit them makes larger ones, which are then sent in two parts.
+    with IPRoute() as netlink, suppress(NetlinkError):
+        for index in netlink.link_lookup(ifname=name):
+            netlink.link("set", index=index, gso_max_size=MAX_SUPER_PACKET)
 
 
 def is_attached(clone: int) -> bool:

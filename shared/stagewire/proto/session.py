@@ -20,8 +20,8 @@ class Session:
     """One pair of transport keys. `created` is in s on the boot-time clock; indices are the 32-bit ones on the wire."""
 
     __slots__ = (
-        "_encrypt", "asked_for_rekey", "created", "decrypt", "index", "initiator", "remote_index", "send_counter",
-        "window",
+        "_encrypt", "asked_for_rekey", "created", "decrypt", "decrypt_into", "encrypt_into", "index", "initiator",
+        "remote_index", "send_counter", "window",
     )  # fmt: skip
 
     def __init__(
@@ -38,6 +38,11 @@ class Session:
         self._encrypt = sender.encrypt
         self.decrypt = receiver.decrypt
         """(nonce, ciphertext with tag, None) -> packet with padding; raises InvalidTag."""
+        self.encrypt_into = sender.encrypt_into
+        """(nonce, packet with padding, None, place for it with its tag), which may be one place. Under a counter of
+        `take_counters` alone."""
+        self.decrypt_into = receiver.decrypt_into
+        """The way back; raises InvalidTag."""
 
     def __repr__(self) -> str:
         return f"Session({self.index:#010x} -> {self.remote_index:#010x})"
@@ -67,6 +72,22 @@ class Session:
     def initiator_index(self) -> int:
         """The index that the initiator chose."""
         return self.index if self.initiator else self.remote_index
+
+    @property
+    def counters_left(self) -> int:
+        """How many packets may still be sent."""
+        return c.REJECT_AFTER_MESSAGES - self.send_counter
+
+    def take_counters(self, count: int) -> int:
+        """The first of `count` counters that are the caller's to seal with, once each.
+
+        Raises OverflowError if there aren't as many.
+        """
+        counter = self.send_counter
+        if count > c.REJECT_AFTER_MESSAGES - counter:
+            raise OverflowError("no counters left")
+        self.send_counter = counter + count
+        return counter
 
     def seal(self, packets: list[bytes], mtu: int) -> list[bytes]:
         """Transport messages for as many of the packets, from the front, as there are counters left.

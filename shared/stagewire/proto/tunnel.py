@@ -12,15 +12,23 @@ Inbound, per train, after the cipher and the replay window have accepted at leas
 """
 
 from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidTag
 
 from stagewire.proto import constants as c
 from stagewire.proto import endpoint as places
 from stagewire.proto.events import EndpointMoved, SessionConfirmed, SessionsEnded, WantHandshake, WorkerEvent
+from stagewire.proto.offload.block import Block
+from stagewire.proto.offload.coalesce import Item
+from stagewire.proto.offload.segment import SuperPacket, split
 from stagewire.proto.session import Session, SessionSlots
 from stagewire.proto.timers import Jitter, SessionTimers
+
+if TYPE_CHECKING:  # it needs NumPy, which may be missing
+    from stagewire.proto.offload.lane import Lane, Received
 
 WANT_INTERVAL = 1.0
 """Seconds between two requests for a handshake: key-service spaces initiations anyway, and a request may be lost."""
@@ -28,10 +36,13 @@ WANT_INTERVAL = 1.0
 
 @dataclass(slots=True)
 class Output:
-    """What follows from a call: runs of datagrams to one endpoint each, packets for the OS, events for key-service."""
+    """What follows from a call: runs of datagrams to one endpoint each, packets for the OS, events for key-service.
 
-    runs: list[tuple[bytes, list[bytes]]] = field(default_factory=list)
-    packets: list[bytes] = field(default_factory=list)
+    A run may be a `Block`, which is good until the next call.
+    """
+
+    runs: list[tuple[bytes, Sequence[bytes]]] = field(default_factory=list)
+    packets: list[Item] = field(default_factory=list)
     events: list[WorkerEvent] = field(default_factory=list)
 
 
@@ -46,7 +57,15 @@ class TunnelSettings:
 class Tunnel:
     """One peer's sessions and all that hangs on them. Calls add what follows from them to an Output."""
 
-    def __init__(self, public_key: bytes, settings: TunnelSettings, jitter: Jitter, drops: Counter[str]) -> None:
+    def __init__(
+        self,
+        public_key: bytes,
+        settings: TunnelSettings,
+        jitter: Jitter,
+        drops: Counter[str],
+        lane: "Lane | None" = None,
+    ) -> None:
+        """`lane` seals super-packets; without, their packets are sealed one by one."""
         self.public_key = public_key
         self.settings = settings
         self.slots = SessionSlots()
@@ -57,6 +76,7 @@ class Tunnel:
         self.rx_bytes = 0
         self.staged: deque[bytes] = deque()
         self._drops = drops
+        self._lane = lane
         self._last_want: float | None = None
 
     def __repr__(self) -> str:
@@ -64,29 +84,55 @@ class Tunnel:
 
     # --- outbound ------------------------------------------------------------------------------------------
 
-    def send(self, packets: list[bytes], now: float, out: Output) -> None:
+    def send(self, packets: Sequence[bytes | SuperPacket], now: float, out: Output) -> None:
         """Seals a train, or stages it until there is a session."""
         session = self.slots.current
         if session is None or self.endpoint is None or not session.may_send(now):
-            self._stage(packets)
+            self._stage(_one_by_one(packets))
             self.want("no_session", now, out)
             return
-        sealed = session.seal(packets, self.settings.mtu)
-        if len(sealed) < len(packets):
+        total = sum([1 if isinstance(packet, bytes) else packet.count for packet in packets])
+        if total > session.counters_left:
+            packets = _one_by_one(packets)
+        runs = self._seal(session, packets)
+        sealed = sum(map(len, runs))
+        if sealed < total:
             self._drops["counter_exhausted"] += 1
-            self._stage(packets[len(sealed) :])
+            self._stage(_one_by_one(packets[sealed:]))
         if not sealed:
             self.want("no_session", now, out)
             return
-        self._sent(session, sealed, now, out)
+        for run in runs:
+            self._sent(run, out)
+        self._after_sending(session, now, out)
         self.timers.data_sent(now)
+
+    def _seal(self, session: Session, packets: Sequence[bytes | SuperPacket]) -> list[Sequence[bytes]]:
+        """What is sealed, in order: all of it, unless there are single packets alone and counters run out."""
+        mtu, lane = self.settings.mtu, self._lane
+        runs: list[Sequence[bytes]] = []
+        train: list[bytes] = []
+        for packet in packets:
+            if isinstance(packet, bytes):
+                train.append(packet)
+            elif lane is None or packet.count < lane.LEAST_TO_SEAL:
+                train += split(packet)
+            else:
+                if train:
+                    runs.append(session.seal(train, mtu))
+                    train = []
+                runs += lane.seal(session, packet, mtu)
+        if train:
+            runs.append(session.seal(train, mtu))
+        return runs
 
     def send_keepalive(self, now: float, out: Output) -> None:
         """Sends what is staged, or, if nothing is, an empty packet."""
         if self.staged:
             self.flush(now, out)
         elif (session := self.slots.current) and self.endpoint is not None and session.may_send(now):
-            self._sent(session, session.seal([b""], self.settings.mtu), now, out)
+            self._sent(session.seal([b""], self.settings.mtu), out)
+            self._after_sending(session, now, out)
         else:
             # An empty packet that waits for a session would only say what the handshake says itself.
             self.want("persistent", now, out)
@@ -112,15 +158,17 @@ class Tunnel:
         if self.staged:
             self.want("no_session", now, out)
 
-    def _sent(self, session: Session, sealed: list[bytes], now: float, out: Output) -> None:
+    def _sent(self, run: Sequence[bytes], out: Output) -> None:
         assert self.endpoint is not None  # noqa: S101 - both callers have looked
-        self.tx_bytes += sum(map(len, sealed))
-        out.runs.append((self.endpoint, sealed))
+        self.tx_bytes += len(run.data) if isinstance(run, Block) else sum(map(len, run))
+        out.runs.append((self.endpoint, run))
+
+    def _after_sending(self, session: Session, now: float, out: Output) -> None:
         self.timers.any_sent(now)
         if self._stale(session, now):
             self.want("rekey", now, out)
 
-    def _stage(self, packets: list[bytes]) -> None:
+    def _stage(self, packets: Iterable[bytes]) -> None:
         self.staged.extend(packets)
         while len(self.staged) > c.MAX_STAGED_PACKETS:
             self.staged.popleft()
@@ -176,6 +224,16 @@ class Tunnel:
         if opened or keepalives:
             self._received(session, received, endpoint, now, out, data=bool(opened))
         return opened
+
+    def receive_rows(self, session: Session, received: "Received", endpoint: bytes, now: float, out: Output) -> None:
+        """`receive`, for a run that lies in rows, where its packets are left. There must be a lane."""
+        if session.expired(now):
+            self._drops["session_expired"] += received.count
+            return
+        assert self._lane is not None  # noqa: S101 - it made the rows
+        size = self._lane.open(session, received, self._drops)
+        if size:
+            self._received(session, size, endpoint, now, out, data=True)
 
     def _received(self, session: Session, size: int, endpoint: bytes, now: float, out: Output, *, data: bool) -> None:
         self.rx_bytes += size
@@ -257,3 +315,13 @@ class Tunnel:
     def _ended(self, sessions: list[Session], out: Output) -> None:
         if sessions:
             out.events.append(SessionsEnded(tuple(session.index for session in sessions)))
+
+
+def _one_by_one(packets: Iterable[bytes | SuperPacket]) -> list[bytes]:
+    found: list[bytes] = []
+    for packet in packets:
+        if isinstance(packet, bytes):
+            found.append(packet)
+        else:
+            found += split(packet)
+    return found

@@ -1,0 +1,164 @@
+"""The wide lane: runs sealed and opened where they lie, for trains long enough that NumPy pays.
+
+A counter is taken before it is used and a row is opened before its counter is looked at, here as on the narrow lane
+(`Session.seal`, `Tunnel.receive`): only the number of packets at a time is another.
+"""
+
+from collections import Counter, deque
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Final
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+
+from stagewire.proto import constants as c
+from stagewire.proto.offload import columns, wide
+from stagewire.proto.offload.block import Block
+from stagewire.proto.offload.coalesce import Item
+from stagewire.proto.offload.rows import Bytes, Rows, most
+from stagewire.proto.offload.segment import SuperPacket
+from stagewire.proto.session import Session
+
+_SHORTEST: Final = c.TRANSPORT_OVERHEAD + 20
+"""Bytes; below it there is no packet in a datagram."""
+_FRONT: Final = c.TRANSPORT_HEADER_LENGTH
+_COUNT: Final = np.arange(64, dtype=np.uint64)
+
+
+@dataclass(slots=True)
+class Received:
+    """A run that lies in rows: sealed first, then opened in place."""
+
+    rows: Rows
+    receiver: bytes
+    """Type, reserved bytes and receiver index, the same in all rows."""
+    size: int
+    last: int
+    count: int
+    packets: Bytes | None = None
+    """Those that were authentic and new, once they are opened, padded; in the last one's row zeros follow."""
+    padded_last: int = 0
+
+
+class Lane:
+    """The buffers. What is laid in them is good until `recycle`."""
+
+    LEAST_TO_SEAL: Final = 6
+    """Packets from which on `wide.lay` is quicker than `segment.split`."""
+    LEAST_TO_OPEN: Final = 8
+    """Packets from which on `columns.merge` is quicker than `coalesce.merge`."""
+
+    def __init__(self) -> None:
+        self._rows: list[Rows] = []
+        self._used = 0
+
+    def recycle(self) -> None:
+        """What was given out isn't needed any more."""
+        self._used = 0
+
+    def _take(self) -> Rows:
+        if self._used == len(self._rows):
+            self._rows.append(Rows())
+        self._used += 1
+        return self._rows[self._used - 1]
+
+    # --- sealing -------------------------------------------------------------------------------------------
+
+    def seal(self, session: Session, whole: SuperPacket, mtu: int) -> list[Block]:
+        """The runs of a super-packet, sealed. There must be counters left for all of it.
+
+        Hot: 100 us for 43 packets of 1,420 bytes, of which 55 us are the cipher's.
+        """
+        counter = session.take_counters(whole.count)
+        blocks = []
+        for run in range(wide.runs_of(whole, mtu)):
+            laid = wide.lay(whole, run, self._take(), mtu)
+            blocks.append(_seal(session, laid, counter))
+            counter += laid.count
+        return blocks
+
+    # --- opening -------------------------------------------------------------------------------------------
+
+    def receive(self, block: Block) -> Received | None:
+        """Lays a run in rows; None if it is for more than one session, or has a datagram without a packet."""
+        size, length = block.size, len(block.data)
+        count = len(block)
+        last = length - (count - 1) * size
+        if count > most(size) or size < _SHORTEST or last < _SHORTEST:
+            return None
+        rows = self._take()
+        rows.view[:length] = block.data
+        receivers = rows.table(size)[:count, :8].view("<u8")[:, 0]
+        if (receivers != receivers[0]).any():
+            return None
+        return Received(rows, bytes(rows.view[:8]), size, last, count)
+
+    @staticmethod
+    def open(session: Session, received: Received, drops: Counter[str]) -> int:
+        """Opens the rows where they lie; returns how many bytes of datagrams were authentic and new.
+
+        Hot: 80 us for 43 packets of 1,420 bytes, of which 60 us are the cipher's.
+        """
+        rows, size, count, last = received.rows, received.size, received.count, received.last
+        table = rows.table(size)[:count]
+        counters = table[:, 8:16].view("<u8")[:, 0].tolist()
+        table[:, 4:8] = 0  # bytes 4 to 16 are the nonce now
+        views = list(zip(*rows.views(size), strict=True))[:count]
+        if last < size:
+            views[-1] = rows.cut((count - 1) * size, last)
+        decrypt_into, authentic = session.decrypt_into, []
+        for position, (nonce, packet, tagged) in enumerate(views):
+            try:
+                decrypt_into(nonce, tagged, None, packet)
+            except InvalidTag:
+                drops["transport_not_authentic"] += 1
+            else:
+                authentic.append(position)
+        # Only after authentication: a forged counter must not move the window.
+        if len(authentic) == count and session.window.accept_run(counters):
+            accepted = authentic
+        else:
+            accept = session.window.accept
+            accepted = [position for position in authentic if accept(counters[position])]
+            if len(accepted) < len(authentic):
+                drops["replayed"] += len(authentic) - len(accepted)
+        inner = table[:, _FRONT : size - c.TAG_LENGTH]
+        whole = bool(accepted) and accepted[-1] == count - 1
+        received.padded_last = (last if whole else size) - c.TRANSPORT_OVERHEAD
+        if whole:
+            inner[-1, received.padded_last :] = 0
+        received.packets = inner if len(accepted) == count else inner[accepted]
+        return len(accepted) * size - (size - last if whole else 0)
+
+    @staticmethod
+    def merge(received: Received, takes: int) -> list[Item] | None:
+        """The packets that were opened, merged as far as they can be; None if it takes `coalesce.merge` to do it."""
+        if received.packets is None or len(received.packets) < 2:
+            return None
+        return columns.merge(received.packets, received.padded_last, takes)
+
+    @staticmethod
+    def packets(received: Received) -> list[bytes]:
+        """The packets that were opened, one by one, padded."""
+        if received.packets is None or not len(received.packets):
+            return []
+        found = [row.tobytes() for row in received.packets]
+        found[-1] = found[-1][: received.padded_last]
+        return found
+
+
+def _seal(session: Session, laid: wide.Laid, counter: int) -> Block:
+    rows, size, count = laid.rows, laid.size, laid.count
+    table = rows.table(size)[:count]
+    # The index stays zero for now: with it, bytes 4 to 16 are the nonce.
+    table[:, :8].view("<u8")[:, 0] = c.TYPE_TRANSPORT
+    table[:, 8:16].view("<u8")[:, 0] = _COUNT[:count] + np.uint64(counter)
+    nonces, packets, tagged = rows.views(size)
+    full = count if laid.last == size else count - 1
+    deque(map(session.encrypt_into, nonces[:full], packets, repeat(None), tagged), 0)
+    if full < count:
+        nonce, packet, with_tag = rows.cut(full * size, laid.last)
+        session.encrypt_into(nonce, packet, None, with_tag)
+    table[:, 4:8].view("<u4")[:, 0] = session.remote_index
+    return Block(rows.view[: (count - 1) * size + laid.last], size)

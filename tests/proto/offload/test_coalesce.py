@@ -1,0 +1,268 @@
+"""What is merged is what it was made of; what may not be merged isn't; nothing overtakes within a flow."""
+
+import random
+import struct
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.proto.offload.flows import ACK, CWR, ECE, FIN, PSH, TCP, UDP, Shape, supers
+
+from stagewire.proto.offload import coalesce, columns, segment
+from stagewire.proto.offload.coalesce import TAKES_TCP, TAKES_UDP, Item, Merged
+from stagewire.proto.offload.segment import SuperPacket
+
+BOTH = TAKES_TCP | TAKES_UDP
+Merge = Callable[[Sequence[bytes], int], list[Item]]
+
+
+def wide(packets: Sequence[bytes], takes: int) -> list[Item]:
+    """`columns.merge`, with the packets laid in rows; what it leaves to the narrow lane comes as it went in."""
+    width = -(-max(map(len, packets)) // 16) * 16
+    table = np.zeros((len(packets), width), np.uint8)
+    for row, packet in zip(table, packets, strict=True):
+        row[: len(packet)] = np.frombuffer(packet, np.uint8)
+    merged = columns.merge(table, -(-len(packets[-1]) // 16) * 16, takes)
+    return list(packets) if merged is None else merged
+
+
+LANES = pytest.mark.parametrize("merge", [coalesce.merge, wide], ids=["narrow", "wide"])
+PSH_OR_NOT = st.sampled_from([ACK, ACK | PSH])
+
+
+def apart(items: Sequence[Item]) -> list[bytes]:
+    """The packets that they stand for."""
+    found = []
+    for item in items:
+        if isinstance(item, bytes):
+            found.append(item)
+            continue
+        whole = segment.open_untrusted(item.header, item.packet)
+        assert isinstance(whole, SuperPacket)
+        train = segment.split(whole)
+        assert len(train) == item.segments
+        found += train
+    return found
+
+
+def flow_of(packet: bytes) -> bytes:
+    return packet[12:24] if packet[0] == 0x45 else packet[8:44]
+
+
+def by_flow(packets: Sequence[bytes]) -> dict[bytes, list[bytes]]:
+    flows = defaultdict(list)
+    for packet in packets:
+        flows[flow_of(packet)].append(packet)
+    return flows
+
+
+@LANES
+@given(shape=supers(PSH_OR_NOT, most=64))
+def test_split_and_merged_it_is_one_again(merge: Merge, shape: Shape) -> None:
+    (item,) = merge(shape.train(), BOTH)
+    assert isinstance(item, Merged)
+    whole = segment.open_untrusted(*shape.as_read())
+    assert isinstance(whole, SuperPacket)
+    assert item.segments == whole.count
+    assert segment.open_untrusted(item.header, item.packet) == replace_packet(whole, item.packet)
+    assert item.packet == shape.as_read()[1]
+    assert apart([item]) == shape.train()
+
+
+def replace_packet(whole: SuperPacket, packet: bytes) -> SuperPacket:
+    return SuperPacket(packet, whole.transport, whole.headers, whole.segment_size, whole.protocol)
+
+
+@LANES
+@settings(max_examples=200)
+@given(
+    shapes=st.lists(supers(PSH_OR_NOT | st.sampled_from([0, ACK | FIN, ACK | CWR]), most=6), min_size=1, max_size=5),
+    order=st.randoms(use_true_random=False),
+    takes=st.integers(0, 3),
+)
+def test_whatever_comes_goes_on_in_each_flows_order(
+    merge: Merge, shapes: list[Shape], order: random.Random, takes: int
+) -> None:
+    trains = [replace(shape, port=number).train() for number, shape in enumerate(shapes)]
+    packets: list[bytes] = []
+    while trains:
+        train = order.choice(trains)
+        packets.append(train.pop(0))
+        trains = [each for each in trains if each]
+    found = merge(packets, takes)
+    assert by_flow(apart(found)) == by_flow(packets)
+    if not takes:
+        assert found == packets
+
+
+@LANES
+def test_interleaved_flows_are_merged_each_by_itself(merge: Merge) -> None:
+    shapes = [Shape(payload=bytes(1000), port=port, host=host) for port in (1, 2) for host in (1, 2)]
+    packets = [packet for row in zip(*(shape.train() for shape in shapes), strict=True) for packet in row]
+    found = merge(packets, BOTH)
+    assert [item.segments for item in found if isinstance(item, Merged)] == [10] * 4
+    assert by_flow(apart(found)) == by_flow(packets)
+
+
+@LANES
+@pytest.mark.parametrize("shape", [Shape(4), Shape(6), Shape(4, UDP), Shape(6, UDP)])
+@pytest.mark.parametrize("bad", [0, 3, 9])
+def test_a_wrong_checksum_keeps_a_packet_out(merge: Merge, shape: Shape, bad: int) -> None:
+    train = replace(shape, payload=bytes(1000)).train()
+    damaged = bytearray(train[bad])
+    damaged[-1] ^= 1
+    train[bad] = bytes(damaged)
+    found = merge(train, BOTH)
+    assert train[bad] in found
+    assert apart(found) == train
+    assert len(found) == {0: 2, 3: 3, 9: 2}[bad]
+
+
+@LANES
+@pytest.mark.parametrize("at", [1, 8, 10])
+def test_a_wrong_ipv4_header_keeps_a_packet_out(merge: Merge, at: int) -> None:
+    train = Shape(payload=bytes(1000)).train()
+    damaged = bytearray(train[5])
+    damaged[at] ^= 4
+    train[5] = bytes(damaged)
+    found = merge(train, BOTH)
+    assert train[5] in found
+    assert apart(found) == train
+
+
+ONE = Shape(payload=bytes(100))
+NEXT = replace(ONE, sequence=ONE.sequence + 100, identification=ONE.identification + 1)
+
+
+@LANES
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sequence": NEXT.sequence + 1},
+        {"sequence": ONE.sequence},
+        {"acknowledged": 6},
+        {"window": 901},
+        {"options": bytes(4)},
+        {"flags": ACK | FIN},
+        {"flags": ACK | ECE},
+        {"flags": ACK | CWR},
+        {"flags": 0},
+        {"flags": ACK | 2},
+        {"flags": ACK | 4},
+        {"hops": 63},
+        {"traffic_class": 1},
+        {"dont_fragment": False},
+        {"payload": bytes(101)},
+        {"payload": b""},
+        {"host": 2},
+        {"port": 2},
+        {"protocol": UDP},
+    ],
+)
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_differs_is_not_merged(merge: Merge, version: int, change: dict[str, int]) -> None:
+    first, second = replace(ONE, version=version), replace(NEXT, version=version)
+    assert len(merge([first.packet(), second.packet()], BOTH)) == 1
+    packets = [first.packet(), replace(second, **change).packet()]  # type: ignore[arg-type]
+    if version == 6 and "dont_fragment" in change:
+        return
+    assert sorted(apart(merge(packets, BOTH))) == sorted(packets)
+    assert len(merge(packets, BOTH)) == 2
+
+
+@LANES
+def test_identifications_count_unless_nothing_may_be_cut(merge: Merge) -> None:
+    for same in (True, False):
+        first, second = replace(ONE, dont_fragment=same), replace(NEXT, dont_fragment=same, identification=99)
+        assert len(merge([first.packet(), second.packet()], BOTH)) == (1 if same else 2)
+
+
+@LANES
+def test_push_and_a_short_one_end_a_super_packet(merge: Merge) -> None:
+    third = replace(NEXT, sequence=NEXT.sequence + 100, identification=NEXT.identification + 1)
+    pushed = [ONE.packet(), replace(NEXT, flags=ACK | PSH).packet(), third.packet()]
+    found = merge(pushed, BOTH)
+    assert [getattr(item, "segments", 1) for item in found] == [2, 1]
+    assert apart(found) == pushed
+    short = replace(third, sequence=third.sequence - 1)
+    cut = [ONE.packet(), replace(NEXT, payload=bytes(99)).packet(), short.packet()]
+    assert [getattr(item, "segments", 1) for item in merge(cut, BOTH)] == [2, 1]
+
+
+@LANES
+def test_fragments_options_and_other_protocols_pass(merge: Merge) -> None:
+    for version in (4, 6):
+        train = replace(ONE, version=version, payload=bytes(300)).train()
+        for at, value in ((6, 0x20), (7, 1), (9, 50), (0, 0x46)) if version == 4 else ((6, 0), (6, 44), (6, 50)):
+            changed = [packet[:at] + bytes([value]) + packet[at + 1 :] for packet in train]
+            assert merge(changed, BOTH) == changed
+
+
+def test_a_stranger_between_two_of_a_flow_keeps_them_apart() -> None:
+    """It may be a fragment of that very flow."""
+    stranger = b"\x45\0\0\x14" + bytes(2) + b"\x20\0\x40\x06" + bytes(10)
+    packets = [ONE.packet(), stranger, NEXT.packet()]
+    assert coalesce.merge(packets, BOTH) == packets
+    whole = coalesce.merge([ONE.packet(), NEXT.packet()], BOTH)
+    third = replace(NEXT, sequence=NEXT.sequence + 100).packet()
+    first = replace(ONE, sequence=ONE.sequence - 100).packet()
+    assert coalesce.merge([first, *whole, third], BOTH) == [first, *whole, third]
+
+
+@LANES
+def test_only_what_the_os_takes_is_merged(merge: Merge) -> None:
+    for protocol, takes in ((TCP, TAKES_UDP), (UDP, TAKES_TCP)):
+        train = Shape(protocol=protocol, payload=bytes(1000)).train()
+        assert merge(train, takes) == train
+        assert len(merge(train, BOTH)) == 1
+
+
+@LANES
+def test_udp_without_a_checksum_is_passed(merge: Merge) -> None:
+    train = [packet[:26] + b"\0\0" + packet[28:] for packet in Shape(protocol=UDP, payload=bytes(300)).train()]
+    assert merge(train, BOTH) == train
+
+
+def test_a_super_packet_has_an_end() -> None:
+    found = coalesce.merge(Shape(size=1400, payload=bytes(1400 * 50)).train(), BOTH)
+    assert [getattr(item, "segments", 1) for item in found] == [46, 4]
+    found = coalesce.merge(Shape(size=10, payload=bytes(1000)).train(), BOTH)
+    assert [getattr(item, "segments", 1) for item in found] == [64, 36]
+
+
+@LANES
+@settings(max_examples=200)
+@given(
+    shape=supers(PSH_OR_NOT, most=12),
+    damage=st.lists(st.tuples(st.integers(0, 11), st.integers(0, 90), st.integers(0, 255)), max_size=4),
+)
+def test_damaged_packets_come_out_as_they_went_in(
+    merge: Merge, shape: Shape, damage: list[tuple[int, int, int]]
+) -> None:
+    train = [bytearray(packet) for packet in shape.train()]
+    for number, at, value in damage:
+        packet = train[number % len(train)]
+        # Its own length and version were judged before.
+        if at % len(packet) not in (0, 2, 3, 4, 5):
+            packet[at % len(packet)] = value
+    packets = list(map(bytes, train))
+    assert sorted(map(told, apart(merge(packets, BOTH)))) == sorted(map(told, packets))
+
+
+def told(packet: bytes) -> bytes:
+    """The packet without an identification that means nothing, and the checksum over it."""
+    if packet[0] == 0x45 and packet[6] & 0x40:
+        return packet[:4] + bytes(2) + packet[6:10] + bytes(2) + packet[12:]
+    return packet
+
+
+def test_the_pseudo_headers_sum_is_left_for_the_kernel() -> None:
+    (item,) = coalesce.merge(Shape(payload=bytes(1000)).train(), BOTH)
+    assert isinstance(item, Merged)
+    expected = struct.unpack("!10H", bytes([10, 0, 0, 1, 10, 9, 9, 9]) + struct.pack("!IHIH", 0, TCP, 0, 1020))
+    total = sum(expected)
+    assert int.from_bytes(item.packet[36:38]) == (total & 0xFFFF) + (total >> 16)
