@@ -23,11 +23,14 @@ IPv6 link-local address is the one case in which the interface is part of the ad
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from stagewire.proto.endpoint import Endpoint, unpack_untrusted
+from stagewire.proto.offload.block import Block
 
 RECEIVE_BUFFER: Final = 7 << 20
 """Bytes, as wireguard-go asks for; the kernel's queue is the one that may drop."""
@@ -41,8 +44,11 @@ _SO_RCVBUFFORCE: Final = 33
 _SO_SNDBUFFORCE: Final = 32
 _INFO4: Final = struct.Struct("=I4s4s")  # interface, source address, header destination
 _INFO6: Final = struct.Struct("=16sI")
-_ANCILLARY: Final = 64
-_MAX_DATAGRAM: Final = 65535
+_SOL_UDP: Final = 17
+_UDP_SEGMENT: Final = 103
+_UDP_GRO: Final = 104
+_SEGMENT: Final = struct.Struct("=H")
+_ANCILLARY: Final = 128
 
 MAX_PLACES: Final = 4096
 """Endpoints whose two forms are kept at hand; with more peers than that the dictionary starts anew."""
@@ -65,9 +71,18 @@ class Ways(Protocol):
 class Sockets:
     """The IPv4 and the IPv6 socket of one port; on a host without IPv6, the first alone. Endpoints are packed."""
 
-    def __init__(self, port: int, fwmark: int, ways: Ways, inherited: Mapping[str, int] = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        port: int,
+        fwmark: int,
+        ways: Ways,
+        inherited: Mapping[str, int] = MappingProxyType({}),
+        *,
+        offload: bool = True,
+    ) -> None:
         """Port 0 picks one that is free in both families, or takes what is `inherited`: descriptors by name, which are
-        ours from here on, and are closed when they are for another port. Raises OSError.
+        ours from here on, and are closed when they are for another port. `offload`: runs are sent and received whole,
+        as far as the kernel can. Raises OSError.
         """
         four, six = _adopt(port, inherited) or _bind(port, fwmark)
         self._ways = ways
@@ -80,6 +95,12 @@ class Sockets:
         self._to: dict[bytes, tuple[socket.socket, _Ancillary, _Address]] = {}
         self._first_way: dict[bytes, int] = {}
         """The interface by which the first answer to an endpoint with a source left."""
+        self._whole = offload
+        self._in_pieces: dict[bytes, int] = {}
+        """The size of datagrams from which on the kernel sends none to an endpoint by the run."""
+        for opened in self.all:
+            with suppress(OSError):  # Linux 5.0
+                opened.setsockopt(_SOL_UDP, _UDP_GRO, int(offload))
         if inherited:
             self.set_mark(fwmark)
 
@@ -103,33 +124,61 @@ class Sockets:
     def routes_changed(self) -> None:
         """Looks anew, when it is next sent to, how each place is reached."""
         self._to.clear()
+        self._in_pieces.clear()
 
-    def receive(self, opened: socket.socket) -> tuple[bytes, bytes]:
-        """One datagram and the endpoint it is from. Raises OSError (BlockingIOError when there is none).
+    def receive(self, opened: socket.socket, room: memoryview) -> tuple[int, int, bytes]:
+        """(bytes, size of each datagram but the last, endpoint they are from) of one datagram, or of a run that the kernel
+        put together. Raises OSError (BlockingIOError when there is none).
 
-        Hot: 3.3 us on loopback, of which 2.3 us are the system call.
+        Hot: 3.5 us on loopback, of which 2.3 us are the system call; 14 us for a run of 62 KB.
         """
-        data, ancillary, _, address = opened.recvmsg(_MAX_DATAGRAM, _ANCILLARY)
-        key = (address, ancillary[0][2] if ancillary else b"")
+        length, ancillary, _, address = opened.recvmsg_into([room], _ANCILLARY)
+        size, info = length, b""
+        for level, _, data in ancillary:
+            if level == _SOL_UDP:
+                size = int.from_bytes(data, sys.byteorder)
+            else:
+                info = data
+        key = (address, info)
         endpoint = self._from.get(key)
         if endpoint is None:
             if len(self._from) >= MAX_PLACES:
                 self._from.clear()
             endpoint = self._from[key] = _endpoint(opened.family, *key).pack()
-        return data, endpoint
+        return length, size, endpoint
 
     def send(self, data: bytes, endpoint: bytes) -> None:
         """Sends one datagram, from the address of ours that the endpoint names, if any. Raises OSError.
 
         Hot: 5.5 us on loopback, nearly all of it the system call.
         """
-        known = self._to.get(endpoint)
-        if known is None:
-            if len(self._to) >= MAX_PLACES:
-                self._to.clear()
-            known = self._to[endpoint] = self._way(endpoint)
-        opened, ancillary, address = known
+        opened, ancillary, address = self._to.get(endpoint) or self._known(endpoint)
         opened.sendmsg([data], ancillary, 0, address)
+
+    def goes_whole(self, size: int, endpoint: bytes) -> bool:
+        """Whether it makes sense to send datagrams of `size` bytes by the run."""
+        return self._whole and size < self._in_pieces.get(endpoint, size + 1)
+
+    def send_run(self, run: Block, endpoint: bytes) -> None:
+        """Sends a run in one call (UDP GSO). Raises OSError, and then has sent none of it.
+
+        Hot: 30 us for 62 KB over a veth pair, which is what two lone datagrams take.
+        """
+        opened, ancillary, address = self._to.get(endpoint) or self._known(endpoint)
+        segment = (_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(run.size))
+        opened.sendmsg([run.data], [*ancillary, segment], 0, address)
+
+    def send_in_pieces(self, size: int, endpoint: bytes) -> None:
+        """The kernel won't send datagrams of this size there by the run: the link has a smaller MTU, or can't at all."""
+        if len(self._in_pieces) >= MAX_PLACES:
+            self._in_pieces.clear()
+        self._in_pieces[endpoint] = min(size, self._in_pieces.get(endpoint, size))
+
+    def _known(self, endpoint: bytes) -> tuple[socket.socket, _Ancillary, _Address]:
+        if len(self._to) >= MAX_PLACES:
+            self._to.clear()
+        known = self._to[endpoint] = self._way(endpoint)
+        return known
 
     def answer(self, data: bytes, endpoint: bytes) -> None:
         """Sends one datagram to somebody of whom nothing is to be remembered. Raises OSError."""

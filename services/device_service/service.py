@@ -8,7 +8,6 @@ control      ◀──▶ settings, peers, events
 
 import time
 from collections.abc import Callable, Iterable
-from typing import TypeVar
 
 import zmq
 
@@ -47,6 +46,9 @@ from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import ControlLine, Stage
 from stagewire.proto import prefix
 from stagewire.proto.device import Device, PeerFacts
+from stagewire.proto.offload import segment
+from stagewire.proto.offload.segment import SuperPacket
+from stagewire.proto.offload.virtio import BadSuperPacket
 from stagewire.proto.session import Session
 from stagewire.proto.tunnel import Output, Tunnel, TunnelSettings
 from stagewire.randomness import jitter
@@ -55,8 +57,6 @@ TRAINS_PER_TURN = 4
 """From one pipe; then the other direction gets its turn."""
 TRAFFIC_INTERVAL = 1.0
 TRAFFIC_BATCH = 1024
-
-T = TypeVar("T")
 
 
 class DeviceService:
@@ -99,18 +99,12 @@ class DeviceService:
     # --- packets -------------------------------------------------------------------------------------------
 
     def _on_plain(self, now: float) -> None:
-        self._drain(self._plain_out, trains.unpack_plain_untrusted, self._device.outbound, now)
+        self._drain(self._plain_out, self._outbound, now)
 
     def _on_cipher(self, now: float) -> None:
-        self._drain(self._cipher_in, trains.unpack_cipher_untrusted, self._device.inbound, now)
+        self._drain(self._cipher_in, self._inbound, now)
 
-    def _drain(
-        self,
-        pipe: "zmq.Socket[bytes]",
-        unpack: Callable[[bytes, float], T],
-        work: Callable[[T, float], Output],
-        now: float,
-    ) -> None:
+    def _drain(self, pipe: "zmq.Socket[bytes]", work: Callable[[bytes, float], Output], now: float) -> None:
         for _ in range(TRAINS_PER_TURN):
             try:
                 frame = pipe.recv(zmq.DONTWAIT)
@@ -119,18 +113,34 @@ class DeviceService:
             # A train may have waited while the one before it was sealed: its age counts from here.
             now = boot_time()
             try:
-                self._emit(work(unpack(frame, now), now), now)
+                self._emit(work(frame, now), now)
             except trains.BadTrain as bad:
                 self._stage.counters[bad.reason] += bad.packets
+
+    def _outbound(self, frame: bytes, now: float) -> Output:
+        packets: list[bytes | SuperPacket] = []
+        for item in trains.unpack_plain_untrusted(frame, now):
+            if isinstance(item, bytes):
+                packets.append(item)
+                continue
+            try:
+                packets.append(segment.open_untrusted(item.header, item.packet))
+            except BadSuperPacket:
+                self._stage.counters["outbound_malformed"] += item.segments
+        self._device.takes = trains.takes_of(frame)
+        return self._device.outbound(packets, now)
+
+    def _inbound(self, frame: bytes, now: float) -> Output:
+        return self._device.inbound(trains.unpack_cipher_untrusted(frame, now), now)
 
     def _emit(self, out: Output, now: float) -> None:
         if out.runs:
             for runs in trains.cut_runs(out.runs):
-                weight = sum(len(datagrams) for _, datagrams in runs)
+                weight = sum([len(datagrams) for _, datagrams in runs])
                 self._to_conn.offer(trains.pack_cipher(runs, now), weight, now)
         if out.packets:
             for packets in trains.cut_packets(out.packets):
-                self._to_tun.offer(trains.pack_plain(packets, now), len(packets), now)
+                self._to_tun.offer(trains.pack_plain(packets, now), trains.weight(packets), now)
         for event in out.events:
             self._line.say(event)
 

@@ -74,7 +74,8 @@ def _report(environment: Environment, writer: int) -> None:
 def _keep(environment: Environment, ready: int | None) -> None:
     try:
         device = tun.open_clone()
-        tun.attach(device, environment.interface, privileges.uid_of("tun"), persistent=False)
+        uid = privileges.uid_of("tun")
+        tun.attach(device, environment.interface, uid, persistent=False, offload=environment.offload)
     except tun.TunUnavailable as unavailable:
         raise Failed(str(unavailable)) from None
     subprocess.run(

@@ -3,17 +3,17 @@
 TUN      ──▶ destination -> worker by longest prefix ──▶ plain-out.<n>    read only while the pipes have room
          └─▶ nobody's: an ICMP unreachable, back into the TUN
 plain-in ──▶ TUN
+
+That is `packets`; here is what key-service has to say about it.
 """
 
-import os
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import zmq
 
 from stagewire import privileges, tun
-from stagewire.ipc import endpoints, trains
+from stagewire.ipc import endpoints
 from stagewire.ipc.control import (
     FromKey,
     Hello,
@@ -27,20 +27,16 @@ from stagewire.ipc.control import (
 from stagewire.ipc.loop import boot_time
 from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import ControlLine, Stage
-from stagewire.proto import constants as c
-from stagewire.proto import ip, prefix
+from stagewire.proto import prefix
 from stagewire.proto.allowed_ips import AllowedIps
 from tun_service import network
 from tun_service.link import Link, LinkWatch
+from tun_service.packets import Packets
 from tun_service.routes import Network, Routes
 
 WORKER_PATIENCE = 0.15
 """s that a worker may take nothing before its packets are dropped for it; less hits one that got no CPU."""
-TRAINS_PER_TURN = 4
 RETRY = 1.0
-MAX_TRAIN_BYTES = 64 * 1024
-MAX_INNER = 65507 - c.TRANSPORT_OVERHEAD
-"""Bytes of a packet that one datagram can still carry; the device's MTU may be set to a few more."""
 
 
 class TunService:
@@ -66,6 +62,7 @@ class TunService:
         self._mtu_set: int | None = None
         """By us; what somebody sets it to afterwards stays, whatever key-service repeats."""
         self._workers: list[Outlet] = []
+        self._packets = Packets(device, self._workers, self._owners, stage.counters, self._lost)
         self._retry: float | None = None
 
     def set_up(self) -> None:
@@ -73,6 +70,7 @@ class TunService:
         stage = self._stage
         self._line = ControlLine(stage, self)
         if self._attached:
+            self._packets.attached()
             stage.bequest.leave({tun.DESCRIPTOR: self._tun})
         self._plain_in = stage.pipes.bind(zmq.PULL, endpoints.PLAIN_IN)
         stage.loop.add(self._plain_in, self._on_plain_in)
@@ -81,68 +79,8 @@ class TunService:
 
     # --- packets -------------------------------------------------------------------------------------------
 
-    def _on_tun(self, now: float) -> None:
-        """Hot: 0.8 us per packet for the read, 0.3 us for the worker."""
-        counters = self._stage.counters
-        packets: dict[int, list[bytes]] = {}
-        read, lookup, clone = os.read, self._owners.lookup, self._tun
-        taken = size = 0
-        while taken < trains.MAX_PACKETS and size < MAX_TRAIN_BYTES:
-            try:
-                packet = read(clone, tun.MAX_PACKET)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                self._lost(error)
-                return
-            taken += 1
-            size += len(packet)
-            if len(packet) > MAX_INNER:
-                counters["outbound_too_large"] += 1
-                continue
-            destination = ip.destination(packet)
-            worker = lookup(destination) if destination is not None else None
-            if worker is not None:
-                train = packets.get(worker)
-                if train is None:
-                    packets[worker] = [packet]
-                else:
-                    train.append(packet)
-            elif destination is None:
-                counters["outbound_malformed"] += 1
-            else:
-                self._refuse(packet)
-        counters["tun_packets_in"] += taken
-        for worker, train in packets.items():
-            self._workers[worker].offer(trains.pack_plain(train, now), len(train), now)
-
-    def _refuse(self, packet: bytes) -> None:
-        self._stage.counters["no_peer"] += 1
-        unreachable = ip.unreachable(packet)
-        if unreachable is not None:
-            self._write([unreachable])
-
     def _on_plain_in(self, now: float) -> None:
-        for _ in range(TRAINS_PER_TURN):
-            try:
-                packets = trains.unpack_plain_untrusted(self._plain_in.recv(zmq.DONTWAIT), now)
-            except zmq.Again:
-                return
-            except trains.BadTrain as bad:
-                self._stage.counters[bad.reason] += bad.packets
-                continue
-            self._write(packets)
-
-    def _write(self, packets: list[bytes]) -> None:
-        counters: Counter[str] = self._stage.counters
-        write, clone = os.write, self._tun
-        for packet in packets:
-            try:
-                write(clone, packet)
-            except OSError:
-                counters["tun_write_failed"] += 1
-            else:
-                counters["tun_packets_out"] += 1
+        self._packets.on_plain_in(self._plain_in, now)
 
     def _lost(self, error: OSError) -> None:
         # A descriptor of /dev/net/tun can't be attached twice, and as ourselves we can't open another.
@@ -214,8 +152,10 @@ class TunService:
             if self._found:
                 self._mtu_set, self._found = settings.mtu, False
             if not self._attached:
-                tun.attach(self._tun, self._stage.environment.interface, privileges.uid_of("tun"))
+                environment = self._stage.environment
+                tun.attach(self._tun, environment.interface, privileges.uid_of("tun"), offload=environment.offload)
                 self._attached = True
+                self._packets.attached()
                 self._stage.bequest.leave({tun.DESCRIPTOR: self._tun})
             if self._watch is None:
                 self._watch = LinkWatch(self._stage.loop, self._stage.environment.interface, self._on_link)
@@ -255,7 +195,7 @@ class TunService:
         """To so many; what waits for those that stay, goes on waiting."""
         stage = self._stage
         if not self._workers:
-            stage.loop.add(self._tun, self._on_tun)
+            stage.loop.add(self._tun, self._packets.on_tun)
         while len(self._workers) > workers:
             self._workers.pop().close()
         self._workers += [

@@ -10,6 +10,7 @@
 | `STAGEWIRE_WG_DIR` | where the `wg` socket is | `/var/run/wireguard`, where `wg` looks |
 | `STAGEWIRE_WORKERS` | crypto workers, 1 to 64 | one per core but one, at least one |
 | `STAGEWIRE_SPARES` | processes that wait to take over, of each program, 0 to 4 | 1 |
+| `STAGEWIRE_OFFLOAD` | 0: packets go by one by one, without segmentation and coalescing | 1, as far as the kernel can |
 | `STAGEWIRE_LOG_LEVEL` | debug, info, warning, error; `LOG_LEVEL` will do | `info` |
 | `STAGEWIRE_SHOW_PRIVATE_KEY` | 0: the `wg` socket doesn't show the private key | 1: without it `wg` shows no public key |
 | `STAGEWIRE_MANAGED` | 0: no file; addresses and routes are somebody else's | 1; `stagewire INTERFACE` sets 0 |
@@ -56,6 +57,8 @@ class Environment:
     managed: bool
     """Addresses, MTU and routes are ours to set; otherwise there is no configuration file, and somebody else does."""
     show_private_key: bool
+    offload: bool
+    """The TUN device and the UDP sockets hand over many packets at a time, where the kernel can."""
     log_level: str
 
     @classmethod
@@ -82,6 +85,7 @@ class Environment:
             wg=Path(variables.get("STAGEWIRE_WG_DIR") or "/var/run/wireguard"),
             managed=_flag(variables, "STAGEWIRE_MANAGED"),
             show_private_key=_flag(variables, "STAGEWIRE_SHOW_PRIVATE_KEY"),
+            offload=_flag(variables, "STAGEWIRE_OFFLOAD"),
             workers=_number(variables, "STAGEWIRE_WORKERS", 1, MAX_WORKERS) or _one_per_core_but_one(),
             spares=_number(variables, "STAGEWIRE_SPARES", 0, MAX_SPARES, default=1),
             log_level=_LEVELS[level],

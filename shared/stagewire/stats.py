@@ -11,7 +11,7 @@ MEANINGS: Final = {
     "tun_packets_in": "packets taken from the OS",
     "tun_packets_out": "packets handed to the OS",
     "no_peer": "no peer's allowed-IPs cover the destination; the sender got an ICMP unreachable",
-    "outbound_malformed": "a packet from the OS that is neither IPv4 nor IPv6",
+    "outbound_malformed": "a packet from the OS that is neither IPv4 nor IPv6, or no super-packet though it says so",
     "outbound_too_large": "a packet from the OS of more than 65,475 bytes, which no datagram can carry",
     "worker_full": "the worker's pipe stayed full, or the worker is away",
     "tun_write_failed": "the OS refused a packet",
@@ -34,6 +34,7 @@ MEANINGS: Final = {
     # conn-service
     "datagrams_in": "datagrams received",
     "datagrams_out": "datagrams sent",
+    "runs_in_pieces": "runs that the kernel didn't send in one call; they went one by one, as do the next to that place",
     "too_short": "a datagram of less than four bytes",
     "bad_type": "a datagram of no known type, or with reserved bits set",
     "bad_length": "a datagram whose length doesn't fit its type",

@@ -247,6 +247,7 @@ def test_whatever_an_authentic_peer_sends_only_well_formed_packets_of_its_own_co
     one.install(b"P" * 32, Session(256, 512, cipher, cipher, initiator=True, created=START), ATTACKER.pack(), START)
     datagram = b"\4\0\0\0" + (256).to_bytes(4, "little") + bytes(8) + cipher.encrypt(bytes(12), inner, None)
     for out in one.inbound([(ATTACKER.pack(), [datagram])], START).packets:
+        assert isinstance(out, bytes)
         assert inner.startswith(out)
         assert ip.inner_length(out) == len(out)
         assert (out[0] >> 4, out[12:16]) == (4, bytes([10, 0, 0, 1]))

@@ -350,6 +350,7 @@ class Gateway:
             for datagram in datagrams:
                 self.world.send(self, place, datagram)
         for inner in out.packets:
+            assert isinstance(inner, bytes)  # nobody takes super-packets here
             number = number_of(inner)
             if number is None:
                 self.answers.append(inner)

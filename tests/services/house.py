@@ -3,7 +3,7 @@
 import os
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address, ip_network
 
 import zmq
@@ -21,6 +21,7 @@ from stagewire.proto.effects import InstallSession, SendHandshake
 from stagewire.proto.endpoint import Endpoint
 from stagewire.proto.handshake import Identity
 from stagewire.proto.handshaker import Handshaker
+from stagewire.proto.offload.coalesce import Item
 from stagewire.proto.session import Session
 from stagewire.proto.tunnel import Output
 from stagewire_cli import query
@@ -33,6 +34,15 @@ def packet(source: str, destination: str, body: bytes = b"") -> bytes:
     """An IPv4 packet of an experimental protocol."""
     addresses = ip_address(source).packed + ip_address(destination).packed
     return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, 253, 0) + addresses + body
+
+
+def singles(items: Sequence[Item]) -> list[bytes]:
+    """Packets among which there is no super-packet."""
+    found = []
+    for item in items:
+        assert isinstance(item, bytes)
+        found.append(item)
+    return found
 
 
 class Far:
@@ -82,9 +92,9 @@ class Far:
         out = self.device.outbound(packets, boot_time())
         return [datagram for _, datagrams in out.runs for datagram in datagrams]
 
-    def opened(self, datagrams: list[bytes]) -> list[bytes]:
+    def opened(self, datagrams: Sequence[bytes]) -> list[bytes]:
         """What was in datagrams from the worker."""
-        return self.device.inbound([(PLACE, datagrams)], boot_time()).packets
+        return singles(self.device.inbound([(PLACE, datagrams)], boot_time()).packets)
 
 
 class House:
@@ -126,10 +136,10 @@ class House:
         answer = query.key_service(self.environment)
         return answer is not None and any(each["stage"] == "device" and each["ready"] for each in answer["stages"])
 
-    def received(self, pipe: "zmq.Socket[bytes]", unpack: Callable[[bytes, float], list[bytes]]) -> list[bytes]:
-        """The next train."""
-        assert pipe.poll(PATIENCE * 1000), "nothing came"
-        return unpack(pipe.recv(), boot_time())
+    def received(self) -> list[bytes]:
+        """The next train for the OS, which takes no super-packets."""
+        assert self.plain.poll(PATIENCE * 1000), "nothing came"
+        return singles(trains.unpack_plain_untrusted(self.plain.recv(), boot_time()))
 
     def say(self, message: bytes) -> None:
         """A handshake message from the network."""
@@ -157,14 +167,14 @@ class House:
             self.send(datagrams)
         return initiation
 
-    def send(self, datagrams: list[bytes]) -> None:
+    def send(self, datagrams: Sequence[bytes]) -> None:
         """From the network to the worker."""
         self.cipher_in.send(trains.pack_cipher([(PLACE, datagrams)], boot_time()))
 
     def inbound(self, *packets: bytes) -> list[bytes]:
         """Packets of the far peer's, as the OS gets them."""
         self.send(self.far.sealed(*packets))
-        return self.received(self.plain, trains.unpack_plain_untrusted)
+        return self.received()
 
     def outbound(self, *packets: bytes) -> list[bytes]:
         """The OS's packets, as the far peer gets them."""

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import pytest
@@ -32,7 +32,7 @@ class TwoRooms(House):
         self.pipes = {0: self.cipher_in}
         self.plain_outs = {0: self.plain_out}
 
-    def send(self, datagrams: list[bytes]) -> None:
+    def send(self, datagrams: Sequence[bytes]) -> None:
         """From the network to the worker whose session it is, as conn-service does."""
         for datagram in datagrams:
             self.pipes[device.worker_of_datagram(datagram)].send(trains.pack_cipher([(PLACE, [datagram])], boot_time()))
@@ -131,7 +131,7 @@ def moved(rooms: TwoRooms) -> None:
     rooms.respond(initiation)
     rooms.to_them(1)
     rooms.send(old)  # what was on its way is still taken
-    assert rooms.received(rooms.plain, trains.unpack_plain_untrusted) == [packet(THEIRS, OURS, b"under way")]
+    assert rooms.received() == [packet(THEIRS, OURS, b"under way")]
     rooms.to_us()
     rooms.wait_until(2, [0, 1])
     assert rooms.worker() == 1

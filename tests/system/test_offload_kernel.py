@@ -150,7 +150,8 @@ def merged(item: bytes) -> list[bytes]:
 class Bridge:
     """Carries what is read from either device to the other, in one of three ways."""
 
-    def __init__(self, one: Device, other: Device, way: Way) -> None:
+    def __init__(self, devices: list[Device], way: Way) -> None:
+        one, other = devices
         self._ways = {one.descriptor: other.descriptor, other.descriptor: one.descriptor}
         self._way = way
         self._stop = threading.Event()
@@ -189,7 +190,7 @@ def test_a_connection_through_our_hands_is_whole(
     addresses = [f"10.9.0.{end}" if version == 4 else f"fd00::{end}" for end in (1, 2)]
     for device, address in zip(devices, addresses, strict=True):
         add_addresses(device.namespace, "sw0", [f"{address}/{24 if version == 4 else 64}"])
-    bridge = Bridge(*devices, way)
+    bridge = Bridge(devices, way)
     try:
         assert transfer(namespaces, addresses) == hashlib.sha256(CONTENT).digest()
     finally:
@@ -216,7 +217,12 @@ def transfer(namespaces: tuple[Namespace, Namespace], addresses: list[str]) -> b
         client.settimeout(20)
         client.connect(server.getsockname())
         taken, _ = server.accept()
-        sender = threading.Thread(target=lambda: (client.sendall(CONTENT), client.shutdown(socket.SHUT_WR)))
+
+        def send() -> None:
+            client.sendall(CONTENT)
+            client.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
         sender.start()
         digest = hashlib.sha256()
         with taken:

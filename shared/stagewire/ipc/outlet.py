@@ -39,8 +39,8 @@ class Outlet:
         self._deadline: float | None = None
         loop.add_timed(self)
 
-    def offer(self, frame: bytes, weight: int, now: float) -> None:
-        """Sends a frame with `weight` packets in it, now or when there is room."""
+    def offer(self, frame: bytes | memoryview, weight: int, now: float) -> None:
+        """Sends a frame with `weight` packets in it, now or when there is room. It is the caller's again at once."""
         if not self._held:
             if self._send(frame):
                 self._gone = False
@@ -53,7 +53,7 @@ class Outlet:
             self._loop.when_writable(self._socket, self._on_room)
             self._deadline = None if self._patience is None else now + self._patience
         if len(self._held) < MAX_HELD:
-            self._held.append((frame, weight))
+            self._held.append((bytes(frame), weight))
         else:
             self._drops[self._reason] += weight
 
@@ -99,7 +99,7 @@ class Outlet:
         for source in self._sources:
             self._loop.resume(source)
 
-    def _send(self, frame: bytes) -> bool:
+    def _send(self, frame: bytes | memoryview) -> bool:
         try:
             self._socket.send(frame, zmq.DONTWAIT)
         except zmq.Again:

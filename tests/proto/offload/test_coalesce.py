@@ -73,7 +73,7 @@ def test_split_and_merged_it_is_one_again(merge: Merge, shape: Shape) -> None:
     assert apart([item]) == shape.train()
 
 
-def replace_packet(whole: SuperPacket, packet: bytes) -> SuperPacket:
+def replace_packet(whole: SuperPacket, packet: bytes | memoryview) -> SuperPacket:
     return SuperPacket(packet, whole.transport, whole.headers, whole.segment_size, whole.protocol)
 
 

@@ -142,6 +142,7 @@ def test_nobodys_super_packet_is_answered_once(wide: bool) -> None:
     stray = segment.open_untrusted(header, packet[:16] + bytes([192, 0, 2, 1]) + packet[20:])
     out = one.outbound([stray], T)
     (answer,) = out.packets
+    assert isinstance(answer, bytes)
     assert (answer[9], answer[20], answer[28:30]) == (1, 3, b"\x45\0")
     assert one.drops == {"no_peer": 10}
 

@@ -32,7 +32,7 @@ class Merged(NamedTuple):
     """A super-packet for a TUN device: the 10 bytes of `virtio_net_hdr`, the packet, and what it stands for."""
 
     header: bytes
-    packet: bytes
+    packet: bytes | memoryview
     segments: int
 
 
@@ -71,7 +71,7 @@ def merge(packets: Sequence[Item], takes: int) -> list[Item]:
     found: list[Item | _Flow] = []
     for packet in packets:
         if isinstance(packet, Merged):
-            flows.pop(packet.packet[12:24] if packet.packet[0] == 0x45 else packet.packet[8:44], None)
+            flows.pop(bytes(packet.packet[12:24] if packet.packet[0] == 0x45 else packet.packet[8:44]), None)
             found.append(packet)
             continue
         transport, protocol = _transport(packet, takes)
