@@ -39,7 +39,7 @@ class Tun:
         self.workers = [around.bind(zmq.PULL, endpoints.PLAIN_OUT, number) for number in range(2)]
         self.program: Program = around.start("tun-service", STAGEWIRE_OFFLOAD=str(int(offload)))
         routes = [
-            RoutesSet(tuple(prefix.pack(ip_network(each)) for each in prefixes), worker)
+            RoutesSet(worker, tuple(prefix.pack(ip_network(each)) for each in prefixes))
             for worker, prefixes in enumerate((["10.0.0.0/23", "fd00::/16"], ["10.0.2.0/24"]))
         ]
         self.key.welcome(TunSettings(True, (f"{OURS}/8", "fd00::9/16"), 1420, "auto", 0, 2), *routes)
@@ -49,7 +49,7 @@ class Tun:
         """The next one, and what the device is said to take."""
         assert self.workers[worker].poll(5000), "no train came"
         frame = self.workers[worker].recv()
-        return trains.unpack_plain_untrusted(frame, boot_time()), trains.takes_of(frame)
+        return trains.unpack_plain_untrusted(frame, 0.0), trains.takes_of(frame)  # however long we took
 
     def write(self, *items: Item) -> None:
         """To the OS."""
@@ -163,7 +163,7 @@ def play_tcp(tun: Tun, size: int) -> tuple[bytes, int]:
 
 def answer(packet: bytes, acknowledged: int, flags: int) -> bytes:
     """From where it went to where it came from."""
-    scale = bytes([3, 3, 7, 1]) if flags & 2 else b""
+    scale = bytes([2, 4, 5, 0x64, 3, 3, 7, 1]) if flags & 2 else b""  # an MSS of 1,380, windows times 128
     shape = Shape(
         flags=flags, acknowledged=acknowledged & 0xFFFFFFFF, window=60000, options=scale, sequence=0 if flags & 2 else 1
     )
@@ -198,9 +198,10 @@ def test_nobodys_packets_are_answered_and_counted_one_by_one(tun: Tun) -> None:
     before = tun.counted().get("no_peer", 0)
     with sender(tun) as opened:
         opened.settimeout(5)
+        opened.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR: an ICMP unreachable is an error of the socket's
         opened.connect(("10.200.0.1", 9))
         opened.send(b"hello")
-        with pytest.raises(OSError, match=r"No route to host|refused|unreachable"):
+        with pytest.raises(OSError, match="No route to host"):
             opened.recv(100)
         tun.counted(no_peer=before + 1)
         if tun.offload:
