@@ -51,7 +51,7 @@ class Bench:
             environment=SimpleNamespace(interface="none"),
             log=structlog.get_logger(),
             inherited={},
-            drop=lambda bad: None,
+            drop=lambda _bad: None,
         )
 
     def read(self, pipe: "zmq.Socket[bytes]", count: int) -> list[bytes]:

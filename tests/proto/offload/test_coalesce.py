@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.proto.offload.flows import ACK, CWR, ECE, FIN, PSH, TCP, UDP, Shape, supers
 
-from stagewire.proto.offload import coalesce, columns, segment
+from stagewire.proto.offload import coalesce, columns, one_flow, segment
 from stagewire.proto.offload.coalesce import TAKES_TCP, TAKES_UDP, Item, Merged
+from stagewire.proto.offload.rows import MAX_ROWS
 from stagewire.proto.offload.segment import SuperPacket
 
 BOTH = TAKES_TCP | TAKES_UDP
@@ -26,7 +27,13 @@ def wide(packets: Sequence[bytes], takes: int) -> list[Item]:
     table = np.zeros((len(packets), width), np.uint8)
     for row, packet in zip(table, packets, strict=True):
         row[: len(packet)] = np.frombuffer(packet, np.uint8)
-    merged = columns.merge(table, -(-len(packets[-1]) // 16) * 16, takes)
+    padded_last = -(-len(packets[-1]) // 16) * 16
+    merged = columns.merge(table, padded_last, takes)
+    if 2 <= len(packets) <= MAX_ROWS:
+        one = one_flow.merge(table, padded_last, takes)
+        assert one is None or merged == [one]
+        # What is one flow's from end to end, it finds.
+        assert one is not None or merged is None or len(merged) > 1
     return list(packets) if merged is None else merged
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 
 from stagewire.proto import constants as c
-from stagewire.proto.offload import columns, wide
+from stagewire.proto.offload import columns, one_flow, wide
 from stagewire.proto.offload.block import Block
 from stagewire.proto.offload.coalesce import Item
 from stagewire.proto.offload.rows import Bytes, Rows, most
@@ -134,9 +134,11 @@ class Lane:
     @staticmethod
     def merge(received: Received, takes: int) -> list[Item] | None:
         """The packets that were opened, merged as far as they can be; None if it takes `coalesce.merge` to do it."""
-        if received.packets is None or len(received.packets) < 2:
+        packets, padded_last = received.packets, received.padded_last
+        if packets is None or len(packets) < 2:
             return None
-        return columns.merge(received.packets, received.padded_last, takes)
+        merged = one_flow.merge(packets, padded_last, takes)
+        return columns.merge(packets, padded_last, takes) if merged is None else [merged]
 
     @staticmethod
     def packets(received: Received) -> list[bytes]:
