@@ -2,82 +2,23 @@
 
 import os
 import select
-import signal
 import socket
-import struct
-from collections.abc import Iterator
 from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
-import zmq
-from tests.services.surroundings import CountersStandIn, KeyStandIn, Program, Surroundings, surroundings
+from tests.services.conn import OURS, PORT, V4, V6, Conn, Links, client, initiation, settings, transport
 
 from conn_service.egress import Egress
-from lab.namespaces import Namespace, add_addresses
+from lab.namespaces import add_addresses
 from lab.wait import until
-from stagewire.config import public_key
-from stagewire.ipc import endpoints, trains
-from stagewire.ipc.control import Applied, ConnSettings, Resolve, Resolved
+from stagewire.ipc import trains
+from stagewire.ipc.control import Applied, Resolve, Resolved
 from stagewire.ipc.loop import Handler, Loop, Source, boot_time
-from stagewire.proto import messages
-from stagewire.proto.cookie import MacSealer
 from stagewire.proto.endpoint import Endpoint, unpack_untrusted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs a service in a network namespace")
-
-OURS = public_key(bytes(range(32)))
-PORT = 51820
-V4, V6 = ("127.0.0.1", "127.0.0.2"), ("fd00::1", "fd00::2")
-
-
-class Conn:
-    """The service, configured and listening."""
-
-    def __init__(self, around: Surroundings) -> None:
-        self.around, self.namespace = around, around.namespace
-        for address in V6:
-            self.namespace.run("ip", "address", "add", f"{address}/128", "dev", "lo", "nodad")
-        self.key = KeyStandIn(around)
-        self.counters = CountersStandIn(around)
-        self.workers = [around.bind(zmq.PULL, endpoints.CIPHER_IN, number) for number in range(2)]
-        self.handshakes = around.bind(zmq.PULL, endpoints.HANDSHAKE_IN)
-        self.program: Program = around.start("conn-service")
-        self.key.welcome(settings())
-        self.out = around.connect(zmq.PUSH, endpoints.CIPHER_OUT)
-        self.handshakes_out = around.connect(zmq.PUSH, endpoints.HANDSHAKE_OUT)
-
-    def runs(self, worker: int = 0) -> list[trains.Run]:
-        assert self.workers[worker].poll(5000), "no train came"
-        return trains.unpack_cipher_untrusted(self.workers[worker].recv(), boot_time())
-
-    def send(self, place: bytes, *datagrams: bytes) -> None:
-        self.out.send(trains.pack_cipher([(place, list(datagrams))], boot_time()))
-
-
-def settings(port: int = PORT, workers: int = 2, fwmark: int = 0) -> ConnSettings:
-    return ConnSettings(OURS, port, fwmark, workers, stamped=False)
-
-
-def transport(worker: int = 0, counter: int = 0, size: int = 32) -> bytes:
-    return struct.pack("<IIQ", 4, 0xABCDEF00 | worker, counter).ljust(size, b"\7")
-
-
-def initiation() -> bytes:
-    return MacSealer(OURS).seal(messages.pack_initiation(7, bytes(32), bytes(48), bytes(28)), 1.0)
-
-
-@pytest.fixture(scope="module")
-def conn() -> Iterator[Conn]:
-    with surroundings("conn") as around:
-        yield Conn(around)
-
-
-def client(namespace: Namespace, address: str) -> socket.socket:
-    made = namespace.udp_socket(address)
-    made.settimeout(5)
-    return made
 
 
 @pytest.mark.parametrize("address", [*V4, *V6])
@@ -114,44 +55,6 @@ def test_an_answer_from_an_address_that_is_gone_leaves_from_another(conn: Conn, 
     assert [peer.recvfrom(100)[0] for _ in range(2)] == [b"one", b"two"]
     conn.handshakes_out.send(trains.pack_handshake(place, b"three", boot_time()))
     assert peer.recvfrom(100)[0] == b"three"
-
-
-class Links:
-    """Two links between the service's namespace and another, each with both families on it."""
-
-    NAMES = ("first", "second")
-
-    def __init__(self, ours: Namespace, theirs: Namespace) -> None:
-        self.ours, self.theirs = ours, theirs
-        for number, name in enumerate(self.NAMES):
-            ours.run("ip", "link", "add", name, "type", "veth", "peer", "name", name, "netns", theirs.name)
-            for side, end in ((ours, 1), (theirs, 2)):
-                for key in ("rp_filter", "arp_ignore"):  # each link answers for its own addresses alone
-                    side.sysctl(f"net.ipv4.conf.{name}.{key}", 0 if key == "rp_filter" else 1)
-                add_addresses(side, name, [f"192.0.{number}.{end}/24", f"2001:db8:{number}::{end}/64"])
-        for side in (theirs, ours):
-            for name in self.NAMES:
-                side.run("ip", "link", "set", name, "up")
-        until(self._up, 5, "both links to be up")
-
-    def _up(self) -> bool:
-        return all(self.ours.run("ip", "-o", "link", "show", n).stdout.count("state UP") for n in self.NAMES)
-
-    def route(self, action: str, destination: str, number: int, metric: int = 10) -> None:
-        via = f"2001:db8:{number}::2" if ":" in destination else f"192.0.{number}.2"
-        self.ours.run("ip", "route", action, destination, "via", via, "metric", str(metric))
-
-
-@pytest.fixture
-def links(conn: Conn) -> Iterator[Links]:
-    conn.namespace.sysctl("net.ipv4.conf.all.rp_filter", 0)
-    with Namespace("far") as far:
-        far.sysctl("net.ipv4.conf.all.rp_filter", 0)
-        try:
-            yield Links(conn.namespace, far)
-        finally:  # at once; with their namespace, they would go some time later
-            for name in Links.NAMES:
-                conn.namespace.run("ip", "link", "delete", name, check=False)
 
 
 def far_client(links: Links, conn: Conn, address: str, contacts: str) -> tuple[socket.socket, bytes]:
@@ -254,89 +157,6 @@ def test_the_routing_table_is_asked_anew_for_others_routes_and_not_for_the_tunne
     loop.turn()
     assert changes
     egress.close()
-
-
-SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
-
-
-def run_of(count: int, size: int = 200, last: int = 100, worker: int = 0) -> list[bytes]:
-    """Transport messages of one size, the last one shorter."""
-    return [transport(worker, number, size if number < count - 1 else last) for number in range(count)]
-
-
-@pytest.mark.parametrize("address", [V4[0], V6[0]])
-def test_a_run_leaves_as_one_and_arrives_as_what_it_was(conn: Conn, address: str) -> None:
-    peer = client(conn.namespace, address)
-    peer.setsockopt(SOL_UDP, UDP_GRO, 1)
-    family = socket.AF_INET if "." in address else socket.AF_INET6
-    place = Endpoint(socket.inet_pton(family, address), peer.getsockname()[1]).pack()
-    train = run_of(64)
-    conn.send(place, *train)
-    data, notes, _, _ = peer.recvmsg(65535, 100)
-    if offload():
-        assert notes == [(SOL_UDP, UDP_GRO, (200).to_bytes(4, "little"))]
-        assert data == b"".join(train)
-    else:
-        assert data == train[0]
-        assert [peer.recv(2000) for _ in train[1:]] == train[1:]
-
-
-def offload() -> bool:
-    return os.environ.get("STAGEWIRE_OFFLOAD") != "0"
-
-
-@pytest.mark.parametrize("address", [V4[0], V6[0]])
-def test_a_run_that_the_kernel_put_together_is_for_the_worker_it_names(conn: Conn, address: str) -> None:
-    peer = client(conn.namespace, address)
-    peer.setsockopt(SOL_UDP, UDP_SEGMENT, 200)
-    for worker in (0, 1):
-        train = run_of(30, worker=worker)
-        peer.sendto(b"".join(train), (address, PORT))
-        ((place, datagrams),) = conn.runs(worker)
-        assert datagrams == train
-        assert unpack_untrusted(place).port == peer.getsockname()[1]
-
-
-def test_a_run_for_several_is_sorted(conn: Conn) -> None:
-    peer = client(conn.namespace, V4[0])
-    peer.setsockopt(SOL_UDP, UDP_SEGMENT, 148)
-    before = conn.counters.wait_for().get("unknown_worker", 0)
-    train = [transport(0, 1, 148), transport(1, 2, 148), initiation(), transport(9, 3, 148), transport(0, 4, 148)]
-    peer.sendto(b"".join(train), (V4[0], PORT))
-    assert [datagram for _, run in conn.runs(0) for datagram in run] == [train[0], train[4]]
-    assert [datagram for _, run in conn.runs(1) for datagram in run] == [train[1]]
-    assert conn.handshakes.poll(5000)
-    assert trains.unpack_handshake_untrusted(conn.handshakes.recv(), boot_time())[1] == train[2]
-    conn.counters.wait_for(unknown_worker=before + 1)
-
-
-def test_single_datagrams_of_one_size_become_a_run(conn: Conn) -> None:
-    """Those of somebody who sends one by one, too."""
-    os.kill(conn.program.process.pid, signal.SIGSTOP)
-    peer = client(conn.namespace, V4[0])
-    train = run_of(20)
-    for datagram in train:
-        peer.sendto(datagram, (V4[0], PORT))
-    os.kill(conn.program.process.pid, signal.SIGCONT)
-    ((_, datagrams),) = conn.runs()
-    assert datagrams == train
-
-
-def test_what_the_link_cannot_take_by_the_run_goes_one_by_one(conn: Conn, links: Links) -> None:
-    """Datagrams larger than its MTU: the kernel cuts each in pieces, but not a run of them."""
-    links.ours.run("ip", "link", "set", "first", "mtu", "1300")
-    before = conn.counters.wait_for().get("runs_in_pieces", 0)
-    peer = client(links.theirs, "192.0.0.2")
-    place = Endpoint(socket.inet_aton("192.0.0.2"), peer.getsockname()[1]).pack()
-    train = run_of(5, 1452, 1000)
-    for _ in range(2):
-        conn.send(place, *train)
-        assert [peer.recv(2000) for _ in train] == train
-    small = run_of(5)
-    conn.send(place, *small)
-    assert [peer.recv(2000) for _ in small] == small
-    conn.counters.wait_for(runs_in_pieces=before + (1 if offload() else 0))
-    assert conn.counters.latest.get("runs_in_pieces", 0) == before + (1 if offload() else 0)
 
 
 def test_a_datagram_goes_to_the_worker_its_receiver_names(conn: Conn) -> None:
