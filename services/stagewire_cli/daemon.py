@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 from stagewire import privileges, tun
 from stagewire.environment import Environment
@@ -82,8 +83,8 @@ def _keep(environment: Environment, ready: int | None) -> None:
         ["ip", "link", "set", "dev", environment.interface, "mtu", str(_MTU)], capture_output=True, check=False
     )
     bring_up.prepare(environment)
-    with _signals() as wakeup, _lender(environment.run) as lender:
-        bring_up.start_and_wait(environment, lambda: _lend(lender, device))
+    with _signals() as wakeup, _Lender(environment.run, device) as lender:
+        bring_up.start_and_wait(environment, lender.look)
         if ready is not None:
             os.write(ready, b"ready")
             os.close(ready)
@@ -109,42 +110,61 @@ def _signals() -> Iterator[socket.socket]:
             signal.set_wakeup_fd(-1)
 
 
-@contextmanager
-def _lender(run: Path) -> Iterator[socket.socket]:
+class _Lender:
     """Where tun-service, while it is still root, gets a copy of the device's descriptor."""
-    path = run / tun.LENDER
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as lender:
-        path.unlink(missing_ok=True)
+
+    def __init__(self, run: Path, device: int) -> None:
+        """Raises OSError."""
+        self._path = run / tun.LENDER
+        self._device = device
+        self._listener = self._listen()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def look(self) -> None:
+        """Lends to who has asked, and listens anew when the run folder was wiped."""
+        with suppress(OSError):
+            if not self._path.exists():
+                privileges.make_folder(self._path.parent, None, 0o710)
+                standing, self._listener = self._listener, self._listen()
+                standing.close()
+            connection, _ = self._listener.accept()
+            with connection:
+                socket.send_fds(connection, [b"\0"], [self._device])
+
+    def _listen(self) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._path.unlink(missing_ok=True)
         before = os.umask(0o177)
         try:
-            lender.bind(str(path))
+            listener.bind(str(self._path))
         finally:
             os.umask(before)
-        lender.listen(8)
-        yield lender
+        listener.listen(8)
+        return listener
+
+    def fileno(self) -> int:
+        """To be polled; another after the folder was wiped."""
+        return self._listener.fileno()
 
 
-def _lend(lender: socket.socket, device: int) -> None:
-    with suppress(OSError):
-        connection, _ = lender.accept()
-        with connection:
-            socket.send_fds(connection, [b"\0"], [device])
-
-
-def _watch(environment: Environment, device: int, lender: socket.socket, wakeup: socket.socket) -> None:
+def _watch(environment: Environment, device: int, lender: _Lender, wakeup: socket.socket) -> None:
     """Returns when the device, the socket or supervisord is gone, or when told to end."""
-    poll = select.poll()
-    poll.register(device, 0)  # only its end: its packets are tun-service's
-    poll.register(lender, select.POLLIN)
-    poll.register(wakeup, select.POLLIN)
     path = environment.wg / f"{environment.interface}.sock"
     seen = time.monotonic()
     while True:
+        poll = select.poll()
+        poll.register(device, 0)  # only its end: its packets are tun-service's
+        poll.register(lender, select.POLLIN)
+        poll.register(wakeup, select.POLLIN)
         ready = dict(poll.poll(_LOOK_MS))
         if device in ready or wakeup.fileno() in ready:
             return
-        if lender.fileno() in ready:
-            _lend(lender, device)
+        lender.look()
         if Supervision(environment).pid() is None:
             return
         if path.exists():

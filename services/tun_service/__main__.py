@@ -32,8 +32,7 @@ def _device(stage: Stage) -> int:
         if tun.is_attached(inherited):
             return inherited
         os.close(inherited)  # the device was deleted meanwhile
-    lender = stage.environment.run / tun.LENDER
-    return tun.borrow(lender) if lender.exists() else tun.open_clone()
+    return tun.open_clone() if stage.environment.managed else tun.borrow(stage.environment.run / tun.LENDER)
 
 
 if __name__ == "__main__":

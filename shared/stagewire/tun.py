@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 import struct
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -118,6 +119,9 @@ def _check_ours(name: str, owner: int) -> None:
 
 def borrow(path: Path) -> int:
     """A copy of the keeper's descriptor, attached already. Raises TunUnavailable."""
+    until = time.monotonic() + _BORROW_WITHIN
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.02)  # the folder was wiped, and the keeper hasn't noticed yet
     try:
         with socket.socket(socket.AF_UNIX) as line:
             line.settimeout(_BORROW_WITHIN)

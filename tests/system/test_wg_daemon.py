@@ -99,3 +99,17 @@ def test_it_ends_when_supervisord_does(namespace: Namespace, lab_directory: Path
     with Bare(namespace, lab_directory) as bare:
         bare.cut_off()
         until(bare.gone, 10, "the keeper to clean up")
+
+
+def test_a_wiped_run_folder_costs_what_was_set_and_not_the_device(namespace: Namespace, lab_directory: Path) -> None:
+    """The keeper lends the device again, in the new folder."""
+    with Bare(namespace, lab_directory) as bare:
+        before, held = namespace.run("ip", "-o", "link", "show", bare.name).stdout.split(":")[0], bare.held()
+        run = bare.run_directory / bare.name
+        run.rename(run.with_name("away"))
+        until(lambda: {*bare.held()} == {*held} and is_ready(bare), 60, "all to be at work again")
+        assert not {*bare.held().values()} & {*held.values()}
+        assert namespace.run("ip", "-o", "link", "show", bare.name).stdout.split(":")[0] == before
+        namespace.run("wg", "set", bare.name, "listen-port", "4445")
+        namespace.run("ip", "link", "delete", bare.name)
+        until(bare.gone, 20, "it to end with its device")
