@@ -142,8 +142,8 @@ class Fetch:
             new_pid = until(partial(_another, gateway, place, old_pid), PATIENCE, f"another {target.name}")
             took = self._now() - at
             self._tell(
-                f"{target.fault.name} to {target.name} of gateway {target.side.label}: "
-                f"process {old_pid} → {new_pid} after {took * 1000:.0f} ms"
+                f"{target.fault.name} to {target.name} of {target.side.label}: "
+                f"{old_pid} → {new_pid} after {took * 1000:.0f} ms"
             )
             self.faults.append(Fault(target, old_pid, new_pid, at, took, then))
 
@@ -162,14 +162,12 @@ def _another(gateway: Gateway, place: tuple[str, int], old_pid: int) -> int:
 
 def table_of(faults: Sequence[Fault]) -> Table:
     """What happened to whom, and what came of it."""
-    table = grid(
-        "at", "what", "whom", "of", "its pid", "taken over by", "after", "longest pause", right=(0, 4, 5, 6, 7)
-    )
+    table = grid("at", "signal", "to", "of", "pid", "pid now", "after", "pause", right=(0, 4, 5, 6, 7))
     for each in faults:
         table.add_row(
             f"{each.at:.1f} s",
             each.target.fault.name,
-            each.target.name,
+            each.target.name.replace("-service", ""),
             each.target.side.label,
             str(each.old_pid),
             str(each.new_pid),

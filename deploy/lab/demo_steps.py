@@ -10,6 +10,7 @@ import struct
 import termios
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.text import Text
@@ -36,11 +37,11 @@ ENOUGH_SLICES = 0.9
 RTT = re.compile(r"time=([\d.]+) ms")
 
 ROLES = {
-    "tun": "the TUN device: plain packets in and out",
-    "device": "crypto worker: seals and opens packets",
-    "conn": "the UDP sockets, and the gate before all else",
-    "key": "long-term keys, handshakes, configuration",
-    "status": "counters; sees neither keys nor packets",
+    "tun": "the TUN device, plain packets",
+    "device": "seals and opens packets",
+    "conn": "UDP sockets, the gate before all",
+    "key": "long-term keys, handshakes",
+    "status": "counters; no keys, no packets",
 }
 STAGES = tuple(ROLES)
 PICTURE = """\
@@ -103,11 +104,12 @@ class Show:
                 step()
 
     def _bring_up(self) -> None:
-        screen, took = self._screen, {}
+        screen = self._screen
         screen.say_exactly(Text.from_markup(PICTURE))
-        for side in self._network.sides:
-            with screen.waiting(f"stagewire up {side.gateway.config_path}"):
-                took[side.label] = self._network.start(side)
+        sides = self._network.sides
+        names = " and ".join(str(side.gateway.config_path) for side in sides)
+        with screen.waiting(f"stagewire up {names}"), ThreadPoolExecutor() as both:
+            took = dict(zip(("a", "b"), both.map(self._network.start, sides), strict=True))
         self._watch.listen_inside(INTERFACE)
         processes = [side.processes() for side in self._network.sides]
         table = grid("stage", "what it does", "uid", "pid on a", "pid on b", right=(2, 3, 4))
@@ -117,7 +119,7 @@ class Show:
             found = {_uid(each) for each in pids}
             uids.setdefault(stage, set()).update(found)
             shown = f" {number}" if stage == "device" else ""
-            table.add_row(f"[bold]{stage}-service[/]{shown}", ROLES[stage], _listed(found), *map(str, pids))
+            table.add_row(f"[bold]{stage}[/]{shown}", ROLES[stage], _listed(found), *map(str, pids))
         screen.table(table)
         different = {uid for found in uids.values() for uid in found}
         screen.check(

@@ -11,6 +11,7 @@ import zmq
 from key_service.hub import Hub, Member
 from lab.wait import until
 from stagewire.ipc import control, endpoints
+from stagewire.ipc.codec import BadControl
 from stagewire.ipc.control import (
     FROM_KEY,
     FROM_STAGE,
@@ -26,7 +27,7 @@ from stagewire.ipc.control import (
     StatusQuery,
 )  # fmt: skip
 from stagewire.ipc.loop import boot_time
-from stagewire.ipc.stage import Stage
+from stagewire.ipc.stage import MAX_VERSIONS, Stage
 from stagewire.proto.events import WantHandshake
 
 
@@ -237,3 +238,16 @@ def test_all_numbers_of_a_stage_are_known(bench: Bench) -> None:
     bench.hello(bench.line(b"device.3.2"), "device", 3, 2)
     assert bench.hub.numbers("device") == [0, 3, 7]
     assert bench.hub.numbers("tun") == []
+
+
+def test_another_version_is_said_once_and_whoever_makes_versions_up_does_not_fill_the_log(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with ExitStack() as stack:
+        bench = Bench(stack)
+        for version in (*[2] * 20, *range(3, 40)):
+            bench.stage.drop(BadControl("control_of_unknown_version", version))
+        lines = [line for line in capfd.readouterr().out.splitlines() if "another version" in line]
+        assert len(lines) == MAX_VERSIONS
+        assert len([line for line in lines if "theirs=2 ours=1" in line]) == 1
+        assert bench.stage.counters["control_of_unknown_version"] == 57

@@ -32,7 +32,7 @@ def environment_of(gateway: Gateway) -> Environment:
 class Holders:
     """Looks again and again which processes hold which place, in the run folder as it is and as it was."""
 
-    INTERVAL = 0.05
+    INTERVAL = 0.1
 
     def __init__(self, run: Path) -> None:
         self._run = run
