@@ -287,15 +287,6 @@ def test_a_signal_stops_it_cleanly(program: "subprocess.Popen[str]", number: sig
     assert program.stdout.read() == "clean\n"
 
 
-def test_a_hangup_does_nothing(program: "subprocess.Popen[str]") -> None:
-    for _ in range(20):
-        program.send_signal(signal.SIGHUP)
-    with pytest.raises(subprocess.TimeoutExpired):
-        program.wait(0.1)
-    program.terminate()
-    assert program.wait(5) == 0
-
-
 def test_a_storm_of_signals_ends_it_once_and_cleanly(program: "subprocess.Popen[str]") -> None:
     for _ in range(200):
         program.send_signal(signal.SIGTERM)

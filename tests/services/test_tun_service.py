@@ -129,7 +129,8 @@ def test_a_stream_of_the_kernels_is_whole_and_its_super_packets_stay_so(tun: Tun
         threading.Thread(target=lambda: connect_and_send(client, content), daemon=True).start()
         received, largest = play_tcp(tun, len(content))
     assert hashlib.sha256(received).digest() == hashlib.sha256(content).digest()
-    assert largest > 10_000 if tun.offload else largest <= 1420
+    # How large they get, the kernel's TCP decides by how fast its packets are acknowledged.
+    assert largest > 2 * 1420 if tun.offload else largest <= 1420
 
 
 def connect_and_send(client: socket.socket, content: bytes) -> None:
