@@ -26,7 +26,7 @@ STANDSTILL = 0.05
 PATIENCE = 30
 """s after which nothing is tried once more."""
 slow: list[tuple[bool, str]] = []
-"""What took too long in this attempt; first, whether the machine gave nobody any CPU for a while, so that it says nothing."""
+"""What took too long in this attempt, and whether the machine gave nobody any CPU for a while, so that it says nothing."""
 
 
 @pytest.fixture(scope="module")
