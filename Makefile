@@ -1,6 +1,6 @@
 # Every target does its own set-up: .venv in the checkout, and from Debian what demo and test need (as root).
 
-.PHONY: demo chaos test lint clean
+.PHONY: demo chaos test lint bench clean
 
 demo:
 	@[ "$$(id -u)" = 0 ] || { echo "demo: this needs root, for network namespaces and TUN devices" >&2; exit 1; }
@@ -26,5 +26,11 @@ lint:
 	.venv/bin/mypy
 	PYTHONPATH=services:shared .venv/bin/lint-imports
 
+# QUICK=1: two minutes. OUT=FOLDER, BENCH_PEER=/path/to/program, ONLY="groups": see docs/performance/README.md.
+bench:
+	@[ "$$(id -u)" = 0 ] || { echo "bench: this needs root, for network namespaces and TUN devices" >&2; exit 1; }
+	@deploy/setup --system
+	@PYTHONPATH=deploy exec .venv/bin/python -m bench
+
 clean:
-	rm -rf .venv dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv dist build .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

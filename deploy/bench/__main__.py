@@ -1,0 +1,86 @@
+"""`make bench`: measures, shows, writes. See docs/performance/README.md.
+
+python -m bench                       about 15 minutes; results in build/bench
+python -m bench --quick               about two
+python -m bench --publish DIRECTORY   writes the last results as a page with pictures, and measures nothing
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from rich.console import Console
+
+from bench import machine, report
+from bench.contestants import entries, short_directory
+from bench.groups import all_groups
+from bench.plan import FULL, QUICK, Plan
+from bench.runner import Runner
+from bench.samples import Results
+
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+REPORT = "report.json"
+TOO_BUSY = 0.1
+
+
+class Ended(BaseException):
+    """A signal asked us to end; not an error to be caught on the way out."""
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    for each in ENDING_SIGNALS:  # whoever is impatient now would leave half of it behind
+        signal.signal(each, signal.SIG_IGN)
+    raise Ended(number)
+
+
+def measure(console: Console, plan: Plan, only: Sequence[str], peer: str | None, out: Path) -> int:
+    """The whole; returns the exit status. What was measured until a signal is shown and written all the same."""
+    results = Results()
+    before = machine.busy()
+    if before > TOO_BUSY:
+        console.print(
+            f"[yellow]{before:.0%} of this machine's time is taken already: only the ratios will tell much[/]"
+        )
+    status = 0
+    for number in ENDING_SIGNALS:
+        signal.signal(number, _end)
+    try:
+        with short_directory() as directory:
+            groups = [each for each in all_groups(plan, entries(peer), directory) if not only or each.key in only]
+            Runner(console, results).run(groups)
+    except Ended as ended:
+        status = 128 + int(ended.args[0])
+        console.print("ended early")
+    if results.samples:
+        about = machine.describe(rounds=plan.rounds, quick=plan.quick, busy_before=round(before, 2))
+        report.save(out / REPORT, results, about)
+        report.show(console, results)
+        console.print(f"written to {out / REPORT}")
+    failed = any(each.error for each in results.samples)
+    return status or int(failed)
+
+
+def main() -> int:
+    """Reads the command line and the environment: QUICK, OUT, BENCH_PEER, ONLY."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Stagewire beside wireguard-go and bare veth.")
+    parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("QUICK")), help="about two minutes")
+    parser.add_argument(
+        "--out", type=Path, default=Path(os.environ.get("OUT") or "build/bench"), help="for the results"
+    )
+    parser.add_argument("--peer", default=os.environ.get("BENCH_PEER") or None, help="a program like wireguard-go")
+    parser.add_argument("--only", nargs="+", default=os.environ.get("ONLY", "").split(), help="some groups")
+    arguments = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if os.geteuid() != 0:
+        console.print("bench: this needs root, for network namespaces and TUN devices")
+        return 1
+    return measure(console, QUICK if arguments.quick else FULL, arguments.only, arguments.peer, arguments.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

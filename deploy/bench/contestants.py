@@ -1,0 +1,164 @@
+"""Who is measured: tunnels between two namespaces of their own, all up at once; one that is idle costs nothing.
+
+Every tunnel has the same addresses, as no two share a namespace. The end `a` is where load comes from.
+"""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from bench.cost import Reading
+from bench.programs import Implementation
+from lab.hub import configuration
+from lab.namespaces import Link, Namespace, add_addresses, veth
+from lab.stagewire import Gateway
+from lab.wait import until
+from lab.wireguard_go import KeyPair, Peer, new_key_pair
+
+STAGEWIRE: Final = "stagewire"
+REFERENCE: Final = "wireguard-go"
+CEILING: Final = "veth"
+ONE_END: Final = "stagewire at one end"
+WORKERS: Final = 2
+PORT: Final = 51820
+INTERFACE: Final = "wg0"
+OUTER: Final = ("192.0.2.1", "192.0.2.2")
+INNER4: Final = ("10.9.0.1", "10.9.0.2")
+INNER6: Final = ("fd09::1", "fd09::2")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A contestant before it is up: the program at each end. None: none at all, the wire itself."""
+
+    name: str
+    a: str | None
+    b: str | None
+
+
+def entries(peer: str | None) -> list[Entry]:
+    """All contestants. `peer` is the path of a further program, started as wireguard-go is."""
+    found = [
+        Entry(STAGEWIRE, STAGEWIRE, STAGEWIRE),
+        Entry(REFERENCE, REFERENCE, REFERENCE),
+        Entry(CEILING, None, None),
+        Entry(ONE_END, STAGEWIRE, REFERENCE),
+    ]
+    if peer:
+        name = Path(peer).name
+        taken = {entry.name for entry in found}
+        found.append(Entry(f"{name} (BENCH_PEER)" if name in taken else name, peer, peer))
+    return found
+
+
+@dataclass(slots=True)
+class Tunnel:
+    """A contestant that is up."""
+
+    name: str
+    a: Namespace
+    b: Namespace
+    devices: tuple[str, str]
+
+    def ends(self) -> list[tuple[Namespace, str]]:
+        """Both namespaces with their devices."""
+        return list(zip((self.a, self.b), self.devices, strict=True))
+
+    def read(self) -> Reading:
+        """Its meters now."""
+        return Reading.of(self.ends())
+
+    def answers(self, count: int = 1) -> bool:
+        """Whether a ping comes through, in IPv4 and IPv6."""
+        return all(
+            self.a.run("ping", "-n", "-c", str(count), "-W", "1", address, check=False).returncode == 0
+            for address in (INNER4[1], INNER6[1])
+        )
+
+
+@contextlib.contextmanager
+def short_directory() -> Iterator[Path]:
+    """A folder with a path short enough for Unix sockets, open to the services' users."""
+    directory = Path(tempfile.mkdtemp(prefix="sw-bench-", dir="/tmp"))
+    directory.chmod(0o755)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def stagewire_end(
+    namespace: Namespace, directory: Path, text: str, workers: int = WORKERS, **env: str
+) -> Iterator[Gateway]:
+    """A gateway that ends at once with its context, rather than in order."""
+    directory.mkdir(exist_ok=True)
+    gateway = Gateway(namespace, INTERFACE, directory, text, workers, env)
+    try:
+        gateway.__enter__()
+        yield gateway
+    finally:
+        gateway.cut_off()
+
+
+def end(
+    program: str, namespace: Namespace, directory: Path, number: int, keys: Sequence[KeyPair]
+) -> AbstractContextManager[Any]:
+    """One end of a tunnel of two; `number` is 0 or 1, `keys` are both ends'."""
+    mine, theirs = keys[number], keys[1 - number]
+    addresses = [f"{INNER4[number]}/24", f"{INNER6[number]}/64"]
+    other = 1 - number
+    peer = Peer(theirs.public, [f"{INNER4[other]}/32", f"{INNER6[other]}/128"], f"{OUTER[other]}:{PORT}")
+    if program == STAGEWIRE:
+        return stagewire_end(namespace, directory, configuration(mine, PORT, addresses, [peer]))
+    return Implementation(program, namespace, mine, addresses, [peer], PORT)
+
+
+def _device(ready: object, link: Link, number: int) -> str:
+    if isinstance(ready, Gateway):
+        return ready.name
+    if isinstance(ready, Implementation):
+        return ready.interface
+    return (link.a_interface, link.b_interface)[number]
+
+
+@contextlib.contextmanager
+def up(entry: Entry, label: str, directory: Path) -> Iterator[Tunnel]:
+    """Brings a contestant up and waits until packets flow. `label` names its namespaces."""
+    with ExitStack() as stack:
+        spaces = [stack.enter_context(Namespace(f"{label}{side}")) for side in "ab"]
+        link = veth(spaces[0], spaces[1], [f"{OUTER[0]}/24"], [f"{OUTER[1]}/24"])
+        keys = [new_key_pair(), new_key_pair()]
+        devices = []
+        for number, program in enumerate((entry.a, entry.b)):
+            ready: object = None
+            if program is None:
+                device = _device(None, link, number)
+                add_addresses(spaces[number], device, [f"{INNER4[number]}/24", f"{INNER6[number]}/64"])
+            else:
+                folder = directory / f"{label}{'ab'[number]}"
+                ready = stack.enter_context(end(program, spaces[number], folder, number, keys))
+            devices.append(_device(ready, link, number))
+        tunnel = Tunnel(entry.name, spaces[0], spaces[1], (devices[0], devices[1]))
+        until(tunnel.answers, 20, f"packets through {entry.name}")
+        yield tunnel
+
+
+@contextlib.contextmanager
+def all_up(chosen: Sequence[Entry], directory: Path) -> Iterator[list[Tunnel]]:
+    """All of them, brought up at the same time, as most of that is waiting."""
+    contexts = [up(entry, f"bench{number}", directory) for number, entry in enumerate(chosen)]
+    tunnels: list[Tunnel] = []
+    with ExitStack() as stack, ThreadPoolExecutor(len(contexts)) as threads:
+        attempts = [threads.submit(context.__enter__) for context in contexts]
+        for context, attempt in zip(contexts, attempts, strict=True):
+            if attempt.exception() is None:
+                stack.push(context)
+        tunnels = [attempt.result() for attempt in attempts]
+        yield tunnels

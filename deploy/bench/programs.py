@@ -1,0 +1,70 @@
+"""Any program that is started as wireguard-go is: `PROGRAM -f INTERFACE`, then `wg setconf` and `ip`."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from lab.namespaces import Namespace
+from lab.wait import until
+from lab.wireguard_go import KeyPair, Peer, WireguardGo
+
+CONFIGURE_TIMEOUT = 120
+"""s that `wg setconf` may take, with 10,000 peers."""
+
+
+class Implementation(WireguardGo):
+    """One such program with its interface, addresses and routes, which says nothing but errors."""
+
+    def __init__(
+        self,
+        program: str | Path,
+        namespace: Namespace,
+        keys: KeyPair,
+        addresses: Sequence[str],
+        peers: Sequence[Peer] = (),
+        listen_port: int | None = None,
+        core: int | None = None,
+    ) -> None:
+        """`core` is the only one that it may run on."""
+        super().__init__(namespace, keys, addresses, peers, listen_port)
+        self._program, self._core = program, core
+        self._text = _configuration(keys, listen_port, peers)
+        self.configured_in = 0.0
+        """s that `wg setconf` took."""
+
+    def __enter__(self) -> Self:
+        pinned = [] if self._core is None else ["taskset", "-c", str(self._core)]
+        self._log = tempfile.TemporaryFile()
+        self._process = self.namespace.popen(
+            *pinned, self._program, "-f", self.interface, env={"LOG_LEVEL": "error"}, output=self._log
+        )
+        try:
+            until(self._answers, 20, f"{self._program} to serve {self.interface}")
+            self._configure()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _configure(self) -> None:
+        self.reconfigure(self._text)
+        # One process for all: with 10,000 peers a process for each route would take minutes.
+        lines = [
+            f"address add {address} dev {self.interface}{' nodad' * (':' in address)}" for address in self._addresses
+        ]
+        lines.append(f"link set {self.interface} mtu {self._mtu} up")
+        routes = (allowed for peer in self._peers for allowed in peer.allowed_ips)
+        lines += [f"route replace {allowed} dev {self.interface}" for allowed in routes]
+        self.namespace.run("ip", "-batch", "-", input="\n".join([*lines, ""]), timeout=CONFIGURE_TIMEOUT)
+
+    def reconfigure(self, text: str) -> None:
+        """`wg setconf`."""
+        self.namespace.run("wg", "setconf", self.interface, "/dev/stdin", input=text, timeout=CONFIGURE_TIMEOUT)
+
+
+def _configuration(keys: KeyPair, listen_port: int | None, peers: Sequence[Peer]) -> str:
+    lines = ["[Interface]", f"PrivateKey = {keys.private}"]
+    if listen_port:
+        lines.append(f"ListenPort = {listen_port}")
+    return "\n".join([*lines, *(peer.section() for peer in peers), ""])

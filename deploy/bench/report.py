@@ -1,0 +1,100 @@
+"""The results as a table on the screen and as JSON."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.contestants import CEILING, ONE_END, REFERENCE, STAGEWIRE
+from bench.rows import ROWS, TIMES, Row, derive
+from bench.samples import Results, Sample
+
+FORMAT: Final = 1
+MARKS: Final = {True: "✓", False: "✗", None: ""}
+_COLUMNS: Final = (STAGEWIRE, REFERENCE, CEILING, ONE_END)
+
+
+def columns(results: Results) -> list[str]:
+    """The contestants that rows have a figure of: the usual ones first, then BENCH_PEER's."""
+    there = {each.contestant for each in results.samples if each.values}
+    wanted = {name for row in ROWS for name in results.contestants(row.scenario)}
+    compared = {name for row in ROWS for name in (row.ours, row.theirs)}
+    return [name for name in dict.fromkeys((*_COLUMNS, *sorted(wanted - compared))) if name in there]
+
+
+def lines(results: Results, names: Sequence[str]) -> list[tuple[Row, list[str], str, str]]:
+    """(row, a cell for each name, the ratio, the target and whether it is reached) of all that was measured."""
+    found = []
+    for row in ROWS:
+        cells = [row.cell(results.summary(row.scenario, _who(row, name), row.value)) for name in names]
+        if not any(cells):
+            continue
+        ratio = results.ratio(row.scenario, row.ours, row.theirs, row.value) if row.compared else None
+        said = "" if ratio is None else f"{ratio.median:.2f}{TIMES}"
+        if ratio is not None and ratio.runs > 1:
+            said += f" ({ratio.low:.2f} to {ratio.high:.2f})"
+        found.append((row, cells, said, f"{row.target()} {MARKS[row.reached(results)]}".strip()))
+    return found
+
+
+def _who(row: Row, name: str) -> str:
+    """Rows that compare others than the usual two put them into the same columns."""
+    return {STAGEWIRE: row.ours, REFERENCE: row.theirs}.get(name, name)
+
+
+def show(console: Console, results: Results) -> None:
+    """Prints the table."""
+    derived = derive(results)
+    names = columns(derived)
+    table = Table(title="medians ± half the spread; ratios within a round", title_justify="left", header_style="bold")
+    for title in ("", "unit", *names, f"ratio to {REFERENCE}", "target"):
+        table.add_column(title, justify="left" if not title or title == "unit" else "right", no_wrap=title not in names)
+    section = ""
+    for row, cells, ratio, target in lines(derived, names):
+        if row.section != section:
+            section = row.section
+            table.add_section()
+            table.add_row(f"[bold]{section}[/]")
+        style = "red" if target.endswith("✗") else "green" if target.endswith("✓") else ""
+        table.add_row(f"  {row.title}", row.unit, *cells, ratio, f"[{style}]{target}[/]" if style else target)
+    console.print(table)
+    for failed in (each for each in results.samples if each.error):
+        console.print(
+            f"failed: {failed.scenario}, {failed.contestant}, round {failed.round + 1}: {failed.error}", style="red"
+        )
+
+
+def as_json(results: Results, about: dict[str, Any]) -> dict[str, Any]:
+    """All samples, and what the table says."""
+    derived = derive(results)
+    names = columns(derived)
+    table = [
+        {
+            "section": row.section,
+            "title": row.title.strip(),
+            "unit": row.unit,
+            "cells": dict(zip(names, cells, strict=True)),
+            "ratio": ratio,
+            "target": row.target(),
+            "reached": row.reached(derived),
+        }
+        for row, cells, ratio, _ in lines(derived, names)
+    ]
+    return {"format": FORMAT, "about": about, "table": table, "samples": [each.as_json() for each in results.samples]}
+
+
+def save(path: Path, results: Results, about: dict[str, Any]) -> None:
+    """Writes the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(as_json(results, about), indent=1) + "\n")
+
+
+def load(path: Path) -> tuple[Results, dict[str, Any]]:
+    """What `save` wrote. Raises ValueError for a file of another form."""
+    content = json.loads(path.read_text())
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{path} isn't a report of this benchmark")
+    return Results(Sample(**each) for each in content["samples"]), content["about"]

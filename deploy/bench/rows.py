@@ -1,0 +1,176 @@
+"""The lines of the report: which value of which scenario, in which unit, against whom, and what is to be reached."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from bench.contestants import REFERENCE, STAGEWIRE
+from bench.samples import Results, Sample, Summary
+
+UDP_SIZES: Final = (1200, 64)
+"""Bytes of payload."""
+TIMES: Final = "\N{MULTIPLICATION SIGN}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line. `factor` makes the `unit` out of the value; limits are for the ratio, or else for the value in its unit."""
+
+    section: str
+    title: str
+    scenario: str
+    value: str
+    unit: str
+    factor: float = 1.0
+    digits: int = 2
+    least_ratio: float | None = None
+    most_ratio: float | None = None
+    least: float | None = None
+    most: float | None = None
+    ours: str = STAGEWIRE
+    theirs: str = REFERENCE
+    compared: bool = True
+    """Whether a ratio makes sense."""
+
+    def target(self) -> str:
+        """In words; empty: none."""
+        for sign, limit, unit in (
+            ("≥", self.least_ratio, TIMES),
+            ("≤", self.most_ratio, TIMES),
+            ("≥", self.least, f" {self.unit}"),
+            ("<", self.most, f" {self.unit}"),
+        ):
+            if limit is not None:
+                return f"{sign} {limit:g}{unit}".rstrip()
+        return ""
+
+    def reached(self, results: Results) -> bool | None:
+        """Whether the target is; None without a target, or when it wasn't measured."""
+        if self.least_ratio is not None or self.most_ratio is not None:
+            found = results.ratio(self.scenario, self.ours, self.theirs, self.value)
+            return None if found is None else _within(found.median, self.least_ratio, self.most_ratio)
+        if self.least is None and self.most is None:
+            return None
+        found = results.summary(self.scenario, self.ours, self.value)
+        return None if found is None else _within(found.median * self.factor, self.least, self.most)
+
+    def cell(self, summary: Summary | None) -> str:
+        """A summary in the row's unit, and half its spread."""
+        if summary is None:
+            return ""
+        text = f"{summary.median * self.factor:,.{self.digits}f}"
+        return f"{text} ±{summary.spread:.0%}" if summary.runs > 1 else text
+
+
+def _within(value: float, least: float | None, most: float | None) -> bool:
+    return (least is None or value >= least) and (most is None or value <= most)
+
+
+def _tcp() -> list[Row]:
+    shapes = [
+        ("tcp-1", "1 stream", True),
+        ("tcp-4", "4 streams", True),
+        ("tcp-16", "16 streams", True),
+        ("tcp-both", "4 streams each way at once", True),
+        ("tcp-6", "1 stream, IPv6", False),
+        ("tcp-back", "1 stream, the other way", False),
+    ]
+    found = []
+    for key, title, aimed in shapes:
+        least = 2.5 if aimed else None
+        found.append(Row("TCP", title, key, "goodput", "Gb/s", 1e-9, least_ratio=least))
+        if aimed and key != "tcp-1":
+            found.append(
+                Row("TCP", f"{title}: slowest second / median", key, "steadiness", "", least=0.5, compared=False)
+            )
+    return found
+
+
+def _udp() -> list[Row]:
+    return [
+        Row("UDP", "1,200 B, overload", "udp-1200-overload", "goodput", "Gb/s", 1e-9, least_ratio=2.0),
+        Row("UDP", "  goodput / best at a lower rate", "udp-1200-overload", "held", "", least=0.9, compared=False),
+        Row("UDP", "  lost", "udp-1200-overload", "loss", "%", 100, 0, compared=False),
+        Row("UDP", "  out of order", "udp-1200-overload", "reordered", "%", 100, compared=False),
+        Row("UDP", "64 B, overload", "udp-64-overload", "pps", "kpackets/s", 1e-3, 1, least_ratio=1.5),
+        Row("UDP", "  packets/s / best at a lower rate", "udp-64-overload", "held", "", compared=False),
+    ]
+
+
+def _latency() -> list[Row]:
+    return [
+        Row("Latency", "idle, median", "latency-idle", "median", "ms", 1, 3, most_ratio=2.0),
+        Row("Latency", "idle, 99th percentile", "latency-idle", "p99", "ms", 1, 3),
+        Row("Latency", "beside a TCP stream, median", "latency-loaded", "median", "ms", 1, 2, most_ratio=1.0),
+        Row("Latency", "beside a TCP stream, 99th percentile", "latency-loaded", "p99", "ms", 1, 2),
+    ]
+
+
+def _cost() -> list[Row]:
+    return [
+        Row("Cost", "CPU, TCP 1 stream, both ends", "tcp-1", "cpu", "s/GB"),
+        Row("Cost", "context switches, TCP 1 stream", "tcp-1", "switches", "per MB", 1, 0),
+        Row("Cost", "CPU, TCP 16 streams, both ends", "tcp-16", "cpu", "s/GB"),
+    ]
+
+
+def all_rows() -> list[Row]:
+    """In the order of the report."""
+    return [*_tcp(), *_udp(), *_latency(), *_cost()]
+
+
+ROWS: Final = all_rows()
+
+
+def brief(values: Mapping[str, float]) -> str:
+    """What is said of a sample while the benchmark runs."""
+    shown = []
+    for name, (unit, factor, digits) in _BRIEF.items():
+        if name in values:
+            shown.append(f"{name} {values[name] * factor:,.{digits}f} {unit}".rstrip())
+    return "  ".join(shown)
+
+
+_BRIEF: Final = {
+    "goodput": ("Gb/s", 1e-9, 3),
+    "steadiness": ("", 1, 2),
+    "pps": ("kpackets/s", 1e-3, 1),
+    "loss": ("%", 100, 1),
+    "median": ("ms", 1, 3),
+    "p99": ("ms", 1, 3),
+    "cpu": ("s/GB", 1, 2),
+    "rate": ("/s", 1, 0),
+    "first_packet": ("s", 1, 2),
+    "memory": ("MB", 1e-6, 0),
+    "setconf": ("s", 1, 2),
+    "ready": ("s", 1, 2),
+}
+
+
+def udp_key(size: int, rate: float) -> str:
+    """The scenario of one offered rate (packets/s)."""
+    return f"udp-{size}@{rate:.0f}"
+
+
+def udp_rates(results: Results, size: int) -> list[float]:
+    """The rates (packets/s) that were offered, rising."""
+    prefix = f"udp-{size}@"
+    return sorted({float(key.removeprefix(prefix)) for key in results.scenarios() if key.startswith(prefix)})
+
+
+def derive(results: Results) -> Results:
+    """With what follows from several scenarios of a round: UDP under overload, which is at the greatest rate."""
+    derived = Results(results.samples)
+    for size in UDP_SIZES:
+        rates = udp_rates(results, size)
+        if not rates:
+            continue
+        top = udp_key(size, rates[-1])
+        for contestant in results.contestants(top):
+            for sample in results.of(top, contestant):
+                best = max(
+                    results.values(udp_key(size, rate), contestant, "pps").get(sample.round, 0.0) for rate in rates
+                )
+                values = {**sample.values, "held": sample.values.get("pps", 0.0) / best} if best else {}
+                derived.add(Sample(f"udp-{size}-overload", contestant, sample.round, values))
+    return derived

@@ -1,0 +1,132 @@
+"""Who is measured in what, and in which order: round by round, the contestants in turn, another one first each time.
+
+What is measured shortly one after another on one machine can be compared; the same figure an hour later can't.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bench.rows import brief
+from bench.samples import Results, Sample
+from bench.tcp import Values
+
+EXPECTED: Final = (AssertionError, RuntimeError, OSError, subprocess.SubprocessError, json.JSONDecodeError)
+"""How the lab and the programs say that a run failed; anything else is a bug of ours."""
+
+
+class Named(Protocol):
+    """A contestant that is up."""
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+
+
+C = TypeVar("C", bound=Named)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario(Generic[C]):
+    """Something that each contestant does once a round. `seconds` is how long that takes, more or less."""
+
+    key: str
+    title: str
+    seconds: float
+    measure: Callable[[C], Values]
+    only: frozenset[str] | None = None
+    """The contestants that take part; None: all."""
+
+    def takes(self, name: str) -> bool:
+        """Whether this contestant takes part."""
+        return self.only is None or name in self.only
+
+
+@dataclass(frozen=True, slots=True)
+class Group(Generic[C]):
+    """Scenarios whose contestants are brought up together. `seconds` is for that, and for taking them down."""
+
+    key: str
+    title: str
+    names: Sequence[str]
+    contestants: Callable[[], AbstractContextManager[Sequence[C]]]
+    scenarios: Sequence[Scenario[C]]
+    rounds: int
+    seconds: float = 8.0
+
+    def total(self) -> float:
+        """s that it takes, more or less."""
+        runs = (each.seconds * sum(map(each.takes, self.names)) for each in self.scenarios)
+        return self.seconds + self.rounds * sum(runs)
+
+
+class Runner:
+    """Runs groups, collects samples, shows how far it is."""
+
+    def __init__(self, console: Console, results: Results) -> None:
+        self._console, self._results = console, results
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("of about"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+
+    def run(self, groups: Sequence[Group[Any]]) -> None:
+        """All of them. What fails is shown, and is in the results with its error."""
+        total = sum(group.total() for group in groups)
+        with self._progress:
+            self._task = self._progress.add_task("", total=total)
+            for group in groups:
+                self._group(group)
+
+    def _group(self, group: Group[C]) -> None:
+        self._progress.update(self._task, description=f"{group.title}: setting up")
+        self._console.rule(group.title, align="left", style="dim")
+        done = 0.0
+        try:
+            with group.contestants() as contestants:
+                self._progress.advance(self._task, group.seconds)
+                done = group.seconds
+                for number in range(group.rounds):
+                    for scenario in group.scenarios:
+                        taking = [each for each in contestants if scenario.takes(each.name)]
+                        # Another one first each time: whoever comes after a heavy one may find a warmer machine.
+                        turn = number % max(1, len(taking))
+                        for contestant in taking[turn:] + taking[:turn]:
+                            self._one(group, scenario, contestant, number)
+                            done += scenario.seconds
+        except EXPECTED as error:
+            self._console.print(f"[red]{escape(group.title)}: {escape(_words(error))}[/]")
+            self._results.add(Sample(group.key, "", 0, error=_words(error)))
+        self._progress.advance(self._task, max(0.0, group.total() - done))
+
+    def _one(self, group: Group[C], scenario: Scenario[C], contestant: C, number: int) -> None:
+        what = f"round {number + 1} of {group.rounds}  {scenario.title:<34} {contestant.name:<22}"
+        self._progress.update(self._task, description=what)
+        begun = time.monotonic()
+        try:
+            values, curves = scenario.measure(contestant)
+            sample = Sample(scenario.key, contestant.name, number, values, curves)
+            said = brief(values)
+        except EXPECTED as error:
+            sample = Sample(scenario.key, contestant.name, number, error=_words(error))
+            said = f"[red]{escape(sample.error)}[/]"
+        self._results.add(sample)
+        self._console.print(f"{what} {said}  [dim]{time.monotonic() - begun:.1f} s[/]", highlight=False)
+        self._progress.advance(self._task, scenario.seconds)
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip().replace("\n", " ")[:300]
