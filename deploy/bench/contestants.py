@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench.cost import Reading
+from bench.cost import Meter, Reading
 from bench.programs import Implementation
 from lab.hub import configuration
 from lab.namespaces import Link, Namespace, add_addresses, veth
@@ -59,27 +59,25 @@ def entries(peer: str | None) -> list[Entry]:
 
 @dataclass(slots=True)
 class Tunnel:
-    """A contestant that is up."""
+    """A contestant that is up. `meters` are of the ends whose cost counts."""
 
     name: str
     a: Namespace
     b: Namespace
-    devices: tuple[str, str]
-
-    def ends(self) -> list[tuple[Namespace, str]]:
-        """Both namespaces with their devices."""
-        return list(zip((self.a, self.b), self.devices, strict=True))
+    meters: tuple[Meter, ...]
 
     def read(self) -> Reading:
         """Its meters now."""
-        return Reading.of(self.ends())
+        return Reading.of(self.meters)
 
-    def answers(self, count: int = 1) -> bool:
+    def answers(self) -> bool:
         """Whether a ping comes through, in IPv4 and IPv6."""
-        return all(
-            self.a.run("ping", "-n", "-c", str(count), "-W", "1", address, check=False).returncode == 0
-            for address in (INNER4[1], INNER6[1])
-        )
+        return all(pings(self.a, address) for address in (INNER4[1], INNER6[1]))
+
+
+def pings(namespace: Namespace, address: str) -> bool:
+    """Whether one ping is answered within a second."""
+    return namespace.run("ping", "-n", "-c", "1", "-W", "1", address, check=False).returncode == 0
 
 
 @contextlib.contextmanager
@@ -135,7 +133,7 @@ def up(entry: Entry, label: str, directory: Path) -> Iterator[Tunnel]:
         spaces = [stack.enter_context(Namespace(f"{label}{side}")) for side in "ab"]
         link = veth(spaces[0], spaces[1], [f"{OUTER[0]}/24"], [f"{OUTER[1]}/24"])
         keys = [new_key_pair(), new_key_pair()]
-        devices = []
+        meters = []
         for number, program in enumerate((entry.a, entry.b)):
             ready: object = None
             if program is None:
@@ -144,9 +142,9 @@ def up(entry: Entry, label: str, directory: Path) -> Iterator[Tunnel]:
             else:
                 folder = directory / f"{label}{'ab'[number]}"
                 ready = stack.enter_context(end(program, spaces[number], folder, number, keys))
-            devices.append(_device(ready, link, number))
-        tunnel = Tunnel(entry.name, spaces[0], spaces[1], (devices[0], devices[1]))
-        until(tunnel.answers, 20, f"packets through {entry.name}")
+            meters.append(Meter(spaces[number], _device(ready, link, number)))
+        tunnel = Tunnel(entry.name, spaces[0], spaces[1], tuple(meters))
+        until(tunnel.answers, 60, f"packets through {entry.name}")
         yield tunnel
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +70,21 @@ def memory(namespace: Namespace) -> dict[str, int]:
     return dict(total)
 
 
-def received(namespace: Namespace, device: str) -> int:
-    """Bytes that the OS of the namespace has received by a device."""
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """One end of a tunnel, and the direction in which its device counts."""
+
+    namespace: Namespace
+    device: str
+    sent: bool = False
+
+
+def delivered(meter: Meter) -> int:
+    """Bytes that the OS of the namespace has had from a device, or given to it."""
     # Of the thread that looks: /proc/net would be of the process, which lives elsewhere.
-    table = namespace.call(Path("/proc/thread-self/net/dev").read_text)
-    line = next(line for line in table.splitlines() if line.strip().startswith(f"{device}:"))
-    return int(line.partition(":")[2].split()[0])
+    table = meter.namespace.call(Path("/proc/thread-self/net/dev").read_text)
+    line = next(line for line in table.splitlines() if line.strip().startswith(f"{meter.device}:"))
+    return int(line.partition(":")[2].split()[8 if meter.sent else 0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +95,14 @@ class Reading:
     delivered: int
 
     @classmethod
-    def of(cls, ends: list[tuple[Namespace, str]]) -> Self:
-        """Of the tunnel whose ends are these namespaces and devices."""
+    def of(cls, meters: Sequence[Meter]) -> Self:
+        """Of all that runs at these ends."""
         by_pid = {}
-        for namespace, _ in ends:
-            for pid, name in programs(namespace).items():
+        for meter in meters:
+            for pid, name in programs(meter.namespace).items():
                 with suppress(OSError):
                     by_pid[pid] = (name, cpu_seconds(pid), context_switches(pid))
-        return cls(by_pid, sum(received(namespace, device) for namespace, device in ends))
+        return cls(by_pid, sum(map(delivered, meters)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Any program that is started as wireguard-go is: `PROGRAM -f INTERFACE`, then `wg setconf` and `ip`."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -25,22 +25,26 @@ class Implementation(WireguardGo):
         peers: Sequence[Peer] = (),
         listen_port: int | None = None,
         core: int | None = None,
+        env: Mapping[str, str] | None = None,
+        routes: bool = True,
     ) -> None:
-        """`core` is the only one that it may run on."""
+        """`core` is the only one that it may run on; `env` adds to its environment.
+
+        Without `routes` the interface's own networks must cover all its peers.
+        """
         super().__init__(namespace, keys, addresses, peers, listen_port)
-        self._program, self._core = program, core
-        self._text = _configuration(keys, listen_port, peers)
-        self.configured_in = 0.0
-        """s that `wg setconf` took."""
+        self._program, self._core, self._env, self._routes = program, core, env or {}, routes
+        self.text = setconf_text(keys, listen_port, peers)
+        """What `wg setconf` is given."""
 
     def __enter__(self) -> Self:
         pinned = [] if self._core is None else ["taskset", "-c", str(self._core)]
         self._log = tempfile.TemporaryFile()
         self._process = self.namespace.popen(
-            *pinned, self._program, "-f", self.interface, env={"LOG_LEVEL": "error"}, output=self._log
+            *pinned, self._program, "-f", self.interface, env={"LOG_LEVEL": "error", **self._env}, output=self._log
         )
         try:
-            until(self._answers, 20, f"{self._program} to serve {self.interface}")
+            until(self._answers, 60, f"{self._program} to serve {self.interface}")
             self._configure()
         except BaseException:
             self.close()
@@ -48,22 +52,29 @@ class Implementation(WireguardGo):
         return self
 
     def _configure(self) -> None:
-        self.reconfigure(self._text)
+        self.reconfigure(self.text)
         # One process for all: with 10,000 peers a process for each route would take minutes.
         lines = [
             f"address add {address} dev {self.interface}{' nodad' * (':' in address)}" for address in self._addresses
         ]
         lines.append(f"link set {self.interface} mtu {self._mtu} up")
-        routes = (allowed for peer in self._peers for allowed in peer.allowed_ips)
-        lines += [f"route replace {allowed} dev {self.interface}" for allowed in routes]
+        if self._routes:
+            prefixes = (allowed for peer in self._peers for allowed in peer.allowed_ips)
+            lines += [f"route replace {prefix} dev {self.interface}" for prefix in prefixes]
         self.namespace.run("ip", "-batch", "-", input="\n".join([*lines, ""]), timeout=CONFIGURE_TIMEOUT)
+
+    def kill(self) -> None:
+        """Ends the program at once, for when there are many to be closed."""
+        if self._process.poll() is None:
+            self._process.kill()
 
     def reconfigure(self, text: str) -> None:
         """`wg setconf`."""
         self.namespace.run("wg", "setconf", self.interface, "/dev/stdin", input=text, timeout=CONFIGURE_TIMEOUT)
 
 
-def _configuration(keys: KeyPair, listen_port: int | None, peers: Sequence[Peer]) -> str:
+def setconf_text(keys: KeyPair, listen_port: int | None, peers: Sequence[Peer]) -> str:
+    """A configuration as `wg setconf` reads it."""
     lines = ["[Interface]", f"PrivateKey = {keys.private}"]
     if listen_port:
         lines.append(f"ListenPort = {listen_port}")

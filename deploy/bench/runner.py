@@ -129,4 +129,6 @@ class Runner:
 
 
 def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".strip().replace("\n", " ")[:300]
+    words = f"{type(error).__name__}: {error}".strip().replace("\n", " ")
+    # What went wrong stands at the beginning of ours and at the end of a traceback.
+    return words if len(words) <= 300 else f"{words[:120]} … {words[-180:]}"
