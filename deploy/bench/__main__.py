@@ -16,10 +16,11 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from bench import machine, report
+from bench import machine, plots, report
 from bench.contestants import entries, short_directory
 from bench.groups import all_groups
 from bench.plan import FULL, QUICK, Plan
+from bench.publish import publish
 from bench.runner import Runner
 from bench.samples import Results
 
@@ -59,8 +60,9 @@ def measure(console: Console, plan: Plan, only: Sequence[str], peer: str | None,
     if results.samples:
         about = machine.describe(rounds=plan.rounds, quick=plan.quick, busy_before=round(before, 2))
         report.save(out / REPORT, results, about)
+        made = plots.write(results, out, "png")
         report.show(console, results)
-        console.print(f"written to {out / REPORT}")
+        console.print(f"written: {', '.join(str(path) for path in (out / REPORT, *made))}")
     failed = any(each.error for each in results.samples)
     return status or int(failed)
 
@@ -74,8 +76,13 @@ def main() -> int:
     )
     parser.add_argument("--peer", default=os.environ.get("BENCH_PEER") or None, help="a program like wireguard-go")
     parser.add_argument("--only", nargs="+", default=os.environ.get("ONLY", "").split(), help="some groups")
+    parser.add_argument("--publish", type=Path, metavar="DIRECTORY", help="a page and pictures of the last results")
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 160)
+    if arguments.publish:
+        made = publish(*report.load(arguments.out / REPORT), arguments.publish)
+        console.print("\n".join(f"written: {path}" for path in made))
+        return 0
     if os.geteuid() != 0:
         console.print("bench: this needs root, for network namespaces and TUN devices")
         return 1

@@ -7,11 +7,11 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from bench.cost import Meter, Reading
 from bench.programs import Implementation
@@ -21,11 +21,15 @@ from lab.stagewire import Gateway
 from lab.wait import until
 from lab.wireguard_go import KeyPair, Peer, new_key_pair
 
+T = TypeVar("T")
+
 STAGEWIRE: Final = "stagewire"
 REFERENCE: Final = "wireguard-go"
 CEILING: Final = "veth"
 ONE_END: Final = "stagewire at one end"
 WORKERS: Final = 2
+SPARES: Final = 1
+"""As everybody has them who sets nothing."""
 PORT: Final = 51820
 INTERFACE: Final = "wg0"
 OUTER: Final = ("192.0.2.1", "192.0.2.2")
@@ -97,7 +101,7 @@ def stagewire_end(
 ) -> Iterator[Gateway]:
     """A gateway that ends at once with its context, rather than in order."""
     directory.mkdir(exist_ok=True)
-    gateway = Gateway(namespace, INTERFACE, directory, text, workers, env)
+    gateway = Gateway(namespace, INTERFACE, directory, text, workers, SPARES, env)
     try:
         gateway.__enter__()
         yield gateway
@@ -151,12 +155,24 @@ def up(entry: Entry, label: str, directory: Path) -> Iterator[Tunnel]:
 @contextlib.contextmanager
 def all_up(chosen: Sequence[Entry], directory: Path) -> Iterator[list[Tunnel]]:
     """All of them, brought up at the same time, as most of that is waiting."""
-    contexts = [up(entry, f"bench{number}", directory) for number, entry in enumerate(chosen)]
-    tunnels: list[Tunnel] = []
-    with ExitStack() as stack, ThreadPoolExecutor(len(contexts)) as threads:
-        attempts = [threads.submit(context.__enter__) for context in contexts]
-        for context, attempt in zip(contexts, attempts, strict=True):
-            if attempt.exception() is None:
-                stack.push(context)
-        tunnels = [attempt.result() for attempt in attempts]
+    with at_once([up(entry, f"bench{number}", directory) for number, entry in enumerate(chosen)]) as tunnels:
         yield tunnels
+
+
+@contextlib.contextmanager
+def at_once(contexts: Sequence[AbstractContextManager[T]], threads: int = 8) -> Iterator[list[T]]:
+    """Enters all at the same time. Those that were entered are left, also when others failed or a signal came."""
+    attempts: list[Future[T]] = []
+
+    def leave() -> None:
+        with ExitStack() as stack:
+            for context, attempt in zip(contexts, attempts, strict=False):
+                if not attempt.cancelled() and attempt.exception() is None:
+                    stack.push(context)
+
+    with ExitStack() as stack:
+        stack.callback(leave)
+        pool = ThreadPoolExecutor(threads)
+        stack.callback(pool.shutdown, cancel_futures=True)  # waits for those that have begun
+        attempts.extend(pool.submit(context.__enter__) for context in contexts)
+        yield [attempt.result() for attempt in attempts]

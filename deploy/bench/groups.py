@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import latency, tcp, udp
+from bench import functions, handshakes, hubs, latency, start, tcp, udp, workers
 from bench.contestants import CEILING, ONE_END, REFERENCE, STAGEWIRE, Entry, Tunnel, all_up
 from bench.plan import Plan
 from bench.rows import udp_key
@@ -14,7 +14,94 @@ from bench.runner import Group, Scenario
 
 def all_groups(plan: Plan, chosen: Sequence[Entry], directory: Path) -> list[Group[Any]]:
     """In their order."""
-    return [traffic(plan, chosen, directory)]
+    # Starting comes first, while no other gateway shares its memory.
+    found: list[Group[Any]] = [
+        starting(plan, chosen, directory),
+        traffic(plan, chosen, directory),
+        answering(plan, chosen, directory),
+        many_configured(plan, chosen, directory),
+    ]
+    if plan.many:
+        found.append(many_at_once(plan, chosen, directory))
+    return [*found, alone(plan, directory), parts(plan)]
+
+
+def _gateways(chosen: Sequence[Entry]) -> list[Entry]:
+    """Those that are a gateway with another of their kind."""
+    return [entry for entry in chosen if entry.a is not None and entry.a == entry.b]
+
+
+def starting(plan: Plan, chosen: Sequence[Entry], directory: Path) -> Group[start.Place]:
+    """From nothing to the first packet, and memory."""
+    gateways = _gateways(chosen)
+    names = [entry.name for entry in gateways]
+    scenario = Scenario("start", "start to first packet", 8, start.measure)
+    return Group("start", "starting", names, partial(start.places, gateways, directory), [scenario], plan.starts)
+
+
+def answering(plan: Plan, chosen: Sequence[Entry], directory: Path) -> Group[handshakes.Answerer]:
+    """Handshakes per second."""
+    gateways = _gateways(chosen)
+    names = [entry.name for entry in gateways]
+    each, seconds = plan.handshakes
+    up = partial(handshakes.answerers, gateways, directory, each, plan.hub_rounds)
+    scenario = Scenario("handshakes", "handshakes", seconds + 1, partial(handshakes.measure, seconds=seconds))
+    return Group("handshakes", "handshakes of 1,000 peers", names, up, [scenario], plan.hub_rounds, 10)
+
+
+def many_configured(plan: Plan, chosen: Sequence[Entry], directory: Path) -> Group[hubs.Hub]:
+    """10,000 peers configured, one of whom speaks."""
+    gateways = _gateways(chosen)
+    names = [hubs.sized(entry.name, count) for entry in gateways for count in (0, hubs.PEERS)]
+    loading = frozenset(name for name in names if f"{hubs.PEERS:,}" in name)
+    scenarios = [
+        Scenario("peers-load", "10,000 peers configured", 5, hubs.load, loading),
+        Scenario("peers-cost", "TCP from one of 10,000 peers", plan.hub + 2, partial(hubs.tcp_one, seconds=plan.hub)),
+    ]
+    up = partial(hubs.of_sizes, gateways, directory, hubs.PEERS)
+    return Group("configured", "10,000 peers configured", names, up, scenarios, plan.hub_rounds, 20)
+
+
+def many_at_once(plan: Plan, chosen: Sequence[Entry], directory: Path) -> Group[hubs.Hub]:
+    """50 peers that all speak."""
+    gateways = _gateways(chosen)
+    names = [entry.name for entry in gateways]
+    scenarios = [
+        Scenario("many-tcp", f"TCP to {plan.many} peers", plan.hub + 2, partial(hubs.tcp_to_all, seconds=plan.hub)),
+        Scenario(
+            "many-udp",
+            f"UDP to {plan.many} peers, 1,200 B",
+            plan.udp + 2,
+            partial(hubs.udp_to_all, size=1200, rate=80_000, seconds=plan.udp),
+        ),
+    ]
+    up = partial(hubs.with_many, gateways, directory, plan.many)
+    return Group("many", f"{plan.many} peers at once", names, up, scenarios, plan.hub_rounds, 30)
+
+
+def alone(plan: Plan, directory: Path) -> Group[workers.House]:
+    """Workers fed from their pipes."""
+    rounds, seconds = plan.workers
+    names = [workers.called(count) for count in (1, 2)]
+    scenarios = [
+        Scenario(
+            f"workers-{size}",
+            f"workers alone, {size:,} B",
+            seconds + 0.5,
+            partial(workers.measure, size=size, seconds=seconds),
+        )
+        for size in (1420, 64)
+    ]
+    return Group("workers", "workers alone", names, partial(workers.houses, directory), scenarios, rounds, 4)
+
+
+def parts(plan: Plan) -> Group[functions.Measured]:
+    """Each hot function."""
+    names = [function.name for function in functions.FUNCTIONS]
+    scenario = Scenario(
+        "functions", "hot function", plan.functions * 2, partial(functions.measure, budget=plan.functions)
+    )
+    return Group("functions", "hot functions", names, functions.all_functions, [scenario], 1, 0)
 
 
 def traffic(plan: Plan, chosen: Sequence[Entry], directory: Path) -> Group[Tunnel]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import cost, loads, tcp, udp
-from bench.contestants import INNER4, OUTER, PORT, REFERENCE, STAGEWIRE, WORKERS, Entry, Tunnel, pings
+from bench.contestants import INNER4, OUTER, PORT, REFERENCE, SPARES, STAGEWIRE, WORKERS, Entry, Tunnel, at_once, pings
 from bench.cost import Bill, Meter
 from bench.programs import Implementation, setconf_text
 from lab.hub import Spoke
@@ -57,7 +57,7 @@ def bare(
     folder.mkdir()
     names = {"RUN": "run", "STATE": "state", "LOG": "log"}
     env = {f"STAGEWIRE_{name}_DIR": str(folder / each) for name, each in names.items()}
-    env["STAGEWIRE_WORKERS"] = str(WORKERS)
+    env |= {"STAGEWIRE_WORKERS": str(WORKERS), "STAGEWIRE_SPARES": str(SPARES)}
     path = executable("stagewire") if program == STAGEWIRE else program
     return Implementation(path, namespace, keys, addresses, peers, PORT, env=env, routes=False)
 
@@ -155,25 +155,15 @@ def _many(entry: Entry, directory: Path, count: int) -> Iterator[Hub]:
             )
             for spoke in spokes
         ]
-        _enter_all(stack, clients)
+        stack.enter_context(at_once(clients))
+        for client in clients:  # all at once, before they are closed one by one, each with some patience
+            stack.callback(client.kill)
         with ThreadPoolExecutor(8) as threads:
             reach = partial(until, timeout=60, what=f"packets through {entry.name}")
             waits = [threads.submit(reach, partial(pings, near, spoke.inner[0])) for spoke in spokes]
         for wait in waits:
             wait.result()
         yield Hub(entry.name, near, far, program, keys, peers)
-
-
-def _enter_all(stack: ExitStack, clients: Sequence[Implementation]) -> None:
-    with ThreadPoolExecutor(8) as threads:
-        attempts = [threads.submit(client.__enter__) for client in clients]
-    started = [client for client, attempt in zip(clients, attempts, strict=True) if attempt.exception() is None]
-    for client in started:
-        stack.push(client)
-    # Before they are closed one by one, each with some patience.
-    stack.callback(lambda: [client.kill() for client in started])
-    for attempt in attempts:
-        attempt.result()
 
 
 def _inner(hub: Hub) -> list[str]:
@@ -209,4 +199,3 @@ def udp_to_all(hub: Hub, size: int, rate: float, seconds: float) -> tcp.Values:
 def tcp_one(hub: Hub, seconds: int) -> tcp.Values:
     """One stream from the one peer that speaks."""
     return tcp.measure(hub.tunnel(), tcp.Shape(), seconds)
-

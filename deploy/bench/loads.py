@@ -42,7 +42,12 @@ def run(namespace: Namespace, module: str, *arguments: object, seconds: float = 
 
 
 def between(
-    receiver: Namespace, sender: Namespace, module: str, sink: Sequence[object], source: Sequence[object], seconds: float
+    receiver: Namespace,
+    sender: Namespace,
+    module: str,
+    sink: Sequence[object],
+    source: Sequence[object],
+    seconds: float,
 ) -> tuple[dict[str, Any], str]:
     """What the sink counted and what the source printed."""
     started = start(receiver, module, "sink", *sink)

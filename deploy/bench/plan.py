@@ -13,6 +13,19 @@ class Plan:
     latency: float
     streams: tuple[int, ...]
     udp_rates: dict[int, tuple[int, ...]]
+    starts: int
+    """Rounds of starting each gateway."""
+    hub: int
+    """s of each run at a hub."""
+    hub_rounds: int
+    many: int
+    """Peers that speak at once; 0: that is left out."""
+    handshakes: tuple[int, float]
+    """Initiations of one run at most, and s."""
+    workers: tuple[int, float]
+    """Rounds, and s of each run."""
+    functions: float
+    """s for each function."""
     quick: bool
 
 
@@ -26,15 +39,29 @@ FULL = Plan(
     udp=2.0,
     latency=3.0,
     streams=(1, 4, 16),
-    udp_rates={1200: _megabits(1200, 50, 100, 200, 400, 800, 1600), 64: (10_000, 20_000, 40_000, 80_000, 160_000)},
+    udp_rates={1200: _megabits(1200, 100, 200, 400, 800, 1600), 64: (20_000, 40_000, 80_000, 160_000)},
+    starts=3,
+    hub=4,
+    hub_rounds=3,
+    many=50,
+    handshakes=(12_000, 2.0),
+    workers=(3, 3.0),
+    functions=1.0,
     quick=False,
 )
 QUICK = Plan(
-    rounds=2,
-    tcp=2,
+    rounds=1,
+    tcp=3,
     udp=1.0,
     latency=1.0,
     streams=(1, 4),
     udp_rates={1200: _megabits(1200, 200, 1000), 64: (100_000,)},
+    starts=1,
+    hub=2,
+    hub_rounds=1,
+    many=0,
+    handshakes=(6_000, 1.0),
+    workers=(1, 1.5),
+    functions=0.1,
     quick=True,
 )

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.contestants import CEILING, ONE_END, REFERENCE, STAGEWIRE
+from bench.functions import SIZES, TRAINS, figure
 from bench.rows import ROWS, TIMES, Row, derive
 from bench.samples import Results, Sample
 
@@ -20,9 +21,10 @@ _COLUMNS: Final = (STAGEWIRE, REFERENCE, CEILING, ONE_END)
 def columns(results: Results) -> list[str]:
     """The contestants that rows have a figure of: the usual ones first, then BENCH_PEER's."""
     there = {each.contestant for each in results.samples if each.values}
-    wanted = {name for row in ROWS for name in results.contestants(row.scenario)}
-    compared = {name for row in ROWS for name in (row.ours, row.theirs)}
-    return [name for name in dict.fromkeys((*_COLUMNS, *sorted(wanted - compared))) if name in there]
+    known = {name for row in ROWS for name in (row.ours, row.theirs)}
+    plain = (row.scenario for row in ROWS if (row.ours, row.theirs) == (STAGEWIRE, REFERENCE))
+    others = {name for scenario in plain for name in results.contestants(scenario)} - known - {*_COLUMNS}
+    return [name for name in (*_COLUMNS, *sorted(others)) if name in there]
 
 
 def lines(results: Results, names: Sequence[str]) -> list[tuple[Row, list[str], str, str]]:
@@ -41,8 +43,20 @@ def lines(results: Results, names: Sequence[str]) -> list[tuple[Row, list[str], 
 
 
 def _who(row: Row, name: str) -> str:
-    """Rows that compare others than the usual two put them into the same columns."""
-    return {STAGEWIRE: row.ours, REFERENCE: row.theirs}.get(name, name)
+    """Rows of others than the usual two have them in the same columns, if they are of the same programs."""
+    if name == STAGEWIRE:
+        return row.ours
+    if name == REFERENCE:
+        return row.theirs if row.theirs.startswith(REFERENCE) else ""
+    return name
+
+
+def title_of(row: Row, results: Results) -> str:
+    """With the other side's figure, where that has no column of its own."""
+    if row.theirs.startswith(REFERENCE):
+        return row.title
+    other = results.summary(row.scenario, row.theirs, row.value)
+    return f"{row.title} ({row.theirs.removeprefix(f'{STAGEWIRE}, ')}: {row.cell(other)})" if other else row.title
 
 
 def show(console: Console, results: Results) -> None:
@@ -59,12 +73,45 @@ def show(console: Console, results: Results) -> None:
             table.add_section()
             table.add_row(f"[bold]{section}[/]")
         style = "red" if target.endswith("✗") else "green" if target.endswith("✓") else ""
-        table.add_row(f"  {row.title}", row.unit, *cells, ratio, f"[{style}]{target}[/]" if style else target)
+        table.add_row(
+            f"  {title_of(row, derived)}", row.unit, *cells, ratio, f"[{style}]{target}[/]" if style else target
+        )
     console.print(table)
+    show_functions(console, results)
     for failed in (each for each in results.samples if each.error):
         console.print(
             f"failed: {failed.scenario}, {failed.contestant}, round {failed.round + 1}: {failed.error}", style="red"
         )
+
+
+def function_lines(results: Results) -> list[tuple[str, list[str]]]:
+    """(hot function, µs per packet by size and train length)."""
+    return [
+        (name, [f"{values[figure(train, size)]:.2f}" for size in SIZES for train in TRAINS])
+        for name in results.contestants("functions")
+        for values in (results.of("functions", name)[0].values,)
+    ]
+
+
+def function_columns() -> list[str]:
+    """What stands above them."""
+    return [f"{size:,} B, {train}" for size in SIZES for train in TRAINS]
+
+
+def show_functions(console: Console, results: Results) -> None:
+    """Prints the table of hot functions, if they were measured."""
+    found = function_lines(results)
+    if not found:
+        return
+    table = Table(
+        title="hot functions: µs of CPU per packet, by its size and by packets in the train", title_justify="left"
+    )
+    table.add_column("")
+    for column in function_columns():
+        table.add_column(column, justify="right")
+    for name, cells in found:
+        table.add_row(name, *cells)
+    console.print(table)
 
 
 def as_json(results: Results, about: dict[str, Any]) -> dict[str, Any]:

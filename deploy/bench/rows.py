@@ -1,7 +1,7 @@
 """The lines of the report: which value of which scenario, in which unit, against whom, and what is to be reached."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from bench.contestants import REFERENCE, STAGEWIRE
@@ -31,6 +31,10 @@ class Row:
     theirs: str = REFERENCE
     compared: bool = True
     """Whether a ratio makes sense."""
+
+    def between(self, ours: str, theirs: str) -> "Row":
+        """The same of two others."""
+        return replace(self, ours=ours, theirs=theirs)
 
     def target(self) -> str:
         """In words; empty: none."""
@@ -116,7 +120,55 @@ def _cost() -> list[Row]:
 
 def all_rows() -> list[Row]:
     """In the order of the report."""
-    return [*_tcp(), *_udp(), *_latency(), *_cost()]
+    return [*_tcp(), *_udp(), *_latency(), *_cost(), *_peers(), *_handshakes(), *_start(), *_workers()]
+
+
+def _peers() -> list[Row]:
+    found = [
+        Row("50 peers at once", "TCP, a stream to each", "many-tcp", "goodput", "Gb/s", 1e-9),
+        Row("50 peers at once", "  fairness (1: all have the same)", "many-tcp", "fairness", "", compared=False),
+        Row("50 peers at once", "  CPU of the gateway", "many-tcp", "cpu", "s/GB"),
+        Row("50 peers at once", "UDP, 1,200 B to each in turn", "many-udp", "goodput", "Gb/s", 1e-9),
+    ]
+    one, many = f"{STAGEWIRE}, 1 peer", f"{STAGEWIRE}, 10,000 peers"
+    section, theirs = "10,000 peers configured", f"{REFERENCE}, 10,000 peers"
+    return [
+        *found,
+        Row(section, "wg setconf returns", "peers-load", "setconf", "s").between(many, theirs),
+        Row(section, "the last one's first packet", "peers-load", "ready", "s", most=3.0).between(many, theirs),
+        Row(section, "memory (PSS)", "peers-load", "memory", "MB", 1e-6, 0).between(many, theirs),
+        Row(section, "CPU of the gateway, TCP from one", "peers-cost", "cpu", "s/GB").between(many, theirs),
+        Row(section, "  against 1 peer", "peers-cost", "cpu", "s/GB", most_ratio=1.1).between(many, one),
+    ]
+
+
+def _handshakes() -> list[Row]:
+    return [
+        Row("Handshakes", "answered, all cores", "handshakes", "rate", "/s", 1, 0),
+        Row(
+            *("Handshakes", "answered by one core of key-service", "handshakes", "per_core", "/s", 1, 0),
+            least_ratio=1.0,
+        ),
+        Row("Handshakes", "CPU of all processes", "handshakes", "cpu_each", "ms", 1e3),
+    ]
+
+
+def _start() -> list[Row]:
+    return [
+        Row("Start", "to the first packet", "start", "first_packet", "s"),
+        Row("Start", "memory (PSS) after some traffic", "start", "memory", "MB", 1e-6, 0, most=400.0),
+    ]
+
+
+def _workers() -> list[Row]:
+    found = []
+    for size in (1420, 64):
+        for value, where in (("pps_cpu", "a core for each"), ("pps", "feeder on the same cores")):
+            least = 1.8 if (size, value) == (1420, "pps_cpu") else None
+            title = f"2 workers, {size:,} B, {where}"
+            row = Row("Workers alone", title, f"workers-{size}", value, "kpackets/s", 1e-3, 0, least_ratio=least)
+            found.append(row.between("2 workers", "1 worker"))
+    return found
 
 
 ROWS: Final = all_rows()
@@ -139,7 +191,11 @@ _BRIEF: Final = {
     "median": ("ms", 1, 3),
     "p99": ("ms", 1, 3),
     "cpu": ("s/GB", 1, 2),
-    "rate": ("/s", 1, 0),
+    "rate": ("handshakes/s", 1, 0),
+    "per_core": ("/s", 1, 0),
+    "pps_cpu": ("kpackets/s", 1e-3, 1),
+    "us/1420/1": ("µs", 1, 2),
+    "us/1420/64": ("µs", 1, 2),
     "first_packet": ("s", 1, 2),
     "memory": ("MB", 1e-6, 0),
     "setconf": ("s", 1, 2),

@@ -12,7 +12,9 @@ from bench.tcp import Values
 PORT: Final = 9009
 
 
-def measure(tunnel: Tunnel, size: int, rate: float, seconds: float, destinations: Sequence[str] = (INNER4[1],)) -> Values:
+def measure(
+    tunnel: Tunnel, size: int, rate: float, seconds: float, destinations: Sequence[str] = (INNER4[1],)
+) -> Values:
     """`offered` and `pps` in packets/s, `goodput` in bit/s of payload, `loss` and `reordered` as parts, and the cost.
 
     `rate` is in packets/s, `size` of the payload in bytes; the packets go to all `destinations` in turn.

@@ -173,7 +173,7 @@ def _start(stack: ExitStack, namespace: Namespace, program: str, *arguments: str
 def _ready(variables: dict[str, str], count: int) -> bool:
     answer = query.key_service(Environment.read(variables))
     stages = answer["stages"] if answer else []
-    return sum(each["stage"] == "device" and each["ready"] for each in stages) == count
+    return len([each for each in stages if each["stage"] == "device" and each["ready"]]) == count
 
 
 def _shake_hands(
@@ -202,7 +202,9 @@ def measure(house: House, size: int, seconds: float) -> Values:
 
     `size` is of an inner packet in bytes; every train is a full one.
     """
-    frames = [trains.pack_plain([packet("10.9.0.1", to, size)] * TRAIN, boot_time() + _AGELESS) for to in house.destinations]
+    frames = [
+        trains.pack_plain([packet("10.9.0.1", to, size)] * TRAIN, boot_time() + _AGELESS) for to in house.destinations
+    ]
     sealed_size = -(-size // 16) * 16 + c.TRANSPORT_OVERHEAD
     _feed(house, frames, 0.3)
     before = sum(map(cpu_seconds, house.pids))
