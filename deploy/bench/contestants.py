@@ -1,17 +1,20 @@
-"""Who is measured: tunnels between two namespaces of their own, all up at once; one that is idle costs nothing.
+"""Who is measured: tunnels between two namespaces of their own, all up at once; who isn't measured stands still.
 
 Every tunnel has the same addresses, as no two share a namespace. The end `a` is where load comes from.
 """
 
 import contextlib
+import os
 import shutil
+import signal
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from bench.cost import Meter, Reading
 from bench.programs import Implementation
@@ -30,6 +33,10 @@ ONE_END: Final = "stagewire at one end"
 WORKERS: Final = 2
 SPARES: Final = 1
 """As everybody has them who sets nothing."""
+PATIENCE: Final = 60
+"""s; for what takes a moment unless the machine is very busy."""
+SETTLE: Final = 0.3
+"""s after a rest in which heartbeats are heard again, and whoever was taken for silent has said hello."""
 PORT: Final = 51820
 INTERFACE: Final = "wg0"
 OUTER: Final = ("192.0.2.1", "192.0.2.2")
@@ -61,6 +68,36 @@ def entries(peer: str | None) -> list[Entry]:
     return found
 
 
+class Contestant(Protocol):
+    """One that is up. While another is measured it rests: a gateway's heartbeats alone take some hundredths of a core."""
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+
+    def rest(self) -> None:
+        """Stands still until woken."""
+
+    def wake(self) -> None:
+        """Returns when it is ready to be measured."""
+
+
+def freeze(namespaces: Sequence[Namespace]) -> None:
+    """Stops all processes there at once, without their noticing."""
+    _signal(namespaces, signal.SIGSTOP)
+
+
+def thaw(namespaces: Sequence[Namespace]) -> None:
+    """Lets them go on. To a gateway it is as if the machine had been suspended."""
+    _signal(namespaces, signal.SIGCONT)
+
+
+def _signal(namespaces: Sequence[Namespace], number: signal.Signals) -> None:
+    for pid in [pid for namespace in namespaces if namespace.exists() for pid in namespace.pids()]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 @dataclass(slots=True)
 class Tunnel:
     """A contestant that is up. `meters` are of the ends whose cost counts."""
@@ -69,6 +106,16 @@ class Tunnel:
     a: Namespace
     b: Namespace
     meters: tuple[Meter, ...]
+
+    def rest(self) -> None:
+        """Both ends."""
+        freeze((self.a, self.b))
+
+    def wake(self) -> None:
+        """Until packets flow, and what was missed is made up for."""
+        thaw((self.a, self.b))
+        until(self.answers, PATIENCE, f"packets through {self.name}")
+        time.sleep(SETTLE)
 
     def read(self) -> Reading:
         """Its meters now."""
@@ -148,7 +195,8 @@ def up(entry: Entry, label: str, directory: Path) -> Iterator[Tunnel]:
                 ready = stack.enter_context(end(program, spaces[number], folder, number, keys))
             meters.append(Meter(spaces[number], _device(ready, link, number)))
         tunnel = Tunnel(entry.name, spaces[0], spaces[1], tuple(meters))
-        until(tunnel.answers, 60, f"packets through {entry.name}")
+        until(tunnel.answers, PATIENCE, f"packets through {entry.name}")
+        stack.callback(thaw, spaces)  # or whoever is asked to end wouldn't hear it
         yield tunnel
 
 

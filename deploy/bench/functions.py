@@ -44,6 +44,12 @@ class Measured:
     prepare: Callable[[int, int, int], Iterator[Callable[[], object]]]
     """(packets in a train, bytes of a packet, calls) -> so many calls, each to be made once."""
 
+    def rest(self) -> None:
+        """It is nothing but a function."""
+
+    def wake(self) -> None:
+        """It never rested."""
+
 
 def sessions() -> tuple[Session, Session]:
     """Both ends of a session."""

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from bench import loads
-from bench.contestants import OUTER, PORT, Entry
+from bench.contestants import OUTER, PORT, SETTLE, Entry, freeze, thaw
 from bench.cost import Bill, Meter, Reading
 from bench.handshake_load import SOURCES, private_key, write_pool
 from bench.hubs import bare
@@ -39,6 +40,15 @@ class Answerer:
     """Initiations for one run."""
     runs: int = 0
 
+    def rest(self) -> None:
+        """The gateway; nobody else is there."""
+        freeze((self.near,))
+
+    def wake(self) -> None:
+        """There is no packet by which to see that it is ready, so this waits for some heartbeats."""
+        thaw((self.near,))
+        time.sleep(3 * SETTLE)
+
 
 @contextlib.contextmanager
 def answerers(chosen: Sequence[Entry], directory: Path, each: int, rounds: int) -> Iterator[list[Answerer]]:
@@ -58,6 +68,7 @@ def answerers(chosen: Sequence[Entry], directory: Path, each: int, rounds: int) 
             far.run("ip", "route", "add", "local", f"{SOURCES}/16", "dev", "lo")
             near.run("ip", "route", "add", f"{SOURCES}/16", "via", OUTER[0])
             program = stack.enter_context(bare(str(entry.a), near, directory, keys, [_GATEWAY_INNER], peers))
+            stack.callback(thaw, (near,))
             found.append(Answerer(entry.name, near, far, program.interface, target, pool, each))
         yield found
 

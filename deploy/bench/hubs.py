@@ -16,7 +16,23 @@ from pathlib import Path
 from typing import Final
 
 from bench import cost, loads, tcp, udp
-from bench.contestants import INNER4, OUTER, PORT, REFERENCE, SPARES, STAGEWIRE, WORKERS, Entry, Tunnel, at_once, pings
+from bench.contestants import (
+    INNER4,
+    OUTER,
+    PATIENCE,
+    PORT,
+    REFERENCE,
+    SETTLE,
+    SPARES,
+    STAGEWIRE,
+    WORKERS,
+    Entry,
+    Tunnel,
+    at_once,
+    freeze,
+    pings,
+    thaw,
+)
 from bench.cost import Bill, Meter
 from bench.programs import Implementation, setconf_text
 from lab.hub import Spoke
@@ -41,6 +57,18 @@ class Hub:
     program: Implementation
     keys: KeyPair
     peers: Sequence[Peer]
+    last: str
+    """The inner address of its last peer."""
+
+    def rest(self) -> None:
+        """All of it, its peers included."""
+        freeze((self.namespace, self.clients))
+
+    def wake(self) -> None:
+        """Until its last peer's packets flow, and what was missed is made up for."""
+        thaw((self.namespace, self.clients))
+        until(lambda: pings(self.namespace, self.last), PATIENCE, f"packets through {self.name}")
+        time.sleep(SETTLE)
 
     def tunnel(self, sent: bool = False) -> Tunnel:
         """As something to be measured: towards the clients, or else from them. Its own cost only."""
@@ -108,19 +136,20 @@ def _one(entry: Entry, name: str, directory: Path, fillers: Sequence[Peer]) -> I
         stack.enter_context(program)
         peers = [*fillers, client]
         program.reconfigure(setconf_text(keys, PORT, peers))
-        until(lambda: pings(near, INNER4[0]), 60, f"packets through {name}")
-        yield Hub(name, near, far, program, keys, peers)
+        until(lambda: pings(near, INNER4[0]), PATIENCE, f"packets through {name}")
+        stack.callback(thaw, (near, far))
+        yield Hub(name, near, far, program, keys, peers, INNER4[0])
 
 
 def load(hub: Hub) -> tcp.Values:
     """From no peer to all of them: `setconf` until `wg` returns, `ready` until the last peer's packets flow (s)."""
     hub.program.reconfigure(setconf_text(hub.keys, PORT, []))
-    until(lambda: not pings(hub.namespace, INNER4[0]), 20, "the peers to be gone")
+    until(lambda: not pings(hub.namespace, INNER4[0]), PATIENCE, "the peers to be gone")
     text = setconf_text(hub.keys, PORT, hub.peers)
     begun = time.monotonic()
     hub.program.reconfigure(text)
     configured = time.monotonic() - begun
-    until(lambda: pings(hub.namespace, INNER4[0]), 60, "the last peer's packets")
+    until(lambda: pings(hub.namespace, INNER4[0]), PATIENCE, "the last peer's packets")
     ready = time.monotonic() - begun
     memory = cost.memory(hub.namespace)
     return {"setconf": configured, "ready": ready, "memory": float(sum(memory.values()))}, {}
@@ -159,11 +188,12 @@ def _many(entry: Entry, directory: Path, count: int) -> Iterator[Hub]:
         for client in clients:  # all at once, before they are closed one by one, each with some patience
             stack.callback(client.kill)
         with ThreadPoolExecutor(8) as threads:
-            reach = partial(until, timeout=60, what=f"packets through {entry.name}")
+            reach = partial(until, timeout=PATIENCE, what=f"packets through {entry.name}")
             waits = [threads.submit(reach, partial(pings, near, spoke.inner[0])) for spoke in spokes]
         for wait in waits:
             wait.result()
-        yield Hub(entry.name, near, far, program, keys, peers)
+        stack.callback(thaw, (near, far))
+        yield Hub(entry.name, near, far, program, keys, peers, spokes[-1].inner[0])
 
 
 def _inner(hub: Hub) -> list[str]:

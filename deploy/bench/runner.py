@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bench.contestants import Contestant
 from bench.rows import brief
 from bench.samples import Results, Sample
 from bench.tcp import Values
@@ -23,15 +24,7 @@ EXPECTED: Final = (AssertionError, RuntimeError, OSError, subprocess.SubprocessE
 """How the lab and the programs say that a run failed; anything else is a bug of ours."""
 
 
-class Named(Protocol):
-    """A contestant that is up."""
-
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-
-
-C = TypeVar("C", bound=Named)
+C = TypeVar("C", bound=Contestant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +92,8 @@ class Runner:
             with group.contestants() as contestants:
                 self._progress.advance(self._task, group.seconds)
                 done = group.seconds
+                for contestant in contestants:
+                    contestant.rest()
                 for number in range(group.rounds):
                     for scenario in group.scenarios:
                         taking = [each for each in contestants if scenario.takes(each.name)]
@@ -117,7 +112,11 @@ class Runner:
         self._progress.update(self._task, description=what)
         begun = time.monotonic()
         try:
-            values, curves = scenario.measure(contestant)
+            contestant.wake()
+            try:
+                values, curves = scenario.measure(contestant)
+            finally:
+                contestant.rest()
             sample = Sample(scenario.key, contestant.name, number, values, curves)
             said = brief(values)
         except EXPECTED as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import cost, tcp
-from bench.contestants import INNER4, OUTER, PORT, REFERENCE, Entry, Tunnel, end, pings
+from bench.contestants import INNER4, OUTER, PATIENCE, PORT, REFERENCE, Entry, Tunnel, end, pings
 from bench.cost import Meter
 from bench.programs import Implementation
 from lab.namespaces import Namespace, veth
@@ -27,6 +27,12 @@ class Place:
     far: Namespace
     keys: Sequence[KeyPair]
     directory: Path
+
+    def rest(self) -> None:
+        """Nothing runs there that has a heartbeat."""
+
+    def wake(self) -> None:
+        """It never rested."""
 
 
 @contextlib.contextmanager
@@ -48,7 +54,7 @@ def measure(place: Place) -> tcp.Values:
     """`first_packet` in s from the command; `memory` in bytes (PSS) of all processes after two seconds of TCP."""
     begun = time.monotonic()
     with end(place.program, place.near, place.directory, 0, place.keys) as ready:
-        until(lambda: pings(place.near, INNER4[1]), 60, "the first packet")
+        until(lambda: pings(place.near, INNER4[1]), PATIENCE, "the first packet")
         values = {"first_packet": time.monotonic() - begun}
         device = ready.name if isinstance(ready, Gateway) else ready.interface
         tunnel = Tunnel(place.name, place.near, place.far, (Meter(place.near, device),))

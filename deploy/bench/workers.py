@@ -97,6 +97,12 @@ class House:
     sealed: "zmq.Socket[bytes]"
     destinations: list[str]
 
+    def rest(self) -> None:
+        """Idle, it is two or three processes' heartbeats."""
+
+    def wake(self) -> None:
+        """It never rested."""
+
 
 @contextlib.contextmanager
 def houses(directory: Path, counts: tuple[int, ...] = (1, 2)) -> Iterator[list[House]]:
