@@ -1,6 +1,6 @@
 """The number of workers changes under load: who moves is hardly interrupted, and who doesn't notices nothing.
 
-Three processes run, as supervisord was told; how many of them have work is said on `control`, as a command would. The
+Three workers run at first; `stagewire scale` starts more and ends some. The
 figures are printed. What is asserted leaves room for a machine that others use as well.
 """
 
@@ -88,26 +88,10 @@ def homes(hub: Hub) -> list[int]:
     return [at[spoke.keys.public] for spoke in SPOKES.values()]
 
 
-def process(number: int) -> str:
-    return f"device-service:device-service_{number:02d}"
-
-
-def scale(hub: Hub, before: int, workers: int) -> None:
-    """Until all peers are where they belong, and who isn't needed any more is gone."""
-    for number in range(before, workers):
-        hub.gateway.supervisorctl("start", process(number), check=False)
-    answer = ask(hub, Scale(workers))
-    assert isinstance(answer, Scaled)
-    assert answer.error == ""
-
-    def settled() -> bool:
-        state = status(hub)["workers"]
-        return bool(state["wanted"] == workers and state["peers_moving"] == 0 and len(state["up"]) >= workers)
-
-    until(settled, SETTLES_WITHIN, f"{workers} workers, {status(hub)['workers']}")
-    for number in range(workers, before):
-        hub.gateway.supervisorctl("stop", process(number))
-    until(lambda: status(hub)["workers"]["up"] == list(range(workers)), SETTLES_WITHIN, "the others to be gone")
+def scale(hub: Hub, workers: int) -> None:
+    """As an operator does."""
+    hub.gateway.command("scale", str(workers), hub.name, timeout=SETTLES_WITHIN * 2)
+    assert status(hub)["workers"] == {"wanted": workers, "up": list(range(workers)), "peers_moving": 0}
 
 
 def said(what: str, report: StreamReport) -> None:
@@ -143,7 +127,7 @@ def test_workers_come_and_go_under_load(network: Topology, hub: Hub) -> None:
                     )
                 }
                 until(lambda s=streams: all(each.received > RATE for each in s.values()), 20, "the streams")  # type: ignore[misc]
-                scale(hub, before, workers)
+                scale(hub, workers)
                 at = {stream: stream.received for stream in streams.values()}
                 until(lambda a=at: all(each.received > was + RATE for each, was in a.items()), 20, "a second more")  # type: ignore[misc]
                 reports = {which: stream.finish() for which, stream in streams.items()}
@@ -168,7 +152,7 @@ def test_the_counts_of_traffic_survive_a_move(network: Topology, hub: Hub) -> No
         until(lambda: ping(network.b, spoke.inner[0]).received, 20, "the tunnel")
         before = hub.peer(spoke)
         assert ping(network.b, spoke.inner[0], count=20, size=1000, interval=0.01).received == 20
-        scale(hub, 2, 1)
+        scale(hub, 1)
         after = hub.peer(spoke)
         for direction in ("tx_bytes", "rx_bytes"):
             assert after[direction] - before[direction] >= 20 * 1028
