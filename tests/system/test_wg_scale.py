@@ -29,6 +29,20 @@ slow: list[tuple[bool, str]] = []
 """What took too long in this attempt, and whether the machine gave nobody any CPU for a while, so that it says nothing."""
 
 
+AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_sessions() -> Iterator[None]:
+    """No sharing of processors by session (sched(7), autogroup): it lets the gateway's wait for hundreds of ms."""
+    before = AUTOGROUP.read_text() if AUTOGROUP.exists() else ""
+    if before:
+        AUTOGROUP.write_text("0")
+    yield
+    if before:
+        AUTOGROUP.write_text(before)
+
+
 @pytest.fixture(scope="module")
 def network() -> Iterator[Topology]:
     with Topology("k") as topology:
