@@ -10,7 +10,6 @@ A packet to key-service is a WorkerHello, one to a worker a Grant with its descr
 
 import os
 import socket
-import struct
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +20,7 @@ from typing import Final
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from stagewire.environment import MAX_WORKERS
+from stagewire.ipc.bequest import peer_uid
 from stagewire.ipc.codec import BadControl, Codec
 from stagewire.ipc.loop import Loop
 from stagewire.proto import constants as c
@@ -30,7 +30,6 @@ from stagewire.proto.session import Session
 VERSION: Final = 1
 _PACKET: Final = 4096
 _KEYS: Final = 2 * c.KEY_LENGTH
-_CREDENTIALS: Final = struct.Struct("3i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +54,6 @@ class Grant:
 
 _HELLO: Final[Codec[WorkerHello]] = Codec(VERSION, [WorkerHello])
 _GRANT: Final[Codec[Grant]] = Codec(VERSION, [Grant])
-
-
-def _peer_uid(connection: socket.socket) -> int:
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return int(_CREDENTIALS.unpack(credentials)[1])
 
 
 class SessionsGiver:
@@ -105,7 +99,7 @@ class SessionsGiver:
         with suppress(OSError):
             connection, _ = self._listener.accept()
             connection.setblocking(False)
-            if _peer_uid(connection) != self._worker_uid:
+            if peer_uid(connection) != self._worker_uid:
                 connection.close()
                 return
             if len(self._new) >= self.MAX_NEW:
@@ -208,7 +202,7 @@ class SessionsTaker:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             connection.connect(str(self._path))
-            if _peer_uid(connection) != self._key_uid:
+            if peer_uid(connection) != self._key_uid:
                 raise PermissionError(f"{self._path} isn't key-service's")
             connection.send(_HELLO.pack(self._hello))
         except OSError:
