@@ -63,10 +63,8 @@ class Served:
     def turn(self, times: int = 30) -> None:
         """As long as there is something to do."""
         for _ in range(times):
-            ready = self.loop._poller.poll(0)
-            if not ready:
+            if not self.loop._serve(0.0):
                 return
-            self.loop._dispatch(ready, boot_time())
 
     def read(self, client: socket.socket) -> bytes:
         """What has come."""

@@ -1,15 +1,24 @@
 """The one event loop: readable sources, deadlines, a clean stop. Every program runs it, and nothing else waits.
 
-`zmq.Poller` is level-triggered and takes ZeroMQ sockets and file descriptors alike, so a handler may leave something
-behind (bounded drains) and is called again. `now` is read once per turn and handed down.
+It takes ZeroMQ sockets and file descriptors alike and is level-triggered, so a handler may leave something behind (bounded
+drains) and is called again. `now` is read once per turn and handed down.
+
+It waits with epoll(7). `zmq.Poller` asks every ZeroMQ socket for its state at every turn, with a system call each: of the
+10 us that took in a stage with six of them, this takes 2. A ZeroMQ socket's descriptor tells only that its state *may* have
+changed, and once (zmq_getsockopt(3), ZMQ_FD), so there is one rule: before the loop waits, it looks at the state of
+
+- each whose descriptor fired, that was just read or written by its handler, or that was just added or resumed;
+- each that is read and written (not PULL, not PUSH), as sending takes notice of what has come, and keeps it to itself.
 """
 
 import math
+import select
 import signal
 import socket
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Final, Protocol
 
 import zmq
 
@@ -20,6 +29,9 @@ HEARTBEAT_INTERVAL = 0.05
 """s that a turn may wait at most: whoever watches the heartbeat must be able to tell idle from hung."""
 FINISH_WITHIN = 0.2
 """s from being told to stop to stopping, while there is something left to do."""
+_IN: Final = select.EPOLLIN
+_OUT: Final = select.EPOLLOUT
+_ONE_WAY: Final = (zmq.PULL, zmq.PUSH)
 
 
 def boot_time() -> float:
@@ -43,10 +55,17 @@ class Loop:
     def __init__(self, heart: Callable[[float], None] = lambda _now: None) -> None:
         """`heart` is called once each turn, and at least every HEARTBEAT_INTERVAL."""
         self._heart = heart
-        self._poller = zmq.Poller()
-        self._handlers: dict[object, Handler] = {}
-        self._writers: dict[object, Handler] = {}
-        self._pauses: dict[object, int] = {}
+        self._epoll = select.epoll()
+        self._handlers: dict[Source, Handler] = {}
+        self._writers: dict[Source, Handler] = {}
+        self._pauses: dict[Source, int] = {}
+        self._watched: dict[Source, tuple[int, int]] = {}
+        """(descriptor, events) as epoll knows them."""
+        self._sources: dict[int, Source] = {}
+        """By descriptor."""
+        self._unsure: dict[zmq.Socket[bytes], None] = {}
+        """Whose state has to be looked at before the next wait."""
+        self._two_way: list[zmq.Socket[bytes]] = []
         self._timed: list[Timed] = []
         self._stopping = False
 
@@ -121,36 +140,100 @@ class Loop:
         for source in [source for source in self._handlers if isinstance(source, int)]:
             self.remove(source)
         until = boot_time() + FINISH_WITHIN
-        while boot_time() < until and (ready := self._poller.poll(0)):
-            now = boot_time()
-            self._heart(now)
-            self._dispatch(ready, now)
+        while boot_time() < until and self._serve(0.0):
+            pass
 
     def _turn(self) -> None:
-        due = min((when for timed in self._timed if (when := timed.next_deadline()) is not None), default=None)
-        # Rounded up: the poller truncates to milliseconds, and would spin through the last one.
-        wait = HEARTBEAT_INTERVAL if due is None else min(HEARTBEAT_INTERVAL, max(0.0, due - boot_time()))
-        ready = self._poller.poll(math.ceil(wait * 1000))
+        # Rounded up: epoll counts in milliseconds, and would spin through the last one.
         now = boot_time()
-        self._heart(now)
-        self._dispatch(ready, now)
+        due = now + HEARTBEAT_INTERVAL
+        for timed in self._timed:
+            when = timed.next_deadline()
+            if when is not None and when < due:
+                due = when
+        self._serve(math.ceil((due - now) * 1000) / 1000 if due > now else 0.0)
+        now = boot_time()
         for timed in self._timed:
             when = timed.next_deadline()
             if when is not None and when <= now:
                 timed.act(now)
 
-    def _dispatch(self, ready: list[tuple[Source, int]], now: float) -> None:
-        for source, flags in ready:
-            if flags & zmq.POLLOUT and (writer := self._writers.get(source)) is not None:
+    def _serve(self, wait: float) -> bool:
+        """Waits so long (s) at most, and calls the handlers of what is ready; whether there was anything."""
+        unsure, self._unsure = self._unsure, {}
+        unsure.update(dict.fromkeys(self._two_way))
+        ready = self._look(unsure)
+        fired: list[zmq.Socket[bytes]] = []
+        for descriptor, events in self._epoll.poll(0.0 if ready else wait):
+            source = self._sources.get(descriptor)
+            if isinstance(source, int):
+                ready.append((source, events))
+            elif source is not None and source not in unsure:
+                fired.append(source)
+            elif source is not None:
+                self._unsure[source] = None  # it came just after the look
+        ready += self._look(fired)
+        now = boot_time()
+        self._heart(now)
+        for source, events in ready:
+            if events & _OUT and (writer := self._writers.get(source)) is not None:
                 writer(now)
-            if flags & ~zmq.POLLOUT and not self._pauses.get(source, 1):
+            if events & ~_OUT and not self._pauses.get(source, 1):
                 self._handlers[source](now)
+        return bool(ready)
+
+    def _look(self, sockets: "Iterable[zmq.Socket[bytes]]") -> list[tuple[Source, int]]:
+        """What of these is ready for somebody who waits for it, with epoll's flags. Hot: 1.8 us each."""
+        ready: list[tuple[Source, int]] = []
+        for each in sockets:
+            if each not in self._watched:
+                continue
+            state = int(each.get(zmq.EVENTS))
+            readable = state & zmq.POLLIN and not self._pauses.get(each, 1)
+            writable = state & zmq.POLLOUT and each in self._writers
+            if readable or writable:
+                ready.append((each, (_IN if readable else 0) | (_OUT if writable else 0)))
+                self._unsure[each] = None  # its handler may leave something
+        return ready
 
     def _watch(self, source: Source) -> None:
-        flags = zmq.POLLIN if source in self._handlers and not self._pauses[source] else 0
+        """Makes what epoll waits for what is wanted of a source now."""
+        events = _IN if source in self._handlers and (not self._pauses[source] or not isinstance(source, int)) else 0
         if source in self._writers:
-            flags |= zmq.POLLOUT
-        self._poller.register(source, flags)
+            events |= _OUT
+        if not isinstance(source, int):
+            events = _IN if events else 0  # its descriptor is readable when anything has changed
+            if events:
+                self._unsure[source] = None
+        standing = self._watched.get(source)
+        if standing is None:
+            if events:
+                self._begin(source, events)
+        elif not events:
+            self._end(source, standing[0])
+        elif events != standing[1]:
+            self._epoll.modify(standing[0], events)
+            self._watched[source] = standing[0], events
+
+    def _begin(self, source: Source, events: int) -> None:
+        if isinstance(source, int):
+            descriptor = source
+        else:
+            descriptor = int(source.get(zmq.FD))
+            if source.get(zmq.TYPE) not in _ONE_WAY:
+                self._two_way.append(source)
+        self._epoll.register(descriptor, events)
+        self._watched[source] = descriptor, events
+        self._sources[descriptor] = source
+
+    def _end(self, source: Source, descriptor: int) -> None:
+        del self._watched[source], self._sources[descriptor]
+        if not isinstance(source, int):
+            self._unsure.pop(source, None)
+            if source in self._two_way:
+                self._two_way.remove(source)
+        with suppress(OSError):  # closed already
+            self._epoll.unregister(descriptor)
 
 
 class Every:
