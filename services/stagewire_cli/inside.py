@@ -21,6 +21,7 @@ from supervisor import events
 from stagewire import privileges
 from stagewire.environment import Environment, EnvironmentMistake
 from stagewire.ipc import slots
+from stagewire_cli import processes
 from stagewire_cli.processes import parent
 from stagewire_cli.supervision import WORKERS_GROUP, Supervision
 
@@ -125,16 +126,17 @@ class Upkeep:
             process.pid for group in self._supervisord.process_groups.values() for process in group.processes.values()
         }
         run = self._environment.run
-        at_work = slots.held(run)
-        for group in GROUPS:
+        strangers = [pid for pid in processes.all_pids() if pid not in ours and self._is_orphan(pid)]
+        left = slots.contenders(run, among=strangers)
+        at_work = slots.held(run) if left else {}
+        for group in GROUPS if left else ():
             stage = group.removesuffix("-service")
-            found = set(slots.contenders(run, stage))
             holding = {pid for (name, _), pid in at_work.items() if name == stage}
-            orphans = {pid for pid in found - ours if self._is_orphan(pid)}
+            orphans = set(slots.contenders(run, stage, left))
             if not orphans:
                 continue
             self._looks_left = ORPHANS_FOR
-            if not (found & ours) - holding:
+            if not set(slots.contenders(run, stage, ours)) - holding:
                 continue  # nobody of ours waits yet
             if idle := orphans - holding:
                 self._end(idle)

@@ -20,7 +20,7 @@ _OPTIONS: Final = ("--configuration=", "-c")
 
 def supervisords(configuration: Path) -> list[int]:
     """The pids of those that were started with this configuration file; a zombie is none."""
-    return [pid for pid in _all() if is_supervisord(pid, configuration) and _counts(pid)]
+    return [pid for pid in all_pids() if is_supervisord(pid, configuration) and _counts(pid)]
 
 
 def is_supervisord(pid: int, configuration: Path | None = None) -> bool:
@@ -43,7 +43,7 @@ def _without_option(word: str) -> str:
 
 def services(environment: Environment) -> list[int]:
     """The pids of all that are at work, wait, or have been started and will."""
-    starting = {pid for pid in _all() if _is_program(pid) and _counts(pid) and _belongs(pid, environment)}
+    starting = {pid for pid in all_pids() if _is_program(pid) and _counts(pid) and _belongs(pid, environment)}
     return sorted(starting | {*slots.contenders(environment.run)})
 
 
@@ -92,7 +92,8 @@ def _command(pid: int) -> list[str]:
         return []
 
 
-def _all() -> Iterator[int]:
+def all_pids() -> Iterator[int]:
+    """Of every process there is."""
     return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
 
 

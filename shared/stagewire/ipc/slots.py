@@ -146,11 +146,15 @@ def _workers_file(run: Path) -> Path:
     return run / "key" / "workers"
 
 
-def contenders(run: Path, stage: str = "") -> list[int]:
-    """The pids of all that hold or wait for a slot of an interface (of `stage`), in its folder as it is or as it was."""
+def contenders(run: Path, stage: str = "", among: Iterable[int] | None = None) -> list[int]:
+    """The pids of all that hold or wait for a slot of an interface (of `stage`), in its folder as it is or as it was.
+
+    `among`: look at these alone; at all there are takes milliseconds.
+    """
     beginning = f"{run / PREFIX}{stage}." if stage else str(run / PREFIX)
-    processes = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
-    return sorted(pid for pid in processes if _has_open(pid, lambda path: path.startswith(beginning)))
+    if among is None:
+        among = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+    return sorted(pid for pid in among if _has_open(pid, lambda path: path.startswith(beginning)))
 
 
 def holders_of_deleted(paths: Iterable[Path]) -> list[int]:

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Final, Protocol
 
 import zmq
 
@@ -49,6 +49,8 @@ LINGER_MS = 100
 """What was sent before we stop has this long to leave."""
 RETRY = 1.0
 """s between two attempts to get a place, when there is no room for one."""
+PACKETS: Final = frozenset({"tun", "device", "conn"})
+"""The stages that packets go through."""
 MAX_VERSIONS = 8
 """Other versions than ours that are said; whoever makes some up shall not fill the log."""
 EXIT_MISTAKE = 2
@@ -95,6 +97,8 @@ class Stage:
         self.at_end: Callable[[], None] = lambda: None
         """Closes what whoever takes over would stumble upon."""
         self.bequest: Bequest
+        if name in PACKETS:
+            privileges.let_trains_gather()  # before ZeroMQ has threads, which do as we do
         self.pipes = endpoints.Pipes(zmq.Context(), self.environment.run)
 
     def _wait_for_slot(self, only: int | None) -> None:
