@@ -47,12 +47,19 @@ from stagewire.ipc.stage import ControlLine, Stage
 from stagewire.proto import prefix
 from stagewire.proto.device import Device, PeerFacts
 from stagewire.proto.offload import segment
-from stagewire.proto.offload.segment import SuperPacket
 from stagewire.proto.offload.virtio import BadSuperPacket
 from stagewire.proto.session import Session
-from stagewire.proto.tunnel import Output, Tunnel, TunnelSettings
+from stagewire.proto.tunnel import Output, Packet, Tunnel, TunnelSettings
 from stagewire.randomness import jitter
 
+try:
+    from stagewire.proto.offload import uniform
+    from stagewire.proto.offload.uniform import Uniform
+except ImportError:  # without NumPy every packet goes by itself
+    uniform = None  # type: ignore[assignment]
+
+MIN_ITEM = 40
+"""Bytes of the least packet in a train."""
 TRAINS_PER_TURN = 4
 """From one pipe; then the other direction gets its turn."""
 TRAFFIC_INTERVAL = 1.0
@@ -118,8 +125,9 @@ class DeviceService:
                 self._stage.drop(bad)
 
     def _outbound(self, frame: bytes, now: float) -> Output:
-        packets: list[bytes | SuperPacket] = []
-        for item in trains.unpack_plain_untrusted(frame, now):
+        packets: list[Packet] = []
+        alike = self._alike(frame, now)
+        for item in trains.unpack_plain_untrusted(frame, now) if alike is None else ():
             if isinstance(item, bytes):
                 packets.append(item)
                 continue
@@ -128,7 +136,17 @@ class DeviceService:
             except BadSuperPacket:
                 self._stage.counters["outbound_malformed"] += item.segments
         self._device.takes = trains.takes_of(frame)
-        return self._device.outbound(packets, now)
+        return self._device.outbound(packets if alike is None else [alike], now)
+
+    @staticmethod
+    def _alike(frame: bytes, now: float) -> "Uniform | None":
+        """The whole train, if all its packets have one length and one destination, and are enough."""
+        if uniform is None or len(frame) < uniform.LEAST * MIN_ITEM:
+            return None
+        stride = trains.stride_untrusted(frame, now)
+        if stride is None or (len(frame) - stride[0]) // stride[1] < uniform.LEAST:
+            return None
+        return uniform.of_items(frame, *stride)
 
     def _inbound(self, frame: bytes, now: float) -> Output:
         return self._device.inbound(trains.unpack_cipher_untrusted(frame, now), now)

@@ -169,6 +169,23 @@ def spans_untrusted(frame: bytes, now: float) -> list[tuple[int, int, int]]:
     return spans
 
 
+def stride_untrusted(frame: bytes, now: float) -> tuple[int, int, int] | None:
+    """(start, stride, bytes before each virtio_net_hdr) of a plain train that looks as if all items had one length.
+
+    None for another; then `unpack_plain_untrusted` is to tell. Whether it is so is for `uniform.of_items` to see. Raises
+    BadTrain. Hot: 1 us.
+    """
+    count, stamp = _open(frame, _PLAIN)
+    start, total = _HEADER.size, len(frame)
+    if total < start + _LENGTH.size:
+        return None
+    stride = _LENGTH.size + _LENGTH.unpack_from(frame, start)[0]
+    if stride * count != total - start or stride < _LENGTH.size + virtio.LENGTH:
+        return None
+    _check_age(stamp, now, count)
+    return start, stride, _LENGTH.size
+
+
 def takes_of(frame: bytes) -> int:
     """What super-packets the device takes that a plain train, already unpacked, comes from."""
     return frame[2]

@@ -14,7 +14,7 @@ Inbound, per train, after the cipher and the replay window have accepted at leas
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
 from cryptography.exceptions import InvalidTag
 
@@ -23,13 +23,16 @@ from stagewire.proto import endpoint as places
 from stagewire.proto.events import EndpointMoved, SessionConfirmed, SessionsEnded, WantHandshake, WorkerEvent
 from stagewire.proto.offload.block import Block
 from stagewire.proto.offload.coalesce import Item
-from stagewire.proto.offload.segment import SuperPacket, split
+from stagewire.proto.offload.segment import SuperPacket
 from stagewire.proto.session import Session, SessionSlots
 from stagewire.proto.timers import Jitter, SessionTimers
 
 if TYPE_CHECKING:  # it needs NumPy, which may be missing
     from stagewire.proto.offload.lane import Lane, Received
+    from stagewire.proto.offload.uniform import Uniform
 
+Packet = Union[bytes, SuperPacket, "Uniform"]
+"""One from the OS, or something that stands for several of them."""
 WANT_INTERVAL = 1.0
 """Seconds between two requests for a handshake: key-service spaces initiations anyway, and a request may be lost."""
 
@@ -84,7 +87,7 @@ class Tunnel:
 
     # --- outbound ------------------------------------------------------------------------------------------
 
-    def send(self, packets: Sequence[bytes | SuperPacket], now: float, out: Output) -> None:
+    def send(self, packets: Sequence[Packet], now: float, out: Output) -> None:
         """Seals a train, or stages it until there is a session."""
         session = self.slots.current
         if session is None or self.endpoint is None or not session.may_send(now):
@@ -107,7 +110,7 @@ class Tunnel:
         self._after_sending(session, now, out)
         self.timers.data_sent(now)
 
-    def _seal(self, session: Session, packets: Sequence[bytes | SuperPacket]) -> list[Sequence[bytes]]:
+    def _seal(self, session: Session, packets: Sequence[Packet]) -> list[Sequence[bytes]]:
         """What is sealed, in order: all of it, unless there are single packets alone and counters run out."""
         mtu, lane = self.settings.mtu, self._lane
         runs: list[Sequence[bytes]] = []
@@ -116,7 +119,7 @@ class Tunnel:
             if isinstance(packet, bytes):
                 train.append(packet)
             elif lane is None or packet.count < lane.LEAST_TO_SEAL:
-                train += split(packet)
+                train += packet.packets()
             else:
                 if train:
                     runs.append(session.seal(train, mtu))
@@ -317,11 +320,11 @@ class Tunnel:
             out.events.append(SessionsEnded(tuple(session.index for session in sessions)))
 
 
-def _one_by_one(packets: Iterable[bytes | SuperPacket]) -> list[bytes]:
+def _one_by_one(packets: Iterable[Packet]) -> list[bytes]:
     found: list[bytes] = []
     for packet in packets:
         if isinstance(packet, bytes):
             found.append(packet)
         else:
-            found += split(packet)
+            found += packet.packets()
     return found

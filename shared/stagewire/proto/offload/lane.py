@@ -16,8 +16,9 @@ from stagewire.proto import constants as c
 from stagewire.proto.offload import columns, one_flow, wide
 from stagewire.proto.offload.block import Block
 from stagewire.proto.offload.coalesce import Item
-from stagewire.proto.offload.rows import Bytes, Rows, most
+from stagewire.proto.offload.rows import Bytes, Laid, Rows, most
 from stagewire.proto.offload.segment import SuperPacket
+from stagewire.proto.offload.uniform import Uniform
 from stagewire.proto.session import Session
 
 _SHORTEST: Final = c.TRANSPORT_OVERHEAD + 20
@@ -65,8 +66,8 @@ class Lane:
 
     # --- sealing -------------------------------------------------------------------------------------------
 
-    def seal(self, session: Session, whole: SuperPacket, mtu: int) -> list[Block]:
-        """The runs of a super-packet, sealed. There must be counters left for all of it.
+    def seal(self, session: Session, whole: SuperPacket | Uniform, mtu: int) -> list[Block]:
+        """The runs of many packets, sealed. There must be counters left for all of them.
 
         Hot: 100 us for 43 packets of 1,420 bytes, of which 55 us are the cipher's.
         """
@@ -150,7 +151,7 @@ class Lane:
         return found
 
 
-def _seal(session: Session, laid: wide.Laid, counter: int) -> Block:
+def _seal(session: Session, laid: Laid, counter: int) -> Block:
     rows, size, count = laid.rows, laid.size, laid.count
     table = rows.table(size)[:count]
     # The index stays zero for now: with it, bytes 4 to 16 are the nonce.

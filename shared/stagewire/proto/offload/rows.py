@@ -8,6 +8,7 @@ The views that the cipher works on are made once for each size of row and kept: 
 third of what the cipher itself takes.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -67,6 +68,16 @@ class Rows:
         """(nonce, packet, packet with tag) of one row."""
         view, packet, end = self.view, at + TRANSPORT_HEADER_LENGTH, at + size
         return view[at + 4 : packet], view[packet : end - TAG_LENGTH], view[packet:end]
+
+
+@dataclass(slots=True)
+class Laid:
+    """A run that lies in rows, to be sealed: `count` of them, `size` bytes each, the last `last` bytes."""
+
+    rows: Rows
+    size: int
+    last: int
+    count: int
 
 
 def most(size: int) -> int:

@@ -52,6 +52,15 @@ class SuperPacket:
         """How many packets it stands for."""
         return -(-(len(self.packet) - self.headers) // self.segment_size)
 
+    @property
+    def longest(self) -> int:
+        """Bytes of each packet but the last, headers included."""
+        return self.headers + self.segment_size
+
+    def packets(self) -> list[bytes]:
+        """Those it stands for."""
+        return split(self)
+
     def first(self) -> bytes:
         """The first of the packets."""
         return _Ends.of(self).made(

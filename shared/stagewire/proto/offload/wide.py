@@ -5,44 +5,36 @@ the checksums is taken over rows that are zero beyond their packet, so that the 
 Words are summed as little-endian ones: the ones' complement sum doesn't mind, if its result is written as one too.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from stagewire.proto.constants import TRANSPORT_HEADER_LENGTH as FRONT
-from stagewire.proto.offload import checksum
-from stagewire.proto.offload.rows import MAX_ROWS, Bytes, Rows, most, row_size
+from stagewire.proto.offload import checksum, uniform
+from stagewire.proto.offload.rows import MAX_ROWS, Bytes, Laid, Rows, most, row_size
 from stagewire.proto.offload.segment import CWR, FIN, PSH, UDP, SuperPacket
+from stagewire.proto.offload.uniform import Uniform
 
 Sums = npt.NDArray[np.uint32]
 _V6_HEADER: Final = 40
 _COUNT: Final = np.arange(MAX_ROWS, dtype=np.uint32)
 
 
-@dataclass(slots=True)
-class Laid:
-    """A run that lies in rows, to be sealed: `count` of them, `size` bytes each, the last `last` bytes."""
-
-    rows: Rows
-    size: int
-    last: int
-    count: int
+def runs_of(whole: SuperPacket | Uniform, mtu: int) -> int:
+    """How many runs the packets make."""
+    return -(-whole.count // most(row_size(whole.longest, mtu)))
 
 
-def runs_of(whole: SuperPacket, mtu: int) -> int:
-    """How many runs a super-packet's packets make."""
-    return -(-whole.count // most(row_size(whole.headers + whole.segment_size, mtu)))
-
-
-def lay(whole: SuperPacket, run: int, rows: Rows, mtu: int) -> Laid:
-    """Lays the packets of a super-packet's `run`th run (from 0) in rows, without transport headers and tags.
+def lay(whole: SuperPacket | Uniform, run: int, rows: Rows, mtu: int) -> Laid:
+    """Lays the packets of the `run`th run (from 0) in rows, without transport headers and tags.
 
     Hot: 21 us for 43 packets of 1,420 bytes, of which 7 us are the checksums' sum and 2 us the copying.
     """
+    if isinstance(whole, Uniform):
+        return uniform.lay(whole, run, rows, mtu)
     headers, size = whole.headers, whole.segment_size
-    row = row_size(headers + size, mtu)
+    row = row_size(whole.longest, mtu)
     first = run * most(row)
     count = min(most(row), whole.count - first)
     start = headers + first * size
