@@ -82,7 +82,7 @@ class DeviceService:
         """Opens the pipes; from here on the loop drives everything."""
         stage, pipes, number = self._stage, self._stage.pipes, self._stage.number
         loop, counters = stage.loop, stage.counters
-        # First in the poller is first served: no train must wait for a key, nor a key for a train.
+        # Each is served once a turn: no train must wait for a key, nor a key for a train.
         self._line = ControlLine(stage, self)
         self._taker = SessionsTaker(
             loop,
