@@ -10,6 +10,7 @@ import os
 import pwd
 import resource
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -86,6 +87,18 @@ def be_as_nice_as_parent() -> None:
     parents = os.getpriority(os.PRIO_PROCESS, os.getppid())
     if os.geteuid() == 0 and os.getpriority(os.PRIO_PROCESS, 0) > parents:
         os.setpriority(os.PRIO_PROCESS, 0, parents)
+
+
+def be_scheduled_apart() -> None:
+    """Begins a session of our own, if we are supervisord's; who is started by hand stays with his terminal.
+
+    Linux shares processors by session (sched(7), autogroup), and each by how much of a session's work is on it: were all
+    stages one, those that pass a few packets would get little of a processor as soon as another works hard elsewhere.
+    """
+    if "SUPERVISOR_ENABLED" in os.environ:
+        with suppress(OSError):  # supervisord has ended
+            os.setpgid(0, os.getpgid(os.getppid()))  # it has made us the leader of a group, who can't
+            os.setsid()
 
 
 def _prctl(option: int, value: int) -> None:

@@ -117,6 +117,7 @@ class Stage:
                 time.sleep(RETRY)
             else:
                 privileges.be_as_nice_as_parent()
+                privileges.be_scheduled_apart()
                 return
 
     def _numbers(self, only: int | None) -> Sequence[int]:
