@@ -23,7 +23,7 @@ pytestmark = pytest.mark.system
 PREFIXES, PEERS = 130_560, 10_000
 STANDSTILL = 0.05
 """s."""
-PATIENCE = 30
+PATIENCE = 60
 """s after which nothing is tried once more."""
 seen: dict[str, list[PulseReport]] = {}
 """What the streams saw beside each change, in each attempt."""
