@@ -127,13 +127,17 @@ class Namespace:
         output: int | IO[bytes] = subprocess.DEVNULL,
         stdin: int | IO[bytes] = subprocess.DEVNULL,
     ) -> subprocess.Popen[bytes]:
-        """Starts a command, which ends with the namespace at the latest. `output` gets stdout and stderr."""
+        """Starts a command, which ends with the namespace at the latest. `output` gets stdout and stderr.
+
+        In a session of its own: Linux shares processors by session, and it would have to share ours.
+        """
         process = subprocess.Popen(
             self._entering(argv),
             env={**os.environ, **(env or {})},
             stdin=stdin,
             stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         self._processes.append(process)
         return process

@@ -38,7 +38,7 @@ class PulseReport:
     longest_latency: float
     longest_send_gap: float
     longest_oversleep: float
-    """Of a process that has nothing to do, with the priority that `favour` gives."""
+    """Of a process that has nothing to do, in a session of its own as the gateway's stages are."""
 
     @property
     def starved(self) -> bool:
@@ -145,6 +145,7 @@ def _start(*arguments: str, inherits: Sequence[int] = ()) -> "subprocess.Popen[b
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         pass_fds=inherits,
+        start_new_session=True,  # as `favour` says: what else we start must not hold them up
     )
 
 
@@ -154,10 +155,11 @@ def _end(process: "subprocess.Popen[bytes]") -> Any:
 
 
 def favour(*processes: int) -> None:
-    """Gives what is part of the way a greater priority, so that it isn't the machine's other work that is measured."""
+    """Gives the far end of a tunnel a greater priority: it stands for another machine, and it is ours that is measured."""
     for process in processes:
         for thread in Path(f"/proc/{process}/task").iterdir():
             os.setpriority(os.PRIO_PROCESS, int(thread.name), -15)
-        # Where sessions are scheduled against each other, priorities count within one of them alone: see sched(7).
+        # Where sessions are scheduled against each other, priorities count within one of them alone (sched(7)); it should
+        # therefore have one of its own.
         with contextlib.suppress(OSError):
             Path(f"/proc/{process}/autogroup").write_text("-15")

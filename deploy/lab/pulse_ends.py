@@ -110,8 +110,6 @@ def main() -> None:
     """Reads its arguments, and says what it saw."""
     role, *arguments = sys.argv[1:]
     if role == "witness":
-        with contextlib.suppress(OSError):
-            os.nice(-15)  # as what is on the way, see `favour`
         json.dump(witness(), sys.stdout)
         return
     go_first()

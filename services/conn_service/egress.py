@@ -1,10 +1,12 @@
 """By which interface the kernel would send to a place, and when that may have changed (rtnetlink(7))."""
 
+import ctypes
 import errno
 import socket
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from stagewire.ipc.loop import Loop
@@ -30,6 +32,10 @@ _ROUTE: Final = struct.Struct("=BBBBBBBBI")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _OURS: Final = 87
 """The protocol number of tun-service's routes: there may be 130,000 of them, and none leads to a peer's outer address."""
+_SO_ATTACH_FILTER: Final = 26
+_HEADER_KIND: Final = 4
+_ROUTE_PROTOCOL: Final = 5
+"""Where in a message its type is, and where in a route its protocol."""
 _EVENTS_PER_TURN: Final = 64
 
 
@@ -45,6 +51,12 @@ class Egress:
         self._asked = 0
         self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
         # A route that goes with its link is no event of IPv4's, so links and addresses are asked about as well.
+        # Only more work where the kernel can't. The buffer is only read while the call lasts.
+        program = ctypes.create_string_buffer(_unless_ours())
+        with suppress(OSError):
+            self._events.setsockopt(
+                socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, ctypes.addressof(program))
+            )
         self._events.bind((0, _RTMGRP_LINK | _RTMGRP_ADDRESSES | _RTMGRP_ROUTES | _RTMGRP_RULES))
         loop.add(self._events.fileno(), self._on_events)
 
@@ -92,7 +104,8 @@ class Egress:
         changed = False
         for _ in range(_EVENTS_PER_TURN):
             try:
-                changed |= _matters(self._events.recv(65536))
+                self._events.recv(65536)
+                changed = True
             except BlockingIOError:
                 break
             except OSError as error:
@@ -119,11 +132,17 @@ def _oif(answer: bytes) -> int | None:
     return None
 
 
-def _matters(data: bytes) -> bool:
-    """Whether any message among these is about something else than a route of tun-service's."""
-    while len(data) >= _HEADER.size + 6:
-        length, kind, _, _, _ = _HEADER.unpack_from(data)
-        if kind not in {_RTM_NEWROUTE, _RTM_DELROUTE} or data[_HEADER.size + 5] != _OURS:
-            return True
-        data = data[max(_HEADER.size, (length + 3) & ~3) :]
-    return False
+def _unless_ours() -> bytes:
+    """A socket filter (bpf(4), linux/filter.h) that lets every event in but those of tun-service's routes."""
+    drop, take, load_half, load_byte, if_equal = 0, 0xFFFFFFFF, 0x28, 0x30, 0x15
+    new, gone = (socket.htons(kind) for kind in (_RTM_NEWROUTE, _RTM_DELROUTE))  # it loads as the network orders
+    program = [
+        (load_half, 0, 0, _HEADER_KIND),
+        (if_equal, 1, 0, new),
+        (if_equal, 0, 3, gone),
+        (load_byte, 0, 0, _HEADER.size + _ROUTE_PROTOCOL),
+        (if_equal, 0, 1, _OURS),
+        (0x06, 0, 0, drop),
+        (0x06, 0, 0, take),
+    ]
+    return b"".join(struct.pack("=HBBI", *step) for step in program)

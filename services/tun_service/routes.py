@@ -4,7 +4,7 @@ rules that a default route needs, as wg-quick(8) sets them.
 `Table = auto` puts each prefix into the main table; a default route goes into a table of its own instead, which everything
 uses that doesn't carry our mark, so that the outer packets still find the real one. `Table = N` puts all into table N,
 `off` sets none. Routes of ours carry a protocol number of their own, by which they are known again after a restart; the
-difference between what is wanted and what stands is what is changed, a few milliseconds' worth at a time, because there may
+difference between what is wanted and what stands is what is changed, a millisecond's worth at a time, because there may
 be 130,000 of them and packets in between.
 """
 
@@ -27,9 +27,9 @@ Network = IPv4Network | IPv6Network
 PROTOCOL: Final = 87
 """Of our routes and rules; no routing daemon uses it."""
 MAIN_TABLE: Final = 254
-BUDGET: Final = 0.004
-"""s of one turn that routes may take."""
-PIECE: Final = 256
+BUDGET: Final = 0.001
+"""s that routes take at a time; then packets have as long. With 4 ms of every turn they waited until they were too old."""
+PIECE: Final = 128
 """Prefixes looked at together when all are compared."""
 BATCH: Final = 32
 """Routes told to the kernel together: some 0.4 ms."""
@@ -52,7 +52,8 @@ class Routes:
         self._later: deque[Change] = deque()
         """What came while they were compared."""
         self._plan: Iterator[None] | None = None
-        self._due = False
+        self._due: float | None = None
+        """While there is something to do: from when on."""
 
     def begin(self, wanted: Wanted, prefixes: Iterable[Network], *, set_mtu: bool = True) -> None:
         """Compares all that is wanted with what stands, and changes what differs."""
@@ -62,7 +63,7 @@ class Routes:
         self._todo.clear()
         self._later.clear()
         self._plan = self._compare(wanted, list(prefixes), set_mtu=set_mtu)
-        self._due = True
+        self._due = self._due or 0.0
 
     def _compare(self, wanted: Wanted, prefixes: list[Network], *, set_mtu: bool) -> Iterator[None]:
         """Finds out what is to be done, in pieces of a millisecond or two."""
@@ -105,17 +106,17 @@ class Routes:
             # What is being compared doesn't know of it, and would take it back.
             behind = self._later if self._plan is not None else self._todo
             behind.extend((wanted, route) for route in self._routes(prefixes))
-            self._due = True
+            self._due = self._due or 0.0
 
     def next_deadline(self) -> float | None:
-        """Now, while there is something to do."""
-        return 0.0 if self._due else None
+        """When to go on, while there is something to do."""
+        return self._due
 
     def act(self, _now: float) -> None:
-        """A few of them."""
-        until = boot_time() + BUDGET
+        """A few of them, and then a rest as long as they took."""
+        begun = boot_time()
         try:
-            while (self._plan is not None or self._todo) and boot_time() < until:
+            while (self._plan is not None or self._todo) and boot_time() < begun + BUDGET:
                 if self._plan is not None:
                     self._go_on(self._plan)
                     continue
@@ -124,12 +125,15 @@ class Routes:
             self._todo.clear()
             self._later.clear()
             self._plan = None
-            self._due = False
+            self._due = None
             self._on_settled(str(refused))
             return
         if self._plan is None and not self._todo:
-            self._due = False
+            self._due = None
             self._on_settled("")
+        else:
+            now = boot_time()
+            self._due = now + (now - begun)
 
     def _go_on(self, plan: Iterator[None]) -> None:
         # What it leaves has no cycles, and to look for some among 130,000 routes takes 30 ms each time.

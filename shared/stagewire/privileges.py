@@ -100,6 +100,18 @@ def let_trains_gather() -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
+def be_scheduled_apart() -> None:
+    """Begins a session of our own, if we are supervisord's; who is started by hand stays with his terminal.
+
+    Linux shares processors by session (sched(7), autogroup), and each by how much of a session's work is on it: were all
+    stages one, those that pass a few packets would get little of a processor as soon as another works hard elsewhere.
+    """
+    if "SUPERVISOR_ENABLED" in os.environ:
+        with suppress(OSError):  # supervisord has ended
+            os.setpgid(0, os.getpgid(os.getppid()))  # it has made us the leader of a group, who can't
+            os.setsid()
+
+
 def _prctl(option: int, value: int) -> None:
     if _libc.prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl {option}")

@@ -10,7 +10,7 @@ import pytest
 from lab.namespaces import Namespace
 from lab.wait import until
 from stagewire import tun
-from stagewire.ipc.loop import Handler, Loop, Source
+from stagewire.ipc.loop import Handler, Loop, Source, boot_time
 from tun_service import network, routes
 from tun_service.link import Link, LinkWatch, parse
 from tun_service.network import NetworkRefused, Wanted
@@ -100,6 +100,31 @@ def test_addresses_mtu_and_routes_are_set(host: Host) -> None:
     assert host.routes() == {"10.8.0.0/16", "10.7.7.7", "fd08::/48"}
     assert "mtu 1380" in "".join(host.lines("link", "show", "dev", "wg0"))
     assert "UP" in "".join(host.lines("link", "show", "dev", "wg0"))
+
+
+def test_many_routes_leave_packets_as_much_time_as_they_take(host: Host) -> None:
+    prefixes = [ip_network(f"10.{number >> 8}.{number & 255}.0/24") for number in range(4000)]
+
+    def brought_into_line() -> list[float]:
+        said: list[str] = []
+        made = routes.Routes(network.open_netlink(), "wg0", said.append)
+        made.begin(Wanted((), 1420, "auto", 0), prefixes)
+        rests, begun = [], boot_time()
+        made.act(begun)
+        while (due := made.next_deadline()) is not None:
+            took = (now := boot_time()) - begun
+            rests.append((due - now) / took)
+            begun = boot_time()
+            made.act(begun)
+        made.close()
+        assert said == [""]
+        return rests
+
+    for _ in range(2):  # all of them are missing, then none
+        rests = host.namespace.call(brought_into_line)
+        assert len(host.routes()) == len(prefixes)
+        assert len(rests) > 3
+        assert sorted(rests)[len(rests) // 2] > 0.8
 
 
 @pytest.mark.parametrize("table", ["auto", "off", "7"])

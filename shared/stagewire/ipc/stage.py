@@ -35,7 +35,9 @@ from stagewire.ipc.control import (
     Heartbeat,
     Hello,
     PeersSet,
+    PrefixesGone,
     PrefixesSet,
+    RoutesGone,
     RoutesSet,
     SnapshotEnd,
     Welcome,
@@ -119,6 +121,7 @@ class Stage:
                 time.sleep(RETRY)
             else:
                 privileges.be_as_nice_as_parent()
+                privileges.be_scheduled_apart()
                 return
 
     def _numbers(self, only: int | None) -> Sequence[int]:
@@ -218,7 +221,7 @@ class ControlLine:
 
     MAX_PER_TURN = 4
     BUDGET = 0.001
-    """s of one turn, and the message that is begun: 130,000 new prefixes must not keep the packets waiting."""
+    """s at a time, and the message that is begun; then packets have as long: 130,000 prefixes must not keep them waiting."""
 
     def __init__(self, stage: Stage, handler: Handler) -> None:
         self._stage = stage
@@ -230,6 +233,8 @@ class ControlLine:
         self._heartbeat = Every(0.05, self._beat)
         stage.loop.add(self._socket, self._read)
         stage.loop.add_timed(self._heartbeat)
+        self._rest: float | None = None
+        stage.loop.add_timed(self)
 
     @property
     def welcomed(self) -> bool:
@@ -262,7 +267,24 @@ class ControlLine:
         self._stage.loop.when_writable(self._socket, None)
         self._heartbeat.put_off(now)
 
-    def _read(self, now: float) -> None:
+    def next_deadline(self) -> float | None:
+        """The end of a rest."""
+        return self._rest
+
+    def act(self, _now: float) -> None:
+        """Goes on reading."""
+        self._rest = None
+        self._stage.loop.resume(self._socket)
+
+    def _read(self, _now: float) -> None:
+        begun = boot_time()
+        self._read_some(begun)
+        now = boot_time()
+        if now >= begun + self.BUDGET:
+            self._stage.loop.pause(self._socket)
+            self._rest = now + (now - begun)
+
+    def _read_some(self, now: float) -> None:
         until = now + self.BUDGET
         for position in range(self.MAX_PER_TURN):
             if position and boot_time() >= until:
@@ -284,7 +306,7 @@ class ControlLine:
             if isinstance(message, Welcome):
                 self._key_generation = message.generation
             self._handler.on_control(message, now)
-            if isinstance(message, PeersSet | PrefixesSet | RoutesSet):
+            if isinstance(message, PeersSet | PrefixesSet | PrefixesGone | RoutesSet | RoutesGone):
                 # What they leave has no cycles; to look for some among 130,000 prefixes would take 60 ms each time.
                 gc.freeze()
             if isinstance(message, SnapshotEnd):

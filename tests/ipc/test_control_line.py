@@ -1,0 +1,65 @@
+"""A stage's line to key-service: what takes long on it leaves the stage's packets as much time."""
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import zmq
+
+from stagewire.ipc import control, endpoints
+from stagewire.ipc.control import FromKey, RoutesSet
+from stagewire.ipc.endpoints import Pipes
+from stagewire.ipc.loop import Loop, boot_time
+from stagewire.ipc.stage import ControlLine
+
+MESSAGES = 20
+
+
+class Slow:
+    """Takes a while for each message, as when 128 prefixes are in it."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+
+    def hello(self) -> control.Hello:
+        return control.Hello("tun", 0, 1, 1)
+
+    def on_control(self, _message: FromKey, now: float) -> None:
+        self.heard += 1
+        while boot_time() < now + ControlLine.BUDGET:
+            pass
+
+
+def test_packets_have_as_much_time_as_what_key_service_says_takes(tmp_path: Path) -> None:
+    endpoints.prepare_folders(tmp_path, "key")
+    pipes, loop, slow = Pipes(zmq.Context(), tmp_path), Loop(), Slow()
+    key = pipes.bind(zmq.ROUTER, endpoints.CONTROL)
+    stage: Any = SimpleNamespace(
+        name="tun", number=0, generation=1, pipes=pipes, loop=loop, counters=Counter[str](), hello=slow.hello
+    )
+    ControlLine(stage, slow)
+    while not key.poll(0):
+        loop._turn()
+    identity, _ = key.recv_multipart()
+    packets = pipes.context.socket(zmq.PULL)
+    packets.bind("inproc://packets")
+    feed = pipes.context.socket(zmq.PUSH)
+    feed.connect("inproc://packets")
+    feed.send(b"always something to read")
+    visits = 0
+
+    def visit(_now: float) -> None:
+        nonlocal visits
+        visits += 1
+
+    loop.add(packets, visit)
+    for _ in range(MESSAGES):
+        key.send_multipart([identity, control.FROM_KEY.pack(RoutesSet(0, ()))])
+    begun = boot_time()
+    while slow.heard < MESSAGES:
+        loop._turn()
+    # A turn with nothing but a visit takes some hundredths of a millisecond.
+    assert boot_time() - begun > 1.5 * MESSAGES * ControlLine.BUDGET
+    assert visits > 3 * MESSAGES
+    pipes.context.destroy(linger=0)
