@@ -23,8 +23,8 @@ from stagewire.ipc import endpoints, trains
 from stagewire.ipc.control import ConnSettings, FromKey, Hello, Listening, Resolve, SnapshotEnd, Welcome
 from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import ControlLine, Stage
-from stagewire.proto import device, gate
 from stagewire.proto import endpoint as places
+from stagewire.proto import gate, steer
 from stagewire.proto.offload.block import Block
 
 WORKER_PATIENCE = 0.15
@@ -86,7 +86,7 @@ class ConnService:
             except OSError:
                 continue  # an ICMP error that belongs to something we sent
             received += (length + size - 1) // size if size else 1
-            worker = device.worker_of_run(room[:length], size)
+            worker = steer.worker_of_run(room[:length], size)
             if worker == self._last:
                 frame.add(source, size, length)
             elif worker is not None:
@@ -117,8 +117,8 @@ class ConnService:
     def _sort(self, data: bytes, size: int, source: bytes, now: float) -> None:
         """A run in which not all are for one worker, or something that is no transport message."""
         for datagram in Block(data, size) if data else [data]:
-            if device.is_transport(datagram):
-                self._move(device.worker_of_datagram(datagram), datagram, len(datagram), source, now)
+            if steer.is_transport(datagram):
+                self._move(steer.worker_of_datagram(datagram), datagram, len(datagram), source, now)
             else:
                 self._on_handshake_in(datagram, source, now)
 

@@ -2,20 +2,18 @@
 
 import os
 import sys
-from typing import Any
 
 from stagewire import tun
 from stagewire.ipc.stage import EXIT_MISTAKE, Stage
+from stagewire.netlink import Netlink
 from stagewire.privileges import CAP_NET_ADMIN
-from tun_service import network
 from tun_service.service import TunService
 
 
 def main() -> int:
     """Returns the exit status."""
-    opened: list[Any] = []
-    stage = Stage("tun", warm_up=lambda: opened.append(network.open_netlink()))
-    (netlink,) = opened
+    stage = Stage("tun")
+    netlink = Netlink()
     try:
         device = _device(stage)
     except tun.TunUnavailable as unavailable:

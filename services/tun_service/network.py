@@ -1,14 +1,12 @@
 """Addresses and MTU of the interface, as wg-quick(8) sets them. Its routes are in `routes`."""
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
-from typing import Any, Final
+from typing import Any
 
-from pyroute2 import IPRoute, NetlinkError
-
-_NO_LINK_LOCAL: Final = {"attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", 1]]}]]}
+from stagewire.netlink import Netlink
 
 
 class NetworkRefused(Exception):  # noqa: N818 - told to the operator
@@ -28,64 +26,53 @@ class Wanted:
     fwmark: int
 
 
-def open_netlink() -> Any:
-    """A line to the kernel, used once: what pyroute2 loads then, we may not be able to read as another uid."""
-    netlink = IPRoute()
-    netlink.link_lookup(ifname="lo")
-    return netlink
-
-
-def apply(netlink: Any, index: int, wanted: Wanted, *, set_mtu: bool = True) -> Iterator[None]:
+def apply(netlink: Netlink, index: int, wanted: Wanted, *, set_mtu: bool = True) -> Iterator[None]:
     """Makes the interface as wanted, but for its routes, and brings it up; a millisecond or so from step to step.
 
     Raises NetworkRefused.
     """
     if set_mtu:
-        attempt(f"MTU {wanted.mtu}", netlink.link, "set", index=index, mtu=wanted.mtu)
+        attempt(f"MTU {wanted.mtu}", netlink.set_mtu, index, wanted.mtu)
         yield
     yield from _set_addresses(netlink, index, wanted.addresses)
     # As the kernel's WireGuard: no link-local address, which would only solicit routers nobody has.
-    attempt("no link-local address", netlink.link, "set", index=index, IFLA_AF_SPEC=_NO_LINK_LOCAL)
+    attempt("no link-local address", netlink.make_no_link_local, index)
     yield
-    attempt("bringing it up", netlink.link, "set", index=index, state="up")
+    attempt("bringing it up", netlink.bring_up, index)
     yield
 
 
-def index_of(netlink: Any, interface: str) -> int:
+def index_of(netlink: Netlink, interface: str) -> int:
     """The interface's number. Raises NetworkRefused when it is gone."""
-    found = netlink.link_lookup(ifname=interface)
-    if not found:
+    found = netlink.index_of(interface)
+    if found is None:
         raise NetworkRefused(f"interface {interface} is gone")
-    return int(found[0])
+    return found
 
 
-def attempt(what: str, call: Any, *arguments: Any, **keywords: Any) -> None:
+def attempt(what: str, call: Callable[..., None], *arguments: Any) -> None:
+    """Asks the kernel for something. Raises NetworkRefused, which says what was asked for."""
     try:
-        call(*arguments, **keywords)
-    except NetlinkError as error:
-        raise NetworkRefused(f"{what}: {error}") from None
+        call(*arguments)
+    except OSError as error:
+        raise NetworkRefused(f"{what}: {error.strerror}") from None
 
 
-def _set_addresses(netlink: Any, index: int, addresses: Iterable[str]) -> Iterator[None]:
+def _set_addresses(netlink: Netlink, index: int, addresses: Iterable[str]) -> Iterator[None]:
     wanted = {ip_interface(address) for address in addresses}
     for address in _standing_addresses(netlink, index) - wanted:
         try:
-            netlink.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
-        except NetlinkError as error:
-            if error.code != errno.EADDRNOTAVAIL:  # gone with another of its network, see below
-                raise NetworkRefused(f"removing address {address}: {error}") from None
+            netlink.remove_address(index, address)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:  # gone with another of its network, see below
+                raise NetworkRefused(f"removing address {address}: {error.strerror}") from None
         yield
     # Read anew: the kernel takes a network's other IPv4 addresses away along with its first.
     for address in wanted - _standing_addresses(netlink, index):
-        attempt(f"address {address}", netlink.addr, "replace", index=index, address=str(address.ip),
-             prefixlen=address.network.prefixlen)  # fmt: skip
+        attempt(f"address {address}", netlink.set_address, index, address)
         yield
 
 
-def _standing_addresses(netlink: Any, index: int) -> set[IPv4Interface | IPv6Interface]:
-    standing = set()
-    for message in netlink.get_addr(index=index):
-        address = ip_interface(f"{message.get('address')}/{message['prefixlen']}")
-        if address.version == 4 or not address.is_link_local:  # those are the kernel's own
-            standing.add(address)
-    return standing
+def _standing_addresses(netlink: Netlink, index: int) -> set[IPv4Interface | IPv6Interface]:
+    # IPv6 link-local ones are the kernel's own.
+    return {each for each in netlink.addresses(index) if each.version == 4 or not each.is_link_local}

@@ -1,7 +1,7 @@
 """Many routes at a time: rtnetlink's messages, written by hand, a batch of them in one system call.
 
-For a handful pyroute2 does. It takes 380 us of CPU for each, so that 130,560 routes would be 50 s of a core that packets
-want as well; here it is 9 us. Source: rtnetlink(7), linux/rtnetlink.h.
+A library takes 380 us of CPU for each, so that 130,560 routes would be 50 s of a core that packets want as well; here it is
+9 us. Source: rtnetlink(7), linux/rtnetlink.h.
 """
 
 import socket

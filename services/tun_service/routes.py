@@ -14,12 +14,12 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_interface
-from typing import Any, Final
-
-from pyroute2 import NetlinkError
+from typing import Final
 
 from stagewire.ipc.loop import boot_time
+from stagewire.netlink import Netlink
 from tun_service.network import NetworkRefused, Wanted, apply, index_of
 from tun_service.route_messages import Change, Route, RouteSocket
 
@@ -33,14 +33,13 @@ PIECE: Final = 256
 """Prefixes looked at together when all are compared."""
 BATCH: Final = 32
 """Routes told to the kernel together: some 0.4 ms."""
-_INVERT: Final = 0x2  # FIB_RULE_INVERT
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class Routes:
     """Brings the kernel's routes into line. `on_settled` is told when they are, or why they can't be."""
 
-    def __init__(self, netlink: Any, interface: str, on_settled: Callable[[str], None]) -> None:
+    def __init__(self, netlink: Netlink, interface: str, on_settled: Callable[[str], None]) -> None:
         self._netlink = netlink
         self._kernel = RouteSocket(PROTOCOL)
         self._interface = interface
@@ -173,12 +172,13 @@ class Routes:
 
     def _set_rules(self, family: int, table: int) -> None:
         """Everything without our mark looks into our table, after the main table's routes but for its default."""
+        add = self._netlink.add_rule
         for rule in (
-            {"table": table, "fwmark": table, "flags": _INVERT, "priority": 32765},
-            {"table": MAIN_TABLE, "suppress_prefixlen": 0, "priority": 32764},
+            partial(add, family, table=table, without_mark=table, priority=32765, protocol=PROTOCOL),
+            partial(add, family, table=MAIN_TABLE, suppress_prefixlen=0, priority=32764, protocol=PROTOCOL),
         ):
             try:
-                self._netlink.rule("add", family=family, protocol=PROTOCOL, **rule)
-            except NetlinkError as error:
-                if error.code != errno.EEXIST:  # from an earlier life, or another interface's
-                    raise NetworkRefused(f"policy rule: {error}") from None
+                rule()
+            except OSError as error:
+                if error.errno != errno.EEXIST:  # from an earlier life, or another interface's
+                    raise NetworkRefused(f"policy rule: {error.strerror}") from None

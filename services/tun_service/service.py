@@ -8,7 +8,6 @@ That is `packets`; here is what key-service has to say about it.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import zmq
 
@@ -27,6 +26,7 @@ from stagewire.ipc.control import (
 from stagewire.ipc.loop import boot_time
 from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import ControlLine, Stage
+from stagewire.netlink import Netlink
 from stagewire.proto import prefix
 from stagewire.proto.allowed_ips import AllowedIps
 from tun_service import network
@@ -42,7 +42,7 @@ RETRY = 1.0
 class TunService:
     """The OS side of one interface."""
 
-    def __init__(self, stage: Stage, netlink: Any, device: int, *, attached: bool) -> None:
+    def __init__(self, stage: Stage, netlink: Netlink, device: int, *, attached: bool) -> None:
         """`device` is a descriptor of /dev/net/tun; `attached`: it is the interface's already."""
         self._stage = stage
         self._tun = device

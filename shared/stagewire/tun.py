@@ -14,8 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from pyroute2 import IPRoute, NetlinkError
-
+from stagewire.netlink import Netlink
 from stagewire.proto.offload.coalesce import TAKES_TCP, TAKES_UDP
 
 MAX_PACKET: Final = 65535
@@ -93,9 +92,10 @@ def switch_offloads(attached: int) -> int:
 
 def _limit_super_packets(name: str) -> None:
     # A kernel that can't limit them makes larger ones, which are then sent in two parts.
-    with IPRoute() as netlink, suppress(NetlinkError):
-        for index in netlink.link_lookup(ifname=name):
-            netlink.link("set", index=index, gso_max_size=MAX_SUPER_PACKET)
+    with Netlink() as netlink, suppress(OSError):
+        index = netlink.index_of(name)
+        if index is not None:
+            netlink.limit_super_packets(index, MAX_SUPER_PACKET)
 
 
 def is_attached(clone: int) -> bool:
@@ -109,12 +109,10 @@ def is_attached(clone: int) -> bool:
 
 def _check_ours(name: str, owner: int) -> None:
     """As we may do anything with network devices, the kernel would let us take over anybody's."""
-    with IPRoute() as netlink:
-        for index in netlink.link_lookup(ifname=name):
-            (link,) = netlink.get_links(index)
-            kind, facts = link.get(("linkinfo", "kind")), link.get(("linkinfo", "data"))
-            if kind == "tun" and facts.get("IFLA_TUN_OWNER") != owner:
-                raise TunUnavailable(f"interface {name} exists and is not ours; remove it or choose another name")
+    with Netlink() as netlink:
+        kind, owned_by = netlink.tun_owner(name)
+    if kind == "tun" and owned_by != owner:
+        raise TunUnavailable(f"interface {name} exists and is not ours; remove it or choose another name")
 
 
 def borrow(path: Path) -> int:

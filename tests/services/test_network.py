@@ -11,7 +11,8 @@ from lab.namespaces import Namespace
 from lab.wait import until
 from stagewire import tun
 from stagewire.ipc.loop import Handler, Loop, Source
-from tun_service import network, routes
+from stagewire.netlink import Netlink
+from tun_service import routes
 from tun_service.link import Link, LinkWatch, parse
 from tun_service.network import NetworkRefused, Wanted
 
@@ -75,7 +76,7 @@ class Host:
 
 def _apply(wanted: Wanted, prefixes: tuple[str, ...], *, set_mtu: bool) -> None:
     said: list[str] = []
-    made = routes.Routes(network.open_netlink(), "wg0", said.append)
+    made = routes.Routes(Netlink(), "wg0", said.append)
     try:
         made.begin(wanted, map(ip_network, prefixes), set_mtu=set_mtu)
         while made.next_deadline() is not None:

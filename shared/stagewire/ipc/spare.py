@@ -22,11 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from stagewire.ipc import bequest, endpoints, slots
 from stagewire.ipc.loop import boot_time
 from stagewire.ipc.slots import Slot
+from stagewire.logs import Log
 
 LOOK_INTERVAL: Final = 0.05
 """s between two looks at what is waited for."""
@@ -63,7 +62,7 @@ class Spare:
         stage: str,
         numbers: Callable[[], Sequence[int]],
         holder_uid: int,
-        log: structlog.typing.FilteringBoundLogger,
+        log: Log,
     ) -> None:
         """`numbers` are those of the slots there are, and may change. `holder_uid` is what a holder runs as."""
         self._run = run

@@ -10,7 +10,6 @@ another key-service. Every second it pushes its counters to status-service.
 
 import gc
 import os
-import secrets
 import signal
 import sys
 import time
@@ -74,7 +73,7 @@ class Stage:
         `warm_up` does beforehand what takes long and needs no slot.
         """
         self.name = name
-        self.generation = secrets.randbits(63)
+        self.generation = int.from_bytes(os.urandom(8)) >> 1
         self.environment = _read_environment()
         self.log = logs.set_up(f"{name}-service", self.environment.log_level, interface=self.environment.interface)
         self.counters: Counter[str] = Counter()
