@@ -6,10 +6,12 @@ beyond the start (CAP_NET_ADMIN in tun- and conn-service) is kept as that one ca
 """
 
 import ctypes
+import functools
 import os
 import pwd
 import resource
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +20,8 @@ CAP_NET_ADMIN: Final = 12
 
 _GROUP_NUMBER: Final = 64820
 _NUMBERS: Final = {"tun": 64821, "device": 64822, "conn": 64823, "key": 64824, "status": 64825}
+_USUAL_NICE: Final = 20
+"""20 less the niceness, as RLIMIT_NICE counts."""
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_KEEPCAPS: Final = 8
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -28,6 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _started_as_root: Final = os.geteuid() == 0
 
 
+@functools.cache
 def uid_of(stage: str) -> int:
     """The uid that `stage` (tun, device, conn, key, status) runs as; our own when we weren't started as root."""
     if not _started_as_root:
@@ -38,6 +43,7 @@ def uid_of(stage: str) -> int:
         return _NUMBERS[stage]
 
 
+@functools.cache
 def group() -> int:
     """The gid that all stages share, and nobody else has."""
     if not _started_as_root:
@@ -70,6 +76,9 @@ def drop(stage: str, *capabilities: int) -> None:
     """Becomes `stage` for good, keeping only `capabilities`. Not root: only closes what an ordinary user can close."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if os.geteuid() == 0:
+        # A thread may come back from idle priority to the usual one (`undertaker`), and no further.
+        with suppress(ValueError, OSError):  # a container's root may be short of CAP_SYS_RESOURCE; it isn't much
+            resource.setrlimit(resource.RLIMIT_NICE, (_USUAL_NICE, _USUAL_NICE))
         uid, gid = uid_of(stage), group()
         _prctl(_PR_SET_KEEPCAPS, 1)
         os.setgroups([])
@@ -83,7 +92,10 @@ def drop(stage: str, *capabilities: int) -> None:
 
 def be_as_nice_as_parent() -> None:
     """Takes the priority of who started us, where we were given a lower one for our start."""
-    parents = os.getpriority(os.PRIO_PROCESS, os.getppid())
+    parent = os.getppid()
+    if os.sched_getscheduler(0) == os.SCHED_IDLE != os.sched_getscheduler(parent):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    parents = os.getpriority(os.PRIO_PROCESS, parent)
     if os.geteuid() == 0 and os.getpriority(os.PRIO_PROCESS, 0) > parents:
         os.setpriority(os.PRIO_PROCESS, 0, parents)
 
