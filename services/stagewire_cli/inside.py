@@ -4,6 +4,7 @@
   for a variable that isn't set. So `supervisord.conf` names as many processes of each program as there may ever be, and
   we leave as many as are wanted; later some are added or taken away.
 - *A run folder that was wiped is made again*, with what supervisord had in it: its socket, its pid file, its configuration.
+- *Who starts only to wait gives way* to those that carry packets (`patience`).
 - *Orphans are replaced.* What a supervisord that was killed has left goes on working, and may hold all the places. They
   are told to end, those that wait first, each at work only when a process of ours waits to take its place.
 """
@@ -21,6 +22,7 @@ from supervisor import events
 from stagewire import privileges
 from stagewire.environment import Environment, EnvironmentMistake
 from stagewire.ipc import slots
+from stagewire_cli.patience import Patience
 from stagewire_cli.processes import parent
 from stagewire_cli.supervision import WORKERS_GROUP, Supervision
 
@@ -70,16 +72,19 @@ class Upkeep:
 
     def __init__(self, supervisord: Any, environment: Environment) -> None:
         self.programs: Programs
+        self.patience = Patience(environment)
         self._supervisord = supervisord
         self._environment = environment
         self._supervision = Supervision(environment)
         self._looks_left = ORPHANS_FOR
         self._complaint = ""
 
-    def look(self, _event: Any) -> None:
+    def look(self, event: Any) -> None:
         """Never raises: supervisord would go on without us."""
         if self._supervisord.options.mood <= 0:  # it is ending, or starting anew
             return
+        ended = getattr(event, "process", None)
+        self.patience.end(ended.group.config.name if ended is not None else None)
         complaint = ""
         try:
             self._mend_folder()
@@ -177,6 +182,7 @@ def make(supervisord: Any, **_settings: str) -> Programs:
     workers = slots.wanted_workers(environment.run, environment.workers)
     counts = {group: (workers if group == WORKERS_GROUP else 1) + environment.spares for group in GROUPS}
     upkeep = Upkeep(supervisord, environment)
+    upkeep.patience.teach({group: supervisord.process_groups[group] for group in GROUPS})
     upkeep.programs = Programs(supervisord, counts)
     _made[:] = [(supervisord, upkeep)]
     if SecondEvent not in events.TICK_EVENTS:
