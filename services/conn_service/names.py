@@ -36,11 +36,14 @@ class Resolver:
         self._questions: SimpleQueue[Resolve] = SimpleQueue()
         self._ours, self._theirs = socket.socketpair()
         loop.add(self._ours.fileno(), self._deliver)
-        # A daemon: a look-up that is under way must not keep us from stopping.
-        Thread(target=self._work, name="resolver", daemon=True).start()
+        self._thread: Thread | None = None
 
     def ask(self, question: Resolve) -> None:
         """The answer comes to `on_answer`."""
+        if self._thread is None:  # only now: to start one waits for it to run, and packets wait for us
+            # A daemon: a look-up that is under way must not keep us from stopping.
+            self._thread = Thread(target=self._work, name="resolver", daemon=True)
+            self._thread.start()
         self._questions.put(question)
 
     def _work(self) -> None:

@@ -21,15 +21,18 @@ from conn_service.egress import Egress
 from conn_service.names import Resolver
 from stagewire.ipc import endpoints, trains
 from stagewire.ipc.control import ConnSettings, FromKey, Hello, Listening, Resolve, SnapshotEnd, Welcome
+from stagewire.ipc.loop import boot_time
 from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import ControlLine, Stage
-from stagewire.proto import device, gate
 from stagewire.proto import endpoint as places
+from stagewire.proto import gate, steer
 from stagewire.proto.offload.block import Block
 
 WORKER_PATIENCE = 0.15
 """s that a worker may take nothing before its packets are dropped for it; less hits one that got no CPU."""
 BIND_RETRY = 1.0
+BIND_SOON = 0.05
+"""s between attempts in the first second: who was at work before us may still be closing its sockets."""
 
 
 class ConnService:
@@ -54,6 +57,7 @@ class ConnService:
         self._last = 0
         """The worker whose train the last datagrams joined; the next ones are received where they will most likely stay."""
         self._retry: float | None = None
+        self._began = boot_time()
 
     def set_up(self) -> None:
         """Opens the pipes. The sockets are opened when key-service says where."""
@@ -68,6 +72,9 @@ class ConnService:
         stage.loop.add(self._cipher_out, self._on_cipher_out)
         self._pause_sending()
         stage.loop.add_timed(self)
+        now = boot_time()
+        if self._line.recall(now) and self._wanted is not None and self._inherited:
+            self._try(self._wanted, now)
 
     # --- in ------------------------------------------------------------------------------------------------
 
@@ -86,7 +93,7 @@ class ConnService:
             except OSError:
                 continue  # an ICMP error that belongs to something we sent
             received += (length + size - 1) // size if size else 1
-            worker = device.worker_of_run(room[:length], size)
+            worker = steer.worker_of_run(room[:length], size)
             if worker == self._last:
                 frame.add(source, size, length)
             elif worker is not None:
@@ -117,8 +124,8 @@ class ConnService:
     def _sort(self, data: bytes, size: int, source: bytes, now: float) -> None:
         """A run in which not all are for one worker, or something that is no transport message."""
         for datagram in Block(data, size) if data else [data]:
-            if device.is_transport(datagram):
-                self._move(device.worker_of_datagram(datagram), datagram, len(datagram), source, now)
+            if steer.is_transport(datagram):
+                self._move(steer.worker_of_datagram(datagram), datagram, len(datagram), source, now)
             else:
                 self._on_handshake_in(datagram, source, now)
 
@@ -270,7 +277,7 @@ class ConnService:
             return
         fault = self._try(self._wanted, now)
         self._stage.set_fault(fault)
-        self._retry = now + BIND_RETRY if fault else None
+        self._retry = now + (BIND_SOON if now < self._began + 1.0 else BIND_RETRY) if fault else None
         if not fault:
             self._line.applied(self._version)
 

@@ -17,8 +17,6 @@ from itertools import starmap
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from key_service.announce import Announcer, batches
 from key_service.hub import Hub
 from key_service.journal import Journal, operation
@@ -27,6 +25,7 @@ from key_service.timestamps import TimestampStore
 from stagewire.config import HostPort, PeerConfig
 from stagewire.ipc.control import PEER_BATCH, EndpointFound, Listening, SendingExpired, SendStaged
 from stagewire.ipc.loop import boot_time
+from stagewire.logs import Log
 from stagewire.proto import uapi
 from stagewire.proto.endpoint import Endpoint, same_place, unpack_untrusted
 from stagewire.proto.handshake import Identity
@@ -49,7 +48,7 @@ class LiveConfiguration:
         announcer: Announcer,
         timestamps: TimestampStore,
         store: Path,
-        log: structlog.typing.FilteringBoundLogger,
+        log: Log,
         *,
         show_private_key: bool = True,
     ) -> None:

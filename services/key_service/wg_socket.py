@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from key_service.live import LiveConfiguration
 from stagewire.ipc.loop import Loop
+from stagewire.logs import Log
 from stagewire.proto import uapi
 
 MAX_CONNECTIONS: Final = 64
@@ -87,9 +86,7 @@ class _Client:
 class WgSocket:
     """Serves the socket on the loop."""
 
-    def __init__(
-        self, loop: Loop, listener: socket.socket, live: LiveConfiguration, log: structlog.typing.FilteringBoundLogger
-    ) -> None:
+    def __init__(self, loop: Loop, listener: socket.socket, live: LiveConfiguration, log: Log) -> None:
         self._loop = loop
         self._listener = listener
         self._live = live

@@ -3,8 +3,6 @@
 import time
 from collections.abc import Callable, Iterable
 
-import structlog
-
 from key_service.announce import Announcer
 from key_service.hub import Hub, Member
 from key_service.live import LiveConfiguration
@@ -14,6 +12,7 @@ from stagewire.ipc import slots
 from stagewire.ipc.control import MovedIn, PeerTraffic, Retire, Scale, Scaled, SendEmpty
 from stagewire.ipc.handover import SessionsGiver
 from stagewire.ipc.loop import boot_time
+from stagewire.logs import Log
 from stagewire.proto.effects import Effect
 from stagewire.proto.peer import Peer
 
@@ -30,7 +29,7 @@ class Workers:
         version: int,
         carry_out: CarryOut,
         environment: Environment,
-        log: structlog.typing.FilteringBoundLogger,
+        log: Log,
     ) -> None:
         """`version` is of the snapshots; `carry_out` does what the Handshaker wants done."""
         self.up: dict[int, int] = {}

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from stagewire import config
-from stagewire.environment import MAX_WORKERS, Environment, EnvironmentMistake
+from stagewire.environment import MAX_WORKERS, Environment, EnvironmentMistake, valid_interface_name
 
 CONFIG_FOLDER = Path("/etc/stagewire")
 
@@ -65,7 +65,7 @@ class _Commands(click.Group):
         close = difflib.get_close_matches(name, self.commands, n=1)
         if close and name not in self.commands:
             ctx.fail(f"no such command {name!r}; did you mean {close[0]!r}?")
-        if name not in self.commands and config.valid_interface_name(name) and not name.startswith("-"):
+        if name not in self.commands and valid_interface_name(name) and not name.startswith("-"):
             return "daemon", self.commands["daemon"], args
         return super().resolve_command(ctx, args)
 

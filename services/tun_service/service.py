@@ -37,6 +37,8 @@ from tun_service.routes import Network, Routes
 WORKER_PATIENCE = 0.15
 """s that a worker may take nothing before its packets are dropped for it; less hits one that got no CPU."""
 RETRY = 1.0
+RETRY_SOON = 0.05
+"""s between attempts in the first second: who was at work before us may still be closing the device."""
 
 
 class TunService:
@@ -64,6 +66,7 @@ class TunService:
         self._workers: list[Outlet] = []
         self._packets = Packets(device, self._workers, self._owners, stage.counters, stage.drop, self._lost)
         self._retry: float | None = None
+        self._began = boot_time()
 
     def set_up(self) -> None:
         """Opens the pipes, and the device if nobody else has it."""
@@ -76,6 +79,8 @@ class TunService:
         stage.loop.add(self._plain_in, self._on_plain_in)
         stage.loop.add_timed(self)
         stage.loop.add_timed(self._routes)
+        if self._line.recall(boot_time()) and self._attached and self._wanted is not None:
+            self._connect_workers(self._wanted.workers)
 
     # --- packets -------------------------------------------------------------------------------------------
 
@@ -176,7 +181,8 @@ class TunService:
         self._stage.set_fault(fault)
         if fault:
             self._mtu_set = None  # it may be that which was refused
-            self._retry = boot_time() + RETRY
+            now = boot_time()
+            self._retry = now + (RETRY_SOON if now < self._began + 1.0 else RETRY)
         else:
             self._line.applied(self._version)
             self._say_link()

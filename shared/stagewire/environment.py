@@ -17,15 +17,15 @@
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagewire import config
-
 MAX_WORKERS = 64
 """The receiver index has room for 256; nobody has measured beyond a handful."""
 MAX_SPARES = 4
+_INTERFACE_NAME = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")
 _LEVELS = {
     "debug": "debug",
     "verbose": "debug",
@@ -38,6 +38,11 @@ _LEVELS = {
 
 class EnvironmentMistake(Exception):  # noqa: N818 - it is the operator's, and reads as one
     """A variable that doesn't make sense; the text is one line for the operator."""
+
+
+def valid_interface_name(name: str) -> bool:
+    """Whether Linux and wg-quick both take this for an interface's name."""
+    return _INTERFACE_NAME.fullmatch(name) is not None and name not in (".", "..")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class Environment:
     def read(cls, variables: Mapping[str, str], interface: str | None = None) -> "Environment":
         """From environment variables; `interface` overrides theirs. Raises EnvironmentMistake."""
         name = interface or variables.get("STAGEWIRE_INTERFACE") or "wg0"
-        if not config.valid_interface_name(name):
+        if not valid_interface_name(name):
             raise EnvironmentMistake(
                 f"STAGEWIRE_INTERFACE: {name!r} is no interface name: 1 to 15 of a-z A-Z 0-9 _ = + . -"
             )

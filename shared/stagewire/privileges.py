@@ -6,6 +6,7 @@ beyond the start (CAP_NET_ADMIN in tun- and conn-service) is kept as that one ca
 """
 
 import ctypes
+import functools
 import os
 import pwd
 import resource
@@ -19,6 +20,8 @@ CAP_NET_ADMIN: Final = 12
 
 _GROUP_NUMBER: Final = 64820
 _NUMBERS: Final = {"tun": 64821, "device": 64822, "conn": 64823, "key": 64824, "status": 64825}
+_USUAL_NICE: Final = 20
+"""20 less the niceness, as RLIMIT_NICE counts."""
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_KEEPCAPS: Final = 8
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -29,6 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _started_as_root: Final = os.geteuid() == 0
 
 
+@functools.cache
 def uid_of(stage: str) -> int:
     """The uid that `stage` (tun, device, conn, key, status) runs as; our own when we weren't started as root."""
     if not _started_as_root:
@@ -39,6 +43,7 @@ def uid_of(stage: str) -> int:
         return _NUMBERS[stage]
 
 
+@functools.cache
 def group() -> int:
     """The gid that all stages share, and nobody else has."""
     if not _started_as_root:
@@ -71,6 +76,9 @@ def drop(stage: str, *capabilities: int) -> None:
     """Becomes `stage` for good, keeping only `capabilities`. Not root: only closes what an ordinary user can close."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if os.geteuid() == 0:
+        # A thread may come back from idle priority to the usual one (`undertaker`), and no further.
+        with suppress(ValueError, OSError):  # a container's root may be short of CAP_SYS_RESOURCE; it isn't much
+            resource.setrlimit(resource.RLIMIT_NICE, (_USUAL_NICE, _USUAL_NICE))
         uid, gid = uid_of(stage), group()
         _prctl(_PR_SET_KEEPCAPS, 1)
         os.setgroups([])

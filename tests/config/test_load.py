@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from stagewire.config import ConfigError, encode_key, interface_name, load, valid_interface_name
+from stagewire.config import ConfigError, encode_key, interface_name, load
 from stagewire.config.load import MAX_SIZE
+from stagewire.environment import valid_interface_name
 
 GOOD = f"[Interface]\nPrivateKey = {encode_key(bytes([8] + [1] * 30 + [64]))}\nListenPort = 7\n"
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "gateway.conf"

@@ -177,3 +177,38 @@ def test_whatever_connects_and_talks_nonsense_the_others_are_served(pipes: Pipes
             assert reader.recv() == b"honest"
         for stranger in strangers:
             stranger.close()
+
+
+def test_a_pipe_that_is_left_to_another_is_found_without_looking_again(pipes: Pipes) -> None:
+    """Whoever connects between two holders waits in the kernel's queue of the socket that listens."""
+    contexts: list[zmq.Context[zmq.Socket[bytes]]] = [zmq.Context() for _ in range(3)]
+    run = pipes.run
+    try:
+        first = Pipes(contexts[0], run)
+        file = first.path(endpoints.PLAIN_IN)
+        holder = first.bind(zmq.PULL, endpoints.PLAIN_IN)
+        left = {name: os.dup(descriptor) for name, descriptor in first.listeners.items()}
+        made = file.stat().st_ino
+        holder.close()
+        first.close_listeners()
+        writer = Pipes(contexts[1], run).connect(zmq.PUSH, endpoints.PLAIN_IN)
+        assert not writer.poll(0, zmq.POLLOUT)
+        second = Pipes(contexts[2], run, {**left, "pipe:other:0:0": os.open(os.devnull, os.O_RDONLY)})
+        with second.bind(zmq.PULL, endpoints.PLAIN_IN) as reader:
+            assert file.stat().st_ino == made
+            assert writer.poll(5000, zmq.POLLOUT)
+            writer.send(b"train")
+            assert reader.recv() == b"train"
+        assert [name.split(":")[1] for name in second.inherited] == ["other"]
+        second.close_inherited()
+        assert not second.inherited
+        file.unlink()
+        third = Pipes(contexts[2], run, second.listeners.copy())
+        third.bind(zmq.PULL, endpoints.PLAIN_IN).close()  # its file is gone: another in its place
+        assert file.exists()
+        assert third.inherited
+        for each in (second, third):
+            each.close_listeners()
+    finally:
+        for context in contexts:
+            context.destroy(linger=0)

@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv4Network
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from stagewire.proto import endpoint as places
-from stagewire.proto.device import Device, PeerFacts, is_transport, worker_of_datagram
+from stagewire.proto.device import Device, PeerFacts
 from stagewire.proto.effects import Effect, GaveUp, InstallSession, RememberTimestamp, SendHandshake
 from stagewire.proto.endpoint import Endpoint
 from stagewire.proto.events import EndpointMoved, SessionConfirmed, SessionsEnded, WantHandshake, WorkerEvent
@@ -27,6 +27,7 @@ from stagewire.proto.handshake import Identity
 from stagewire.proto.handshaker import Handshaker
 from stagewire.proto.messages import BadMessage
 from stagewire.proto.session import Session
+from stagewire.proto.steer import is_transport, worker_of_datagram
 from stagewire.proto.tunnel import Output, Tunnel, TunnelSettings
 
 UNIX_NS = 1_700_000_000 * 10**9

@@ -23,8 +23,9 @@ from tests.proto.byhand import (
     v6,
 )
 
-from stagewire.proto.device import Device, PeerFacts, is_transport, worker_of_datagram
+from stagewire.proto.device import Device, PeerFacts
 from stagewire.proto.events import EndpointMoved, SessionsEnded, WantHandshake
+from stagewire.proto.steer import is_transport, worker_of_datagram
 from stagewire.proto.tunnel import Output, TunnelSettings
 
 # --- inbound: may it pass? ---------------------------------------------------------------------------------

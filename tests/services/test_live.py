@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from key_service import journal
 from key_service.announce import Announcer
@@ -32,6 +31,7 @@ from stagewire.ipc.control import (
     SendStaged,
 )
 from stagewire.ipc.loop import boot_time
+from stagewire.logs import Log
 from stagewire.proto import uapi
 from stagewire.proto.endpoint import Endpoint
 from stagewire.proto.handshaker import Handshaker
@@ -72,7 +72,7 @@ class House:
         self.registry = registry or Registry(unconfigured())
         announcer = Announcer(self.registry, self.handshaker, Moves(self.handshaker, 2), False)
         timestamps = TimestampStore(folder / "timestamps")
-        self.live = LiveConfiguration(announcer, timestamps, self.store, structlog.get_logger())
+        self.live = LiveConfiguration(announcer, timestamps, self.store, Log())
         self.hub = HubStandIn()
         self.live.hub = self.hub  # type: ignore[assignment]
         self.live.begin()

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import structlog
 import zmq
 
 from conn_service.service import ConnService
@@ -18,8 +17,12 @@ from lab.wait import until
 from stagewire.ipc import endpoints
 from stagewire.ipc.control import RoutesSet, TunSettings, Welcome
 from stagewire.ipc.loop import Loop, boot_time
+from stagewire.logs import Log
 from stagewire.proto import prefix
 from tun_service.service import TunService
+
+NO_NETLINK: Any = None
+"""Nothing here asks for addresses or routes."""
 
 
 class Now:
@@ -49,7 +52,7 @@ class Bench:
             pipes=self.pipes,
             counters=self.counters,
             environment=SimpleNamespace(interface="none"),
-            log=structlog.get_logger(),
+            log=Log(),
             inherited={},
             drop=lambda _bad: None,
         )
@@ -82,7 +85,9 @@ def bench() -> Iterator[Bench]:
 @pytest.mark.parametrize("stage", ["tun", "conn"])
 def test_what_waits_for_a_worker_goes_on_waiting_while_others_come_and_go(bench: Bench, stage: str) -> None:
     read, write = os.pipe()
-    service: Any = TunService(bench.stage, None, read, attached=True) if stage == "tun" else ConnService(bench.stage)
+    service: Any = (
+        TunService(bench.stage, NO_NETLINK, read, attached=True) if stage == "tun" else ConnService(bench.stage)
+    )
     bench.kept.append(service)
     pipe = endpoints.PLAIN_OUT if stage == "tun" else endpoints.CIPHER_IN
     workers = [bench.pipes.bind(zmq.PULL, pipe, number) for number in range(3)]
@@ -110,7 +115,7 @@ def test_what_waits_for_a_worker_goes_on_waiting_while_others_come_and_go(bench:
 def test_a_snapshot_with_more_workers_is_good_for_packets_at_once(bench: Bench) -> None:
     """Its prefixes hold from the moment they are named, its settings as a whole only from its end."""
     read, write = os.pipe()
-    service: Any = TunService(bench.stage, None, read, attached=True)
+    service: Any = TunService(bench.stage, NO_NETLINK, read, attached=True)
     bench.kept.append(service)
     service._connect_workers(1)
     service.on_control(Welcome(1, 1), 0.0)

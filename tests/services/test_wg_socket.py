@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from key_service import wg_socket
 from key_service.wg_socket import MAX_CONNECTIONS, WgSocket
 from lab.wait import until
 from stagewire.ipc.loop import Loop, boot_time
+from stagewire.logs import Log
 from stagewire.proto import uapi
 
 
@@ -49,7 +49,7 @@ class Served:
         listener = wg_socket.listen(path)
         assert listener is not None
         stack.enter_context(listener)
-        self.server = WgSocket(self.loop, listener, self.live, structlog.get_logger())  # type: ignore[arg-type]
+        self.server = WgSocket(self.loop, listener, self.live, Log())  # type: ignore[arg-type]
 
     def client(self, text: str = "") -> socket.socket:
         opened = self._stack.enter_context(socket.socket(socket.AF_UNIX))

@@ -16,7 +16,7 @@ from stagewire.ipc import control, endpoints, trains
 from stagewire.ipc.control import Scale, Scaled
 from stagewire.ipc.loop import boot_time
 from stagewire.proto import constants as c
-from stagewire.proto import device
+from stagewire.proto import steer
 from stagewire.proto.effects import InstallSession, SendHandshake
 from stagewire_cli import query
 
@@ -35,7 +35,7 @@ class TwoRooms(House):
     def send(self, datagrams: Sequence[bytes]) -> None:
         """From the network to the worker whose session it is, as conn-service does."""
         for datagram in datagrams:
-            self.pipes[device.worker_of_datagram(datagram)].send(trains.pack_cipher([(PLACE, [datagram])], boot_time()))
+            self.pipes[steer.worker_of_datagram(datagram)].send(trains.pack_cipher([(PLACE, [datagram])], boot_time()))
 
     def open(self) -> None:
         """Worker 1 comes to life."""

@@ -9,7 +9,7 @@ The format is that of wg(8) and wg-quick(8). What only Stagewire knows stands in
 """
 
 from stagewire.config.keys import decode_key, encode_key, generate_private_key, public_key
-from stagewire.config.load import interface_name, load, valid_interface_name
+from stagewire.config.load import interface_name, load
 from stagewire.config.model import (
     ConfigError,
     HostPort,
@@ -42,5 +42,4 @@ __all__ = [
     "public_key",
     "render",
     "save",
-    "valid_interface_name",
 ]

@@ -1,25 +1,19 @@
 """A configuration file from the disk: which may hold a private key, and how one is opened without harm."""
 
 import os
-import re
 import stat
 from pathlib import Path
 from typing import Final
 
 from stagewire.config.model import ConfigError, InterfaceConfig, Mistake
 from stagewire.config.parse import parse
+from stagewire.environment import valid_interface_name
 
 MAX_SIZE: Final = 32 * 1024 * 1024
 """Bytes. Some 170,000 peers fit."""
 
-_INTERFACE_NAME = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")
 _OTHERS_CAN_READ: Final = stat.S_IRGRP | stat.S_IROTH
 _OTHERS_CAN_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
-
-
-def valid_interface_name(name: str) -> bool:
-    """Whether Linux and wg-quick both take this for an interface's name."""
-    return _INTERFACE_NAME.fullmatch(name) is not None and name not in (".", "..")
 
 
 def interface_name(path: Path) -> str:

@@ -52,7 +52,7 @@ class Bequest:
         """Listens in the stage's `folder`. Raises OSError."""
         self._loop = loop
         self._spares: list[socket.socket] = []
-        self._descriptors: dict[str, int] = {}
+        self._left: dict[str, dict[str, int]] = {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         path = _path(folder, number)
         path.unlink(missing_ok=True)
@@ -65,9 +65,9 @@ class Bequest:
         """How many wait."""
         return len(self._spares)
 
-    def leave(self, descriptors: dict[str, int]) -> None:
-        """What spares are to hold copies of from now on; no more than MAX_DESCRIPTORS."""
-        self._descriptors = descriptors
+    def leave(self, descriptors: dict[str, int], of: str = "") -> None:
+        """What spares are to hold copies of from now on, of one part of us; no more than MAX_DESCRIPTORS in all."""
+        self._left[of] = descriptors
         for spare in list(self._spares):
             self._give(spare)
 
@@ -89,8 +89,9 @@ class Bequest:
             self._give(spare)
 
     def _give(self, spare: socket.socket) -> None:
+        all_left = {name: descriptor for part in self._left.values() for name, descriptor in part.items()}
         try:
-            socket.send_fds(spare, [_NAMED.pack(Named(tuple(self._descriptors)))], list(self._descriptors.values()))
+            socket.send_fds(spare, [_NAMED.pack(Named(tuple(all_left)))], list(all_left.values()))
         except OSError:
             self._hang_up(spare)
 

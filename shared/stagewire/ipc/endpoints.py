@@ -17,11 +17,15 @@ services' group. `<run>/<binder>/<pipe>`:
 Limits: high-water marks are small, because what waits in a pipe is delay (1,000 messages, the default, held 1.5 s of
 packets when a stage stalled). `ZMQ_IMMEDIATE`: nothing is queued for a reader that isn't there, or it would be delivered
 late when it is. A restarted reader is found again within milliseconds.
+
+Whoever binds a pipe makes the socket that listens, and leaves copies of it to its spares (`bequest`). When it dies, the
+others connect to it anew at once, and wait in the kernel's queue for the one that takes over to welcome them.
 """
 
 import errno
 import os
-from dataclasses import dataclass
+import socket as sockets
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +42,13 @@ MAX_TRAIN: Final = 256 * 1024
 MAX_CONTROL: Final = 8 * 1024 * 1024
 """Bytes; the longest is a peer with 130,560 prefixes."""
 RECONNECT_MS: Final = 1
-RECONNECT_MAX_MS: Final = 100
+RECONNECT_MAX_MS: Final = 8
+"""Each further attempt comes twice as late as the one before, and may be late by as much. One costs 30 us."""
+WELCOME_MS: Final = 1000
+"""A socket that listens for one who waits answers nobody, which must not be for ever; ZeroMQ's own limit is 30 s."""
+_BACKLOG: Final = 128
+_LISTENER: Final = "pipe"
+"""What the name of a descriptor begins with that listens."""
 _MAX_PATH: Final = 107
 
 PLAIN_OUT: Final = "device/plain-out"
@@ -68,6 +78,10 @@ class Pipes:
 
     context: "zmq.Context[zmq.Socket[bytes]]"
     run: Path
+    inherited: dict[str, int] = field(default_factory=dict)
+    """Sockets that listen, from who was at work before us; ours from here on."""
+    listeners: dict[str, int] = field(default_factory=dict)
+    """Those of the pipes that are bound, by names that say to which file they belong."""
 
     def path(self, pipe: str, number: int | None = None) -> Path:
         """Where a pipe is; `number` is the worker's, for pipes that each worker has."""
@@ -77,10 +91,35 @@ class Pipes:
         return path
 
     def bind(self, kind: int, pipe: str, number: int | None = None) -> "zmq.Socket[bytes]":
-        """The reading end."""
+        """The reading end. Raises OSError."""
+        path = self.path(pipe, number)
+        listener = self._listener(path)
         socket = self._socket(kind, pipe)
-        socket.bind(f"ipc://{self.path(pipe, number)}")
+        socket.set(zmq.USE_FD, os.dup(listener))  # ZeroMQ closes its own, and leaves the file where it is
+        socket.bind(f"ipc://{path}")
         return socket
+
+    def _listener(self, path: Path) -> int:
+        """The socket that listens there already, if it was left to us, or a new one in its place."""
+        left = self.inherited.pop(_name(path), None) if path.exists() else None
+        if left is None:
+            path.unlink(missing_ok=True)
+            with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_NONBLOCK) as fresh:
+                fresh.bind(str(path))
+                fresh.listen(_BACKLOG)
+                left = fresh.detach()
+        self.listeners[_name(path)] = left
+        return left
+
+    def close_inherited(self) -> None:
+        """Those that nobody had a use for: their files are gone, or there were other pipes then."""
+        while self.inherited:
+            os.close(self.inherited.popitem()[1])
+
+    def close_listeners(self) -> None:
+        """Ours; who was left a copy has it still."""
+        while self.listeners:
+            os.close(self.listeners.popitem()[1])
 
     def connect(self, kind: int, pipe: str, number: int | None = None, routing_id: bytes = b"") -> "zmq.Socket[bytes]":
         """The other end. It needn't be there yet, and may come and go. A ROUTER knows it by `routing_id`."""
@@ -90,6 +129,7 @@ class Pipes:
         socket.set(zmq.IMMEDIATE, 1)
         socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        socket.set(zmq.HANDSHAKE_IVL, WELCOME_MS)
         socket.connect(f"ipc://{self.path(pipe, number)}")
         return socket
 
@@ -103,6 +143,17 @@ class Pipes:
             socket.set(zmq.ROUTER_MANDATORY, 1)
             socket.set(zmq.ROUTER_HANDOVER, 1)
         return socket
+
+
+def take_listeners(descriptors: dict[str, int]) -> dict[str, int]:
+    """Takes those out that listen, from what was inherited."""
+    return {name: descriptors.pop(name) for name in list(descriptors) if name.startswith(_LISTENER)}
+
+
+def _name(path: Path) -> str:
+    """By the file itself, not by its path: somebody may have wiped the folder and bound another there."""
+    found = path.stat()
+    return f"{_LISTENER}:{path.name}:{found.st_dev}:{found.st_ino}"
 
 
 def prepare_folders(run: Path, stage: str) -> None:

@@ -39,7 +39,7 @@ class Slot:
             # Writing to a page that a full disk has no room for would be a SIGBUS; here it is an error one can read.
             os.posix_fallocate(self._file, 0, _PAGE)
             self._inode = os.fstat(self._file).st_ino
-            self._page = memoryview(mmap.mmap(self._file, _PAGE)).cast("d")
+            self._page = _map(self._file)
         except OSError:
             os.close(self._file)
             raise
@@ -108,6 +108,15 @@ class Slot:
     def holder(self) -> int | None:
         """The pid of the process that holds the lock."""
         return next((pid for pid, inode in _locks() if inode == self._inode), None)
+
+
+def _map(locked: int) -> "memoryview[float]":
+    # Opened once more: a lock is held as long as what was locked is mapped, and a killed process's memory goes last.
+    again = os.open(f"/proc/self/fd/{locked}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return memoryview(mmap.mmap(again, _PAGE)).cast("d")
+    finally:
+        os.close(again)
 
 
 def _locks() -> list[tuple[int, int]]:

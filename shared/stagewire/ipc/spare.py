@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import structlog
-
+from stagewire import privileges
 from stagewire.ipc import bequest, endpoints, slots
 from stagewire.ipc.loop import boot_time
 from stagewire.ipc.slots import Slot
+from stagewire.logs import Log
 
 LOOK_INTERVAL: Final = 0.05
 """s between two looks at what is waited for."""
@@ -63,7 +63,7 @@ class Spare:
         stage: str,
         numbers: Callable[[], Sequence[int]],
         holder_uid: int,
-        log: structlog.typing.FilteringBoundLogger,
+        log: Log,
     ) -> None:
         """`numbers` are those of the slots there are, and may change. `holder_uid` is what a holder runs as."""
         self._run = run
@@ -96,6 +96,8 @@ class Spare:
             taken = self._look()
             if taken is None and not said:
                 said = True
+                # All is loaded and looked through. To wait takes next to nothing, and when it ends others wait for us.
+                privileges.be_as_nice_as_parent()
                 self._log.info("waits: another process is at work in this place", pid=os.getpid())
             while taken is None and (events := self._poll.poll(LOOK_INTERVAL * 1000)):
                 taken = self._on_lines([descriptor for descriptor, _ in events])
@@ -112,6 +114,8 @@ class Spare:
         for number in numbers:
             watched = self._watched[number]
             if watched.slot.take(boot_time()):
+                while watched.line is not None and _has_news(watched.line) and self._inherit(watched):
+                    pass  # what it left us may have come and not been read yet
                 return watched
             self._look_at(watched)
         return None
@@ -122,7 +126,14 @@ class Spare:
         for number in numbers:
             watched = self._watched.get(number)
             if watched is None:
-                self._watched[number] = _Watched(self._slot(number))
+                # The line first: who ends a holder because another process has the file open means one with a line.
+                line = self._ask(number)
+                try:
+                    watched = self._watched[number] = _Watched(self._slot(number), line)
+                except OSError:
+                    if line is not None:
+                        line.close()
+                    raise
             elif not watched.slot.in_place():
                 # What was left to us is as good as before, and so is the line, whose end tells that the holder has gone.
                 deleted, watched.slot = watched.slot, self._slot(number)
@@ -151,9 +162,7 @@ class Spare:
 
     def _look_at(self, watched: _Watched) -> None:
         if watched.line is None:
-            watched.line = bequest.ask(self._run / self._stage, watched.slot.number, self._holder_uid)
-            if watched.line is not None:
-                self._poll.register(watched.line, select.POLLIN)
+            watched.line = self._ask(watched.slot.number)
         now, beat = time.monotonic(), watched.slot.last_beat
         if beat != watched.beat or boot_time() < watched.slot.silent_until:
             watched.beat, watched.since, watched.looks = beat, now, 0
@@ -176,10 +185,7 @@ class Spare:
         for watched in self._watched.values():
             if watched.line is None or watched.line.fileno() not in descriptors:
                 continue
-            received = bequest.receive(watched.line)
-            if received is not None:
-                _close_all(watched.inherited)
-                watched.inherited = received
+            if self._inherit(watched):
                 continue
             self._hang_up(watched)
             until = boot_time() + _FREE_WITHIN
@@ -188,6 +194,21 @@ class Spare:
                     return watched
                 time.sleep(0.0003)
         return None
+
+    def _ask(self, number: int) -> socket.socket | None:
+        line = bequest.ask(self._run / self._stage, number, self._holder_uid)
+        if line is not None:
+            self._poll.register(line, select.POLLIN)
+        return line
+
+    def _inherit(self, watched: _Watched) -> bool:
+        """Takes one packet from the line; False when it has ended."""
+        received = None if watched.line is None else bequest.receive(watched.line)
+        if received is None:
+            return False
+        _close_all(watched.inherited)
+        watched.inherited = received
+        return True
 
     def _hang_up(self, watched: _Watched) -> None:
         if watched.line is not None:
@@ -204,6 +225,10 @@ class Spare:
 def _close_all(descriptors: dict[str, int]) -> None:
     for descriptor in descriptors.values():
         os.close(descriptor)
+
+
+def _has_news(line: socket.socket) -> bool:
+    return bool(select.select([line], [], [], 0)[0])
 
 
 def _state(pid: int) -> str:

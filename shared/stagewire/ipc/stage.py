@@ -10,7 +10,6 @@ another key-service. Every second it pushes its counters to status-service.
 
 import gc
 import os
-import secrets
 import signal
 import sys
 import time
@@ -21,14 +20,15 @@ from typing import Final, Protocol
 
 import zmq
 
-from stagewire import logs, privileges
+from stagewire import logs, privileges, undertaker
 from stagewire.environment import Environment, EnvironmentMistake
-from stagewire.ipc import control, endpoints, slots, trains
+from stagewire.ipc import control, endpoints, recall, slots, trains
 from stagewire.ipc.bequest import Bequest
 from stagewire.ipc.codec import BadControl
 from stagewire.ipc.control import (
     Applied,
     Beat,
+    ConnSettings,
     Counters,
     FromKey,
     FromStage,
@@ -40,9 +40,11 @@ from stagewire.ipc.control import (
     RoutesGone,
     RoutesSet,
     SnapshotEnd,
+    TunSettings,
     Welcome,
 )
 from stagewire.ipc.loop import Every, Loop, boot_time
+from stagewire.ipc.recall import Said
 from stagewire.ipc.slots import SlotLost
 from stagewire.ipc.spare import Spare
 from stagewire.ipc.trains import BadTrain
@@ -78,7 +80,7 @@ class Stage:
         `warm_up` does beforehand what takes long and needs no slot.
         """
         self.name = name
-        self.generation = secrets.randbits(63)
+        self.generation = int.from_bytes(os.urandom(8)) >> 1
         self.environment = _read_environment()
         self.log = logs.set_up(f"{name}-service", self.environment.log_level, interface=self.environment.interface)
         self.counters: Counter[str] = Counter()
@@ -101,7 +103,8 @@ class Stage:
         self.bequest: Bequest
         if name in PACKETS:
             privileges.let_trains_gather()  # before ZeroMQ has threads, which do as we do
-        self.pipes = endpoints.Pipes(zmq.Context(), self.environment.run)
+        self.said = self.inherited.pop(recall.NAME, None)
+        self.pipes = endpoints.Pipes(zmq.Context(), self.environment.run, endpoints.take_listeners(self.inherited))
 
     def _wait_for_slot(self, only: int | None) -> None:
         """Before anything is opened or read: no two processes may serve one place, nor one undo what the other does."""
@@ -163,9 +166,12 @@ class Stage:
                 self.bequest = Bequest(self.loop, self.environment.run / self.name, self.number)
                 set_up()
                 self._push_counters()
+                self.pipes.close_inherited()
+                self.bequest.leave(self.pipes.listeners, "pipes")
             except (OSError, zmq.ZMQError) as error:  # no room in the run folder, or no such folder any more
                 self.log.error("cannot work", reason=str(error))
                 return EXIT_MISTAKE
+            undertaker.appoint()
             self.log.info("started", pid=os.getpid(), generation=self.generation)
             self.loop.run()
         except KeyboardInterrupt:
@@ -186,6 +192,7 @@ class Stage:
         """Lets the spare begin while the interpreter takes its time to end."""
         self.at_end()
         self.slot.release()
+        undertaker.dismiss()
         with suppress(AttributeError):  # not got as far as that
             self.bequest.close()
 
@@ -216,6 +223,10 @@ def _read_environment() -> Environment:
         sys.exit(EXIT_MISTAKE)
 
 
+_RECALLED = Welcome | ConnSettings | TunSettings | RoutesSet | RoutesGone | SnapshotEnd
+"""What makes a tun- and a conn-service know all they need for packets."""
+
+
 class ControlLine:
     """A stage's line to key-service."""
 
@@ -230,6 +241,7 @@ class ControlLine:
         name = f"{stage.name}.{stage.number}.{stage.generation:x}".encode()
         self._socket = stage.pipes.connect(zmq.DEALER, endpoints.CONTROL, routing_id=name)
         self._key_generation: int | None = None
+        self._said: Said | None = None
         self._heartbeat = Every(0.05, self._beat)
         stage.loop.add(self._socket, self._read)
         stage.loop.add_timed(self._heartbeat)
@@ -248,6 +260,32 @@ class ControlLine:
         except zmq.Again:
             return False
         return True
+
+    def recall(self, now: float) -> bool:
+        """Tells the handler what our predecessor was told, all but a snapshot's end; False if that isn't known.
+
+        A stage that inherited a kernel's queue needn't let it wait until key-service is found. From here on it is kept for
+        whoever comes after us.
+        """
+        self._said = Said(self._stage.said)
+        self._stage.bequest.leave({recall.NAME: self._said.descriptor}, recall.NAME)
+        try:
+            said = [control.FROM_KEY.unpack_untrusted(message) for message in self._said.messages()]
+        except BadControl:  # another version's
+            said = []
+        if not any(isinstance(message, SnapshotEnd) for message in said):
+            self._said.begin()
+            return False
+        for message in said:
+            if not isinstance(message, SnapshotEnd):
+                self._handler.on_control(message, now)
+        return True
+
+    def _note(self, message: FromKey, data: bytes) -> None:
+        if self._said is not None and isinstance(message, _RECALLED):
+            if isinstance(message, Welcome):
+                self._said.begin()
+            self._said.add(data)
 
     def applied(self, version: int) -> None:
         """Says that the snapshot is in force."""
@@ -305,6 +343,7 @@ class ControlLine:
                 continue
             if isinstance(message, Welcome):
                 self._key_generation = message.generation
+            self._note(message, data)
             self._handler.on_control(message, now)
             if isinstance(message, PeersSet | PrefixesSet | PrefixesGone | RoutesSet | RoutesGone):
                 # What they leave has no cycles; to look for some among 130,000 prefixes would take 60 ms each time.
