@@ -70,6 +70,7 @@ def test_our_stamps_grow_over_restarts_and_a_clock_that_goes_back() -> None:
     (remember, _) = want(ours, peer)
     assert isinstance(remember, RememberTimestamp)
     again = new_handshaker(own=remember.timestamp)
+    again.worker_up(5, T, WALL)
     again.add_peer(peer.public_key, PSK, 5).endpoint = PLACE
     (later, _) = again.want(peer.public_key, T, WALL - 10**15)
     assert isinstance(later, RememberTimestamp)
@@ -94,6 +95,16 @@ def test_a_worker_that_comes_back_gets_new_sessions_at_once() -> None:
     sent = initiation_sent(ours.worker_up(5, T + 0.1, WALL + 10**9))
     assert int.from_bytes(sent[4:8], "little") != install.index
     assert ours.worker_up(5, T + 0.2, WALL) == []
+
+
+def test_what_a_worker_wants_before_it_is_up_is_begun_once_and_when_it_is() -> None:
+    """Two initiations within 20 ms are a flood to the other side, which drops the second."""
+    ours, _, peer, _ = running()
+    ours.worker_down(5)
+    assert ours.want(peer.public_key, T + 1, WALL) == []
+    assert ours.act(T + 1, WALL) == []
+    initiation_sent(ours.worker_up(5, T + 1.01, WALL + 10**9))
+    assert ours.want(peer.public_key, T + 1.02, WALL + 10**9) == []
 
 
 def test_many_peers_of_a_worker_that_comes_back_take_turns() -> None:
@@ -216,6 +227,7 @@ def test_adopted_sessions_keep_their_indices_and_endpoints() -> None:
     ours.adopt_session(b"?" * 32, 0x00000205, ELSEWHERE, WALL)
     assert (peer.endpoint, peer.last_handshake_unix_ns) == (PLACE, WALL)
     assert len(ours._indices) == 1
+    ours.worker_up(5, T, WALL)
     with pytest.raises(RuntimeError):
         want(ours, peer)  # a source that knows only this index finds none free
     ours.ended(5, (index,))

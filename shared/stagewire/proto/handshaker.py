@@ -210,6 +210,11 @@ class Handshaker:
         if peer is None:
             return []
         peer.timers.wanted()
+        if peer.worker not in self._workers:
+            # Its new life wants one before it can take one: the answer would be in vain, and the next initiation, a few
+            # milliseconds later, is what the other side drops as a flood (20 ms); 5 s would pass until another.
+            peer.session_lost = True
+            return []
         return self._initiate(peer, now, unix_ns)
 
     # --- what the network says -----------------------------------------------------------------------------
