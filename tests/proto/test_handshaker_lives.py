@@ -176,7 +176,20 @@ def test_a_peer_that_lost_its_session_and_moves_gets_one_in_its_new_home_at_once
     ours.worker_down(5)
     ours.move(peer.public_key, 6)
     assert ours.next_deadline() == 0
-    assert initiation_sent(ours.act(T, WALL))[4] == 6
+    assert initiation_sent(ours.act(T + 0.1, WALL + 10**8))[4] == 6
+
+
+def test_one_so_soon_after_another_is_held_until_it_is_no_flood() -> None:
+    ours, _, peer, _ = running()
+    ours.worker_down(5)
+    assert ours.worker_up(5, T + 0.005, WALL) == []
+    due = ours.next_deadline()
+    assert due is not None
+    assert T + 0.005 < due <= T + 0.02
+    assert ours.act(due - 0.001, WALL) == []
+    initiation_sent(ours.act(due, WALL + 10**8))
+    assert ours.act(T + 1, WALL) == []
+    assert ours.want(peer.public_key, T + 1, WALL) == []
 
 
 def test_an_initiation_under_way_outlives_the_worker() -> None:
@@ -202,9 +215,9 @@ def test_a_response_for_a_former_home_starts_anew_in_the_new_one() -> None:
     ours.worker_up(6, T, WALL)
     sent = initiation_sent(want(ours, peer))
     peer.worker = 6
-    again = initiation_sent(receive(ours, far.respond(sent)))
+    again = initiation_sent(receive(ours, far.respond(sent), T + 0.1))
     assert again[4] == 6
-    (install,) = receive(ours, far.respond(again))
+    (install,) = receive(ours, far.respond(again), T + 0.1)
     assert isinstance(install, InstallSession)
     assert (install.worker, worker_of(install.index)) == (6, 6)
 

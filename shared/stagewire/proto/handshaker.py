@@ -211,9 +211,7 @@ class Handshaker:
             return []
         peer.timers.wanted()
         if peer.worker not in self._workers:
-            # Its new life wants one before it can take one: the answer would be in vain, and the next initiation, a few
-            # milliseconds later, is what the other side drops as a flood (20 ms); 5 s would pass until another.
-            peer.session_lost = True
+            peer.session_lost = True  # its new life wants one before it can take one, and the answer would be in vain
             return []
         return self._initiate(peer, now, unix_ns)
 
@@ -309,6 +307,7 @@ class Handshaker:
 
     def _initiate(self, peer: Peer, now: float, unix_ns: int) -> list[Effect]:
         if not peer.timers.may_initiate(now):
+            self._enter(peer)  # it may be held
             return []
         if peer.endpoint is None:
             self.failures["no_endpoint"] += 1
@@ -380,6 +379,8 @@ class Handshaker:
             if peer is None:
                 continue
             match peer.timers.take_due(now):
+                case "held":
+                    effects += self._initiate(peer, now, unix_ns)
                 case "retransmit":
                     effects += self._retransmit(peer, now, unix_ns)
                 case "give_up":

@@ -121,11 +121,20 @@ class HandshakeTimers:
 
     jitter: Jitter
     _last_sent: float | None = None
+    _flood_until: float = 0.0
+    """Until then the other side would drop another initiation, and the next one would be 5 s later."""
     _retransmit: float | None = None
+    _held: float | None = None
     _attempts: int = 0
 
     def may_initiate(self, now: float) -> bool:
-        """Initiations are REKEY_TIMEOUT apart, and that far from the last response we sent."""
+        """Initiations are REKEY_TIMEOUT apart, and that far from the last response we sent.
+
+        After a reset as well they don't come as a flood: one that would is held, and `held` is due when it may leave.
+        """
+        if self._last_sent is None and now < self._flood_until:
+            self._held = self._flood_until
+            return False
         # A sum, as in the deadline: a difference may round to less than REKEY_TIMEOUT at the very time of the deadline.
         return self._last_sent is None or now >= self._last_sent + c.REKEY_TIMEOUT
 
@@ -135,7 +144,9 @@ class HandshakeTimers:
 
     def initiation_sent(self, now: float) -> None:
         """An initiation has left."""
+        self._held = None
         self._last_sent = now
+        self._flood_until = now + 1 / c.INITIATIONS_PER_SECOND
         self._retransmit = now + c.REKEY_TIMEOUT + self.jitter()
 
     def response_sent(self, now: float) -> None:
@@ -148,7 +159,7 @@ class HandshakeTimers:
 
     def complete(self) -> None:
         """A session is confirmed: as initiator by the response, as responder by the first packet under it."""
-        self._retransmit = None
+        self._retransmit = self._held = None
         self._attempts = 0
 
     def reset(self) -> None:
@@ -157,15 +168,20 @@ class HandshakeTimers:
 
     def next_deadline(self) -> Deadline | None:
         """What is due first, and why."""
+        if self._held is not None:
+            return self._held, "held"
         if self._retransmit is None:
             return None
         return self._retransmit, ("give_up" if self._attempts > c.MAX_HANDSHAKE_ATTEMPTS else "retransmit")
 
     def take_due(self, now: float) -> str | None:
-        """`retransmit` or `give_up` if that is due now; each is given once."""
+        """`held`, `retransmit` or `give_up` if that is due now; each is given once."""
         deadline = self.next_deadline()
         if deadline is None or deadline[0] > now:
             return None
+        if deadline[1] == "held":
+            self._held = None
+            return "held"
         self._retransmit = None
         if deadline[1] == "retransmit":
             self._attempts += 1
