@@ -63,14 +63,15 @@ class FarEnd:
         self._handshaker = Handshaker(Identity.from_private_bytes(private), bytes(12), os.urandom, lambda: 0.0)
         self._handshaker.add_peer(ours, bytes(32), 0).endpoint = self.place
         self._handshaker.worker_up(0, boot_time(), time.time_ns())
+        self._ahead = 0.0
         self._device = Device(lambda: 0.0)
         facts = PeerFacts(ours, (ip_network("0.0.0.0/0"),), home=True, endpoint=self.place)
         self._device.set_peer(facts, boot_time())
 
     def initiation(self) -> bytes:
         """A new one; the 5 s between two are not waited for."""
-        self._handshaker.peers[self._ours].timers.reset()
-        effects = self._handshaker.want(self._ours, boot_time(), time.time_ns())
+        self._ahead += 2 * c.REKEY_TIMEOUT
+        effects = self._handshaker.want(self._ours, boot_time() + self._ahead, time.time_ns())
         return next(effect.data for effect in effects if isinstance(effect, SendHandshake))
 
     def take(self, response: bytes) -> list[bytes]:

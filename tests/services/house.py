@@ -57,16 +57,15 @@ class Far:
         self.handshaker = Handshaker(Identity.from_private_bytes(self.private), bytes(12), os.urandom, lambda: 0.0)
         self.handshaker.add_peer(ours, bytes(32), 0).endpoint = PLACE
         self.handshaker.worker_up(0, boot_time(), time.time_ns())
+        self._ahead = 0.0
         self.device = Device(lambda: 0.0)
         facts = PeerFacts(ours, (ip_network("0.0.0.0/0"),), home=True, endpoint=PLACE)
         self.device.set_peer(facts, boot_time())
 
     def initiation(self) -> bytes:
         """A new one; the 5 s between two are not waited for."""
-        effects = self.handshaker.want(self.ours, boot_time(), time.time_ns())
-        if not effects:
-            self.handshaker.peers[self.ours].timers.reset()
-            effects = self.handshaker.want(self.ours, boot_time(), time.time_ns())
+        self._ahead += 2 * c.REKEY_TIMEOUT
+        effects = self.handshaker.want(self.ours, boot_time() + self._ahead, time.time_ns())
         (sent,) = [effect for effect in effects if isinstance(effect, SendHandshake)]
         return sent.data
 
