@@ -217,7 +217,7 @@ def test_deadlines_are_met_in_time_and_never_early() -> None:
 
 
 def test_a_wait_is_rounded_up_and_does_not_spin(pipe: tuple[int, int]) -> None:
-    """The poller truncates to milliseconds: rounded down, the last one would be spent turning."""
+    """epoll counts in milliseconds: rounded down, the last one would be spent turning."""
     loop, turns = Loop(), 0
     loop.add(pipe[0], lambda _now: None)
     for _ in range(10):
@@ -225,7 +225,7 @@ def test_a_wait_is_rounded_up_and_does_not_spin(pipe: tuple[int, int]) -> None:
         while not end.met:
             loop._turn()
             turns += 1
-    # One turn for each deadline; a second where the poller's clock and ours disagree.
+    # One turn for each deadline; a second where epoll's clock and ours disagree.
     assert turns <= 20
 
 

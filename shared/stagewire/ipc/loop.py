@@ -3,8 +3,8 @@
 It takes ZeroMQ sockets and file descriptors alike and is level-triggered, so a handler may leave something behind (bounded
 drains) and is called again. `now` is read once per turn and handed down.
 
-It waits with epoll(7). `zmq.Poller` asks every ZeroMQ socket for its state at every turn, with a system call each: of the
-10 us that took in a stage with six of them, this takes 2. A ZeroMQ socket's descriptor tells only that its state *may* have
+It waits with epoll(7). `zmq.Poller` asks every ZeroMQ socket for its state at every turn, with a system call each: 4.3 us with
+six of them, where epoll takes 0.4. A ZeroMQ socket's descriptor tells only that its state *may* have
 changed, and once (zmq_getsockopt(3), ZMQ_FD), so there is one rule: before the loop waits, it looks at the state of
 
 - each whose descriptor fired, that was just read or written by its handler, or that was just added or resumed;
@@ -183,7 +183,7 @@ class Loop:
         return bool(ready)
 
     def _look(self, sockets: "Iterable[zmq.Socket[bytes]]") -> list[tuple[Source, int]]:
-        """What of these is ready for somebody who waits for it, with epoll's flags. Hot: 1.8 us each."""
+        """What of these is ready for somebody who waits for it, with epoll's flags. Hot: 1.5 us each, all ZeroMQ's."""
         ready: list[tuple[Source, int]] = []
         for each in sockets:
             if each not in self._watched:
