@@ -3,9 +3,9 @@
 It takes ZeroMQ sockets and file descriptors alike and is level-triggered, so a handler may leave something behind (bounded
 drains) and is called again. `now` is read once per turn and handed down.
 
-It waits with epoll(7). `zmq.Poller` asks every ZeroMQ socket for its state at every turn, with a system call each: 4.3 us with
-six of them, where epoll takes 0.4. A ZeroMQ socket's descriptor tells only that its state *may* have
-changed, and once (zmq_getsockopt(3), ZMQ_FD), so there is one rule: before the loop waits, it looks at the state of
+It waits with epoll(7). `zmq.Poller` asks every ZeroMQ socket for its state at every turn, with a system call each: 4.3 us
+with six of them, where epoll takes 0.4. A ZeroMQ socket's descriptor tells only that its state *may* have changed, and
+once (zmq_getsockopt(3), ZMQ_FD), so there is one rule: before the loop waits, it looks at the state of
 
 - each whose descriptor fired, that was just read or written by its handler, or that was just added or resumed;
 - each that is read and written (not PULL, not PUSH), as sending takes notice of what has come, and keeps it to itself.
