@@ -156,7 +156,8 @@ class WireguardGo:
     def _answers(self) -> bool:
         if (status := self._process.poll()) is not None:
             raise RuntimeError(f"wireguard-go exited {status}: {self.logs()}")
-        return self.namespace.run("wg", "show", self.interface, check=False).returncode == 0
+        # Not by asking with `wg`: it takes a socket that is bound but doesn't listen yet for a dead one, and removes it.
+        return "UAPI listener started" in self.logs()
 
     def _configure(self) -> None:
         port = [f"ListenPort = {self._listen_port}"] if self._listen_port else []

@@ -36,14 +36,17 @@ def listen(path: Path) -> socket.socket | None:
         if time.monotonic() > until:
             return None
         time.sleep(0.01)
-    path.unlink(missing_ok=True)  # left by a process that is no more
+    # It gets its name when it listens: `wg` removes one that it finds bound and not yet listening, as it does dead ones.
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     before = os.umask(0o177)
     try:
-        opened.bind(str(path))
+        opened.bind(str(fresh))
     finally:
         os.umask(before)
     opened.listen(MAX_CONNECTIONS)
+    fresh.replace(path)  # and with it the one that was left by a process that is no more
     return opened
 
 

@@ -182,3 +182,14 @@ def test_one_socket_is_served_by_one(served: Served) -> None:
     assert fresh is not None
     fresh.close()
     assert time.monotonic() - begun < 1
+
+
+def test_has_its_name_only_once_it_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`wg` unlinks a socket that refuses it: one that is bound but doesn't listen yet would be lost to it."""
+    path, seen, listens = tmp_path / "wg9.sock", [], socket.socket.listen
+    monkeypatch.setattr(socket.socket, "listen", lambda *arguments: (seen.append(path.exists()), listens(*arguments)))
+    opened = wg_socket.listen(path)
+    assert opened is not None
+    opened.close()
+    assert seen == [False]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["wg9.sock"]
