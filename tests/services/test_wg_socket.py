@@ -187,7 +187,12 @@ def test_one_socket_is_served_by_one(served: Served) -> None:
 def test_has_its_name_only_once_it_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`wg` unlinks a socket that refuses it: one that is bound but doesn't listen yet would be lost to it."""
     path, seen, listens = tmp_path / "wg9.sock", [], socket.socket.listen
-    monkeypatch.setattr(socket.socket, "listen", lambda *arguments: (seen.append(path.exists()), listens(*arguments)))
+
+    def listen(opened: socket.socket, backlog: int) -> None:
+        seen.append(path.exists())
+        listens(opened, backlog)
+
+    monkeypatch.setattr(socket.socket, "listen", listen)
     opened = wg_socket.listen(path)
     assert opened is not None
     opened.close()
