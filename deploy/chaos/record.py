@@ -13,7 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 PERIOD: Final = 0.0016
-"""s between packets of one flow."""
+"""s between packets of one flow, on average."""
+TOGETHER: Final = 2
+"""Packets of each flow that leave at once. One by one they keep two cores so busy that figures tell of nothing else."""
+BETWEEN: Final = TOGETHER * PERIOD
+"""s between those."""
 SLOT: Final = 0.1
 """s; the grain of the traffic's history."""
 LOOK_BACK: Final = 64
@@ -122,7 +126,7 @@ class Record:
         got = np.flatnonzero(late)
         if last - first < 2:
             return 0.0, 0.0
-        stood = np.cumsum(np.maximum(0.0, np.diff(sent, prepend=sent[0]) - PERIOD))
+        stood = np.cumsum(np.maximum(0.0, np.diff(sent, prepend=sent[0]) - BETWEEN))
         arrivals, numbers = sent[got] + late[got] / 1e6, got
         if not np.any(got < first - begin):  # silent already when it began
             arrivals, numbers = np.append(arrivals, sent[first - begin]), np.append(numbers, first - begin)
@@ -132,12 +136,12 @@ class Record:
         gaps = np.diff(arrivals[order]) - np.maximum(0.0, np.diff(stood[numbers[order]]))
         gaps = np.where(arrivals[order][:-1] <= begun_by, gaps, 0.0)
         longest = int(np.argmax(gaps))
-        return float(arrivals[order][longest]), max(0.0, float(gaps[longest]) - PERIOD)
+        return float(arrivals[order][longest]), max(0.0, float(gaps[longest]) - BETWEEN)
 
     def stalls(self, first: int, last: int) -> float:
         """The longest that the sender stood still, in s."""
         sent = self.sent[max(0, first - 1) : last]
-        return max(0.0, float(np.diff(sent).max()) - PERIOD) if len(sent) > 1 else 0.0
+        return max(0.0, float(np.diff(sent).max()) - BETWEEN) if len(sent) > 1 else 0.0
 
     def delays(self, first: int, last: int) -> NDArray[Any]:
         """From sending to arrival, in s, of all that arrived of these ticks."""

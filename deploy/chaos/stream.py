@@ -1,6 +1,6 @@
 """The numbered packets: one process sends them all, one receives them all.
 
-They are small and leave one by one, at a constant rate, both ways between the gateway and each peer. Arrivals are
+They are small and leave in pairs, at a constant rate, both ways between the gateway and each peer. Arrivals are
 stamped by the kernel, so the receiver may take its time; sendings are written down, so a sender that stood still for a
 moment isn't taken for an outage.
 """
@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Final, Self
 
 from chaos.children import Child
-from chaos.record import PERIOD, Record
+from chaos.record import PERIOD, TOGETHER, Record
 from lab.capture import SO_TIMESTAMPNS, TIMESPEC
 from lab.namespaces import SO_RCVBUFFORCE, Namespace
 
@@ -93,7 +93,7 @@ class Streams:
         pack, number, due = HEADER.pack_into, 0, time.monotonic()
         while number < record.capacity:
             behind = time.monotonic() - due
-            if behind < 0:
+            if behind < 0 and not number % TOGETHER:
                 time.sleep(-behind)
             elif behind > ARREARS:
                 due += behind

@@ -57,6 +57,7 @@ def _faults(run: Run, figures: list[Figures]) -> Table:
         "",
         "outage ms\nmedian / worst",
         "to reach",
+        "at once\nmedian / worst",
         "lost\nmedian / worst",
         "to reach",
         "others\nms / lost",

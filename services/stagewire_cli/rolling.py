@@ -26,6 +26,8 @@ STAGES = ("status", "key", "conn", "tun", "device")
 STEP_WITHIN = 20.0
 """s for another process to be at work, or to wait."""
 _POLL = 0.01
+_POLL_SUPERVISORD = 0.05
+"""s; it takes a millisecond of its and of ours to be asked, and there is traffic."""
 
 T = TypeVar("T")
 
@@ -72,7 +74,8 @@ def scale(environment: Environment, workers: int) -> None:
     if answer.error:
         _take_away_surplus(environment, supervision, before)
         raise Failed(answer.error)
-    _wait(lambda: _settled(environment, workers), f"{workers} workers to be at work and the peers to have moved")
+    moved = f"{workers} workers to be at work and the peers to have moved"
+    _wait(lambda: _settled(environment, workers), moved, _POLL_SUPERVISORD)
     _take_away_surplus(environment, supervision, count)
 
 
@@ -80,17 +83,17 @@ def _take_away_surplus(environment: Environment, supervision: Supervision, count
     all_workers = _workers(supervision)
     at_work = slots.held(environment.run).values()
     idle = sorted((each for each in all_workers if each.pid not in at_work), key=lambda each: each.name, reverse=True)
-    surplus = idle[: max(0, len(all_workers) - count)]
-    for process in surplus:
-        supervision.stop(process)
-    names = {process.name for process in surplus}
+    names = {process.name for process in idle[: max(0, len(all_workers) - count)]}
 
-    def ended() -> bool:
-        return all(each.pid == 0 for each in _workers(supervision) if each.name in names)
+    def gone() -> bool:
+        left = [each for each in _workers(supervision) if each.name in names]
+        # One that key-service sent home has ended by itself, and may be started again at any moment: it takes another try.
+        for process in left:
+            if not supervision.drop(process) and process.state != "STOPPING":
+                supervision.stop(process)
+        return not left
 
-    _wait(ended, "workers that are not needed to end")
-    for process in surplus:
-        supervision.drop(process)
+    _wait(gone, "workers that are not needed to end", _POLL_SUPERVISORD)
 
 
 def _workers(supervision: Supervision) -> list[Process]:
@@ -150,10 +153,10 @@ def _end(pids: list[int]) -> None:
             os.kill(pid, signal.SIGTERM)
 
 
-def _wait(condition: Callable[[], T], what: str) -> T:
+def _wait(condition: Callable[[], T], what: str, pause: float = _POLL) -> T:
     until = time.monotonic() + STEP_WITHIN
     while not (found := condition()):
         if time.monotonic() > until:
             raise Failed(f"waited {STEP_WITHIN:.0f} s for {what}; the rest was left as it is")
-        time.sleep(_POLL)
+        time.sleep(pause)
     return found

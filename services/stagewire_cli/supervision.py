@@ -63,7 +63,7 @@ class Supervision:
         # So that it needs nothing but this file when it is to be started again.
         ours = {name: value for name, value in self.variables().items() if name.startswith("STAGEWIRE_")}
         quoted = [f'{name}="{value.replace("%", "%%")}"' for name, value in ours.items() if '"' not in value]
-        parser["supervisord"]["environment"] = ",".join(quoted)
+        parser["supervisord"]["environment"] = ",".join([parser["supervisord"]["environment"], *quoted])
         fresh = self.configuration.with_suffix(".new")
         with fresh.open("w") as file:
             parser.write(file)
@@ -106,9 +106,9 @@ class Supervision:
         """Has a process end, and doesn't wait for it."""
         self._call("supervisor.stopProcess", f"{process.group}:{process.name}", False)
 
-    def drop(self, process: Process) -> None:
-        """Has a process no more, that has ended."""
-        self._call("stagewire.drop", process.group, process.name)
+    def drop(self, process: Process) -> bool:
+        """Has a process no more, if it has ended; says whether it had."""
+        return bool(self._call("stagewire.drop", process.group, process.name))
 
     def shut_down(self) -> None:
         """Tells it to stop everything and itself."""

@@ -93,8 +93,10 @@ def drop(stage: str, *capabilities: int) -> None:
 def be_as_nice_as_parent() -> None:
     """Takes the priority of who started us, where we were given a lower one for our start."""
     parents = os.getpriority(os.PRIO_PROCESS, os.getppid())
-    if os.geteuid() == 0 and os.getpriority(os.PRIO_PROCESS, 0) > parents:
-        os.setpriority(os.PRIO_PROCESS, 0, parents)
+    if os.geteuid() != 0 or os.getpriority(os.PRIO_PROCESS, 0) <= parents:
+        return
+    for thread in Path("/proc/self/task").iterdir():  # a library may have some
+        os.setpriority(os.PRIO_PROCESS, int(thread.name), parents)
 
 
 def let_trains_gather() -> None:
@@ -102,10 +104,31 @@ def let_trains_gather() -> None:
 
     Where cores are free nothing changes. Where they aren't, each stage works on until it has nothing left, and the next
     finds longer trains: measured with both ends on two cores, two fifths fewer context switches and a sixth more
-    throughput.
+    throughput. It takes back `go_first`.
     """
-    with suppress(OSError):  # forbidden in some containers
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    for thread in Path("/proc/self/task").iterdir():
+        _schedule(int(thread.name), os.SCHED_BATCH, 0)
+
+
+def go_first() -> None:
+    """Asks for a processor before all others: while one takes over, a few milliseconds, packets wait for it alone.
+
+    Measured with two cores busy all the time: from the kill to the first packet 5 ms instead of 11.
+    """
+    _schedule(0, os.SCHED_RR, 1)
+
+
+def let_go_first(pid: int) -> None:
+    """Asks it for one that lets trains gather and was killed: what it still has open is in its successor's way."""
+    with suppress(OSError):  # gone
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            if os.sched_getscheduler(int(thread.name)) == os.SCHED_BATCH:  # its `undertaker` is to come last
+                _schedule(int(thread.name), os.SCHED_RR, 1)
+
+
+def _schedule(thread: int, policy: int, priority: int) -> None:
+    with suppress(OSError):  # forbidden in some containers, and nothing depends on it
+        os.sched_setscheduler(thread, policy, os.sched_param(priority))
 
 
 def be_scheduled_apart() -> None:

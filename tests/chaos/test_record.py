@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from chaos.record import PERIOD, Record
+from chaos.record import BETWEEN, PERIOD, TOGETHER, Record
 
 START = 1_000_000.0
 DELAY_US = 500
@@ -13,7 +13,7 @@ DELAY_US = 500
 def record() -> Record:
     """Two flows, 2,000 ticks, everything arrived at once."""
     made = Record(2, 10.0)
-    made.sent[:2000] = START + np.arange(2000) * PERIOD
+    made.sent[:2000] = START + np.arange(2000) // TOGETHER * BETWEEN
     made.late[:, :2000] = DELAY_US
     made.put("ticks", 2000)
     return made
@@ -29,7 +29,7 @@ def test_what_is_lost_is_an_outage(record: Record) -> None:
     record.late[0, 500:600] = 0
     assert record.lost(0, 0, 2000) == 100
     assert record.outage(0, 490, 2000) == pytest.approx(100 * PERIOD, abs=1e-6)
-    assert record.gap(0, 490, 2000)[0] == pytest.approx(START + 499 * PERIOD + DELAY_US / 1e6, abs=1e-6)
+    assert record.gap(0, 490, 2000)[0] == pytest.approx(START + 500 * PERIOD - BETWEEN + DELAY_US / 1e6, abs=1e-6)
     assert record.outage(1, 490, 2000) == pytest.approx(0, abs=1e-6)
     assert not record.clean(0, START, START + 3)
     assert record.clean(0, START + 601 * PERIOD, START + 3)
@@ -37,7 +37,7 @@ def test_what_is_lost_is_an_outage(record: Record) -> None:
 
 def test_what_comes_late_is_an_outage_without_loss(record: Record) -> None:
     arrives = 600 * PERIOD
-    record.late[0, 500:600] = ((arrives - np.arange(500, 600) * PERIOD) * 1e6 + DELAY_US).astype(int)
+    record.late[0, 500:600] = ((arrives - np.arange(500, 600) // TOGETHER * BETWEEN) * 1e6 + DELAY_US).astype(int)
     assert record.lost(0, 0, 2000) == 0
     assert record.outage(0, 490, 2000) == pytest.approx(100 * PERIOD, abs=1e-5)
     assert record.delays(500, 501).max() == pytest.approx(100 * PERIOD, abs=1e-3)
@@ -51,7 +51,7 @@ def test_a_sender_that_stood_still_is_no_outage(record: Record) -> None:
 
 def test_an_outage_that_still_goes_on_counts_to_the_end(record: Record) -> None:
     record.late[0, 1000:2000] = 0
-    assert record.outage(0, 900, 2000) == pytest.approx(999 * PERIOD, abs=0.01)
+    assert record.outage(0, 900, 2000) == pytest.approx(1000 * PERIOD - BETWEEN, abs=0.01)
 
 
 def test_one_that_went_on_when_it_began_counts_from_there(record: Record) -> None:

@@ -41,6 +41,12 @@ def peer_uid(connection: socket.socket) -> int:
     return int(_CREDENTIALS.unpack(credentials)[1])
 
 
+def peer_pid(connection: socket.socket) -> int:
+    """Which process is, or was, at the other end, as it was when it began to listen; 0 if we can't know it."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(credentials)[0])
+
+
 def _path(folder: Path, number: int) -> Path:
     return folder / f"spare.{number}"
 

@@ -118,9 +118,9 @@ class Loop:
         with wakeup, alarm:
             wakeup.setblocking(False)
             alarm.setblocking(False)
+            signal.set_wakeup_fd(alarm.fileno())  # first: a signal that meets only the handlers would be lost
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)
-            signal.set_wakeup_fd(alarm.fileno())
 
             def on_signal(_now: float) -> None:
                 wakeup.recv(64)
@@ -255,4 +255,21 @@ class Every:
     def act(self, now: float) -> None:
         """Calls the action; calls that were missed are not made up for."""
         self._next = now + self._interval
+        self._action(now)
+
+
+class Once:
+    """A Timed that calls `action` at one time (s)."""
+
+    def __init__(self, when: float, action: Handler) -> None:
+        self._when: float | None = when
+        self._action = action
+
+    def next_deadline(self) -> float | None:
+        """When; None once it has been."""
+        return self._when
+
+    def act(self, now: float) -> None:
+        """Calls the action."""
+        self._when = None
         self._action(now)

@@ -64,13 +64,19 @@ class Spare:
         numbers: Callable[[], Sequence[int]],
         holder_uid: int,
         log: Log,
+        *,
+        urgent: bool = False,
     ) -> None:
-        """`numbers` are those of the slots there are, and may change. `holder_uid` is what a holder runs as."""
+        """`numbers` are those of the slots there are, and may change. `holder_uid` is what a holder runs as.
+
+        `urgent`: packets wait when the holder dies. The slot's taker has to let others go first again.
+        """
         self._run = run
         self._stage = stage
         self._numbers = numbers
         self._holder_uid = holder_uid
         self._log = log
+        self._urgent = urgent
         self._watched: dict[int, _Watched] = {}
         self._poll = select.poll()
 
@@ -98,6 +104,8 @@ class Spare:
                 said = True
                 # All is loaded and looked through. To wait takes next to nothing, and when it ends others wait for us.
                 privileges.be_as_nice_as_parent()
+                if self._urgent:
+                    privileges.go_first()
                 self._log.info("waits: another process is at work in this place", pid=os.getpid())
             while taken is None and (events := self._poll.poll(LOOK_INTERVAL * 1000)):
                 taken = self._on_lines([descriptor for descriptor, _ in events])
@@ -187,6 +195,8 @@ class Spare:
                 continue
             if self._inherit(watched):
                 continue
+            if self._urgent:
+                privileges.let_go_first(bequest.peer_pid(watched.line))
             self._hang_up(watched)
             until = boot_time() + _FREE_WITHIN
             while (now := boot_time()) < until:

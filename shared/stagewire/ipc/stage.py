@@ -43,7 +43,7 @@ from stagewire.ipc.control import (
     TunSettings,
     Welcome,
 )
-from stagewire.ipc.loop import Every, Loop, boot_time
+from stagewire.ipc.loop import Every, Loop, Once, boot_time
 from stagewire.ipc.recall import Said
 from stagewire.ipc.slots import SlotLost
 from stagewire.ipc.spare import Spare
@@ -53,6 +53,8 @@ LINGER_MS = 100
 """What was sent before we stop has this long to leave."""
 RETRY = 1.0
 """s between two attempts to get a place, when there is no room for one."""
+SETTLED = 0.02
+"""s from the first turn to when one is no longer in a hurry."""
 PACKETS: Final = frozenset({"tun", "device", "conn"})
 """The stages that packets go through."""
 MAX_VERSIONS = 8
@@ -101,8 +103,6 @@ class Stage:
         self.at_end: Callable[[], None] = lambda: None
         """Closes what whoever takes over would stumble upon."""
         self.bequest: Bequest
-        if name in PACKETS:
-            privileges.let_trains_gather()  # before ZeroMQ has threads, which do as we do
         self.said = self.inherited.pop(recall.NAME, None)
         self.pipes = endpoints.Pipes(zmq.Context(), self.environment.run, endpoints.take_listeners(self.inherited))
 
@@ -113,8 +113,9 @@ class Stage:
             try:
                 endpoints.prepare_folders(environment.run, self.name)
                 spare = Spare(
-                    environment.run, self.name, lambda: self._numbers(only), privileges.uid_of(self.name), self.log
-                )
+                    environment.run, self.name, lambda: self._numbers(only), privileges.uid_of(self.name), self.log,
+                    urgent=self.name in PACKETS,
+                )  # fmt: skip
                 self.slot, self.inherited = spare.wait()
             except OSError as error:
                 reason = f"{error.filename or environment.run}: {error.strerror}"
@@ -171,7 +172,7 @@ class Stage:
             except (OSError, zmq.ZMQError) as error:  # no room in the run folder, or no such folder any more
                 self.log.error("cannot work", reason=str(error))
                 return EXIT_MISTAKE
-            undertaker.appoint()
+            self.loop.add_timed(Once(boot_time() + SETTLED, self._settle))
             self.log.info("started", pid=os.getpid(), generation=self.generation)
             self.loop.run()
         except KeyboardInterrupt:
@@ -195,6 +196,12 @@ class Stage:
         undertaker.dismiss()
         with suppress(AttributeError):  # not got as far as that
             self.bequest.close()
+
+    def _settle(self, _now: float) -> None:
+        """What waited while one took over has been served."""
+        if self.name in PACKETS:
+            privileges.let_trains_gather()
+        undertaker.appoint()
 
     def _push_counters(self) -> None:
         telemetry = self.pipes.connect(zmq.PUSH, endpoints.TELEMETRY)
