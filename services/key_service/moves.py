@@ -19,8 +19,9 @@ Rules:
      the older of both sessions.
   4. Whom we initiated with uses the old session until the first packet under the new one arrives, and that may be lost:
      so it gets NUDGES more, or one that only sends would send to nobody for 15 s.
-  5. A worker that isn't wanted retires when nobody is at home there; one that comes unwanted gets a GRACE, as it may
-     have been started just before it will be wanted.
+  5. A worker that isn't wanted retires when nobody is at home there, nor in any of a higher number, and tun- and
+     conn-service have HEARD that it is no more: they would wait for one that is gone, and let all others wait. One that
+     comes unwanted gets a GRACE, as it may have been started just before it will be wanted.
 
 Pure: what has to be done for it is returned, to be carried out in its order.
 """
@@ -45,6 +46,8 @@ SHAKE_WITHIN: Final = 6.0
 LINGER: Final = 1.0
 NUDGES: Final = 2
 GRACE: Final = 5.0
+HEARD: Final = 0.1
+"""s that tun- and conn-service have to hear of another number of workers."""
 AGAIN: Final = 2.0
 """s after which a worker that hasn't retired is told again."""
 
@@ -353,7 +356,10 @@ class Moves:
         if count < self.count:
             self.count = count
             steps.append(Count(count))
-        empty = [worker for worker in self._retire if worker not in inhabited]
+            for worker in self._retire:
+                if worker >= count:
+                    self._retire[worker] = max(self._retire[worker], now + HEARD)
+        empty = [worker for worker in self._retire if worker >= self.count]
         for worker in empty:
             if self._retire[worker] <= now:
                 self._retire[worker] = now + AGAIN
