@@ -28,6 +28,8 @@ from stagewire.proto import endpoint as places
 from stagewire.proto import gate, steer
 from stagewire.proto.offload.block import Block
 
+TRAINS_PER_TURN = 4
+"""Of the workers' together; then what has come from outside gets its turn."""
 WORKER_PATIENCE = 0.15
 """s that a worker may take nothing before its packets are dropped for it; less hits one that got no CPU."""
 BIND_RETRY = 1.0
@@ -174,15 +176,18 @@ class ConnService:
             self._send(endpoint, [message])
 
     def _on_cipher_out(self, now: float) -> None:
-        try:
-            runs = trains.unpack_cipher_untrusted(self._cipher_out.recv(zmq.DONTWAIT), now)
-        except zmq.Again:
-            return
-        except trains.BadTrain as bad:
-            self._stage.drop(bad)
-            return
-        for endpoint, datagrams in runs:
-            self._send(endpoint, datagrams)
+        for _ in range(TRAINS_PER_TURN):
+            try:
+                runs = trains.unpack_cipher_untrusted(self._cipher_out.recv(zmq.DONTWAIT), now)
+            except zmq.Again:
+                return
+            except trains.BadTrain as bad:
+                self._stage.drop(bad)
+                continue
+            for endpoint, datagrams in runs:
+                self._send(endpoint, datagrams)
+            if self._blocked:
+                return
 
     def _send(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
         if self._blocked:
@@ -361,6 +366,7 @@ class ConnService:
         """To so many; what waits for those that stay, goes on waiting."""
         while len(self._workers) > workers:
             self._workers.pop().close()
+        first = not self._workers  # those that come later have to be started, and what is for them until then is old
         self._workers += [
             Outlet(
                 self._stage.loop,
@@ -369,6 +375,7 @@ class ConnService:
                 "worker_full",
                 [opened.fileno() for opened in self._open],
                 WORKER_PATIENCE,
+                expected=first,
             )
             for number in range(len(self._workers), workers)
         ]

@@ -199,8 +199,8 @@ class TunService:
 
     def _connect_workers(self, workers: int) -> None:
         """To so many; what waits for those that stay, goes on waiting."""
-        stage = self._stage
-        if not self._workers:
+        stage, first = self._stage, not self._workers
+        if first:
             stage.loop.add(self._tun, self._packets.on_tun)
         while len(self._workers) > workers:
             self._workers.pop().close()
@@ -212,6 +212,7 @@ class TunService:
                 "worker_full",
                 [self._tun],
                 WORKER_PATIENCE,
+                expected=first,
             )
             for number in range(len(self._workers), workers)
         ]

@@ -21,7 +21,7 @@ PIPE = endpoints.CIPHER_OUT
 class Bench:
     """A loop, one outlet on a pipe, and two sources that are read whenever they aren't paused."""
 
-    def __init__(self, pipes: Pipes, patience: float | None = None) -> None:
+    def __init__(self, pipes: Pipes, patience: float | None = None, *, expected: bool = True) -> None:
         self.pipes, self.loop, self.drops = pipes, Loop(), Counter[str]()
         self.sources = [pipes.context.socket(zmq.PULL) for _ in range(2)]
         self._feeds = [pipes.context.socket(zmq.PUSH) for _ in range(2)]
@@ -32,7 +32,9 @@ class Bench:
             feed.send(b"always something to read")
             self.loop.add(source, lambda _now, number=number: self.read.update([number]))  # type: ignore[misc]
         self.socket = pipes.connect(zmq.PUSH, PIPE)
-        self.outlet = Outlet(self.loop, self.socket, self.drops, "reader_full", self.sources, patience)
+        self.outlet = Outlet(
+            self.loop, self.socket, self.drops, "reader_full", self.sources, patience, expected=expected
+        )
 
     def turn(self, condition: Callable[[], object], what: str) -> None:
         """Turns until something is so; a turn without anything to do takes a millisecond."""
@@ -89,8 +91,8 @@ def pipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipes]:
 
 
 @contextmanager
-def bench(pipes: Pipes, patience: float | None = None) -> Iterator[Bench]:
-    made = Bench(pipes, patience)
+def bench(pipes: Pipes, patience: float | None = None, *, expected: bool = True) -> Iterator[Bench]:
+    made = Bench(pipes, patience, expected=expected)
     try:
         yield made
     finally:
@@ -181,6 +183,18 @@ def test_patience_ends_and_a_reader_that_is_gone_holds_nobody_up(pipes: Pipes) -
         made.offer(2, weight=9)  # counted at once, and the sources stay as they are
         assert made.drops == {"reader_full": 20}
         assert not made.paused()
+
+
+def test_a_reader_that_is_still_to_come_holds_nobody_up(pipes: Pipes) -> None:
+    with bench(pipes, patience=60, expected=False) as made:
+        made.offer(0, weight=5)
+        assert made.drops == {"reader_full": 5}
+        assert not made.paused()
+        with reader(pipes) as pull:
+            made.turn(made.writable, "the connection")
+            offered = made.fill()  # from now on it is waited for
+            assert made.paused()
+            assert take_all(made, pull, offered) == list(range(offered))
 
 
 def test_a_reader_that_comes_back_gets_what_comes_then(pipes: Pipes) -> None:

@@ -27,7 +27,10 @@ class Outlet:
         reason: str,
         sources: Sequence[Source] = (),
         patience: float | None = None,
+        *,
+        expected: bool = True,
     ) -> None:
+        """`expected` false: the reader isn't there yet, and nobody has to be held up for it."""
         self._loop = loop
         self._socket = socket
         self._drops = drops
@@ -35,7 +38,7 @@ class Outlet:
         self._sources = sources
         self._patience = patience
         self._held: deque[tuple[bytes, int]] = deque()
-        self._gone = False
+        self._gone = not expected
         self._deadline: float | None = None
         loop.add_timed(self)
 
