@@ -91,6 +91,7 @@ class DeviceService:
             WorkerHello(number, stage.generation),
             self._on_session,
             counters,
+            self._line.introduce,
         )
         self._plain_out = pipes.bind(zmq.PULL, endpoints.PLAIN_OUT, number)
         self._cipher_in = pipes.bind(zmq.PULL, endpoints.CIPHER_IN, number)

@@ -168,6 +168,8 @@ class SessionsGiver:
 class SessionsTaker:
     """The worker's end: connects, and connects again when key-service is new. `on_session` gets what arrives.
 
+    `on_connected` is called whenever there is a line: the first that a worker hears of a new key-service.
+
     A grant that is none, or comes without its keys, is counted among `drops`.
     """
 
@@ -182,9 +184,11 @@ class SessionsTaker:
         hello: WorkerHello,
         on_session: Callable[[Grant, Session], None],
         drops: Counter[str],
+        on_connected: Callable[[float], None] = lambda _now: None,
     ) -> None:
         self._loop = loop
         self._path = path
+        self._on_connected = on_connected
         self._key_uid = key_uid
         self._hello = hello
         self._on_session = on_session
@@ -212,6 +216,7 @@ class SessionsTaker:
         self._retry = None
         self._connection = connection
         self._loop.add(connection.fileno(), self._read)
+        self._on_connected(now)
 
     def _read(self, now: float) -> None:
         assert self._connection is not None  # noqa: S101 - it is what became readable

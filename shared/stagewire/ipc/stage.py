@@ -268,6 +268,11 @@ class ControlLine:
             return False
         return True
 
+    def introduce(self, now: float) -> None:
+        """Says hello as soon as can be: there is a key-service that doesn't know us, whose first beat may be far."""
+        self._key_generation = None
+        self._heartbeat.put_off(now)
+
     def recall(self, now: float) -> bool:
         """Tells the handler what our predecessor was told, all but a snapshot's end; False if that isn't known.
 
