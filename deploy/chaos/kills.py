@@ -134,10 +134,12 @@ def kill_supervisord(house: House) -> Struck:
     struck.measured["orphaned_outage_ms"] = max(house.outages(begun).values()) * 1000
     house.supervisor.start_again()
     usual = len(before.services() & before.ready)
-    until(lambda: len(house.now().services() & house.now().ready) >= 2 * usual, 60, "another set of processes")
+    # Those left behind that only waited may have been told to go by then.
+    until(lambda: len((now := house.now()).ready & now.services() - before.services()) >= usual, 60, "another set")
     after = house.now()
+    told = "\n".join(house.gateway.logs().values())
     for slot, holder in before.held.items():
-        if after.held.get(slot) != holder:
+        if after.held.get(slot) != holder and f"ends {holder}, which an earlier supervisord has left" not in told:
             struck.broken.append(f"{slot[0]} {slot[1]} changed hands though its process {holder} lived")
     struck.until = time.time()
     return struck

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Final
 
 import zmq
@@ -18,9 +19,9 @@ from stagewire.ipc import control, endpoints
 from stagewire.ipc.control import StatusQuery
 
 LASTS: Final = 2.0
-CYCLE: Final = 0.05
-SHARE: Final = 0.1
-"""Of each CYCLE s a throttled process runs for this share."""
+RUNS_FOR, STANDS_FOR = 0.005, 0.045
+"""s of a processor that a throttled process gets, and s that it then stands still."""
+LOOKS_EVERY: Final = 0.001
 FLOODED: Final = 1
 FLOOD_PORT: Final = 7990
 SEGMENT: Final = 120
@@ -104,6 +105,11 @@ def flood(house: House) -> Struck:
     )
 
 
+def used(pid: int) -> float:
+    """s of a processor that all threads of a process have had so far."""
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
+
+
 def throttling(stage: str) -> Callable[[House], Struck]:
     """A stage gets a tenth of its time: what it can't do is dropped before it, and nobody else stands still."""
 
@@ -114,13 +120,18 @@ def throttling(stage: str) -> Callable[[House], Struck]:
         try:
             while time.monotonic() < until:
                 kill({pid}, signal.SIGSTOP)
-                house.pace(CYCLE * (1 - SHARE))
+                house.pace(STANDS_FOR)
+                had, again = used(pid), time.monotonic() + STANDS_FOR
                 kill({pid}, signal.SIGCONT)
-                house.pace(CYCLE * SHARE)
+                # Not by the clock: where others want the processor too, it would have none of it.
+                while used(pid) < had + RUNS_FOR and time.monotonic() < again:
+                    house.pace(LOOKS_EVERY)
         finally:
             kill({pid}, signal.SIGCONT)
         peers = house.at_home(number) if stage == "device" else None
-        return Struck(peers=peers, note=f"{stage} {number} gets {SHARE:.0%}")
+        return Struck(
+            peers=peers, note=f"{stage} {number} runs {RUNS_FOR * 1000:.0f} ms, stands {STANDS_FOR * 1000:.0f}"
+        )
 
     return strike
 

@@ -28,8 +28,6 @@ from stagewire.proto import endpoint as places
 from stagewire.proto import gate, steer
 from stagewire.proto.offload.block import Block
 
-TRAINS_PER_TURN = 4
-"""Of the workers' together; then what has come from outside gets its turn."""
 WORKER_PATIENCE = 0.15
 """s that a worker may take nothing before its packets are dropped for it; less hits one that got no CPU."""
 BIND_RETRY = 1.0
@@ -176,18 +174,19 @@ class ConnService:
             self._send(endpoint, [message])
 
     def _on_cipher_out(self, now: float) -> None:
-        for _ in range(TRAINS_PER_TURN):
+        left = trains.MAX_PACKETS
+        while left > 0 and not self._blocked:
             try:
                 runs = trains.unpack_cipher_untrusted(self._cipher_out.recv(zmq.DONTWAIT), now)
             except zmq.Again:
                 return
             except trains.BadTrain as bad:
-                self._stage.drop(bad)
+                self._stage.drop(bad)  # too old, mostly; whoever comes late has many of them, and they take no time
+                left -= 1
                 continue
             for endpoint, datagrams in runs:
                 self._send(endpoint, datagrams)
-            if self._blocked:
-                return
+                left -= len(datagrams)
 
     def _send(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
         if self._blocked:
