@@ -18,6 +18,9 @@ from lab.wait import until
 SOCKETS: Final = Path("/var/run/wireguard")
 """Shared by all network namespaces, so the interfaces' names must differ across the whole machine."""
 
+_LISTENS: Final = "00010000"
+"""__SO_ACCEPTCON among the flags in /proc/net/unix."""
+
 _numbers = itertools.count(1)
 
 
@@ -156,8 +159,15 @@ class WireguardGo:
     def _answers(self) -> bool:
         if (status := self._process.poll()) is not None:
             raise RuntimeError(f"wireguard-go exited {status}: {self.logs()}")
-        # Not by asking with `wg`: it takes a socket that is bound but doesn't listen yet for a dead one, and removes it.
-        return "UAPI listener started" in self.logs()
+        # `wg` takes a socket that is bound but doesn't listen yet for a dead one, and removes it.
+        try:
+            sockets = Path(f"/proc/{self.pid}/net/unix").read_text().splitlines()
+        except OSError:  # it has just ended
+            return False
+        ours = f"/{SOCKETS.name}/{self.interface}.sock"
+        if not any(f" {_LISTENS} " in line and line.endswith(ours) for line in sockets):
+            return False
+        return self.namespace.run("wg", "show", self.interface, check=False).returncode == 0
 
     def _configure(self) -> None:
         port = [f"ListenPort = {self._listen_port}"] if self._listen_port else []

@@ -104,6 +104,7 @@ def test_what_waits_for_a_worker_goes_on_waiting_while_others_come_and_go(bench:
     assert len(service._workers) == 3
     service._connect_workers(2)
     assert service._workers[0] is first
+    until(lambda: service._workers[1]._socket.poll(10, zmq.POLLOUT), 5, "the other connection")
     service._workers[1].offer(b"second", 1, boot_time())
     assert bench.read(workers[1], 1) == [b"second"]
     assert bench.read(workers[0], len(frames)) == frames
