@@ -148,6 +148,20 @@ def test_a_full_pipe_pauses_every_source_and_room_resumes_them(pipes: Pipes) -> 
         assert not made.drops
 
 
+def test_a_little_is_held_without_holding_anybody_up(pipes: Pipes) -> None:
+    with bench(pipes, patience=60) as made:  # nobody there
+        for number in range(MAX_HELD // 2):
+            made.offer(number, size=100)
+        assert len(made.outlet._held) == MAX_HELD // 2
+        assert not made.paused()
+        made.offer(MAX_HELD // 2, size=100)
+        assert made.paused()
+        with reader(pipes) as pull:
+            assert take_all(made, pull, MAX_HELD // 2 + 1) == list(range(MAX_HELD // 2 + 1))
+        assert not made.paused()
+        assert not made.drops
+
+
 def test_it_holds_so_much_and_no_more(pipes: Pipes) -> None:
     with bench(pipes) as made:  # nobody there: it holds from the first on
         for number in range(MAX_HELD + 3):

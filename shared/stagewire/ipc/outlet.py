@@ -1,8 +1,9 @@
 """The sending end of a pipe: backpressure while its reader is busy, counted loss when it is gone.
 
-A frame that finds the pipe full is held, and the sources whose packets would come next are left unread, so that the
-kernel's queue drops, where a drop costs nothing. A reader that takes nothing for `patience` is taken for gone or hung:
-what is held is dropped and counted, and so is all that follows, without holding anybody up, until it takes one again.
+A frame that finds the pipe full is held: a little, without holding anybody up whose packets come from the same sources.
+Beyond that they are left unread, so that the kernel's queue drops, where a drop costs nothing. A reader that takes
+nothing for `patience` is taken for gone or hung: what is held is dropped and counted, and so is all that follows, until it
+takes one again.
 """
 
 from collections import Counter, deque
@@ -14,10 +15,12 @@ from stagewire.ipc.loop import Loop, Source
 
 MAX_HELD = 64
 """Frames; beyond what its sources bring, an outlet may be offered a keepalive or a staged train while it is full."""
+A_LITTLE = 64 * 1024
+"""Bytes, in no more than half of MAX_HELD frames: one super-packet, or some 0.1 s of small ones."""
 
 
 class Outlet:
-    """Sends frames to one reader. `sources` are paused while it is full; `patience` is in s, None for endless."""
+    """Sends frames to one reader. `sources` are paused while much is held; `patience` is in s, None for endless."""
 
     def __init__(
         self,
@@ -38,6 +41,9 @@ class Outlet:
         self._sources = sources
         self._patience = patience
         self._held: deque[tuple[bytes, int]] = deque()
+        self._size = 0
+        """Bytes held."""
+        self._paused = False
         self._gone = not expected
         self._deadline: float | None = None
         loop.add_timed(self)
@@ -51,26 +57,28 @@ class Outlet:
             if self._gone:
                 self._drops[self._reason] += weight
                 return
-            for source in self._sources:
-                self._loop.pause(source)
             self._loop.when_writable(self._socket, self._on_room)
             self._deadline = None if self._patience is None else now + self._patience
         if len(self._held) < MAX_HELD:
             self._held.append((bytes(frame), weight))
+            self._size += len(frame)
         else:
             self._drops[self._reason] += weight
+        if not self._paused and (self._size > A_LITTLE or len(self._held) > MAX_HELD // 2):
+            self._paused = True
+            for source in self._sources:
+                self._loop.pause(source)
 
     def close(self) -> None:
         """Lets go of the pipe and of the sources."""
         if self._held:
-            self._held.clear()
             self._release()
         self._loop.remove_timed(self)
         self._socket.close()
 
     def throttle(self, sources: Sequence[Source]) -> None:
         """Holds other sources back from now on."""
-        if self._held:
+        if self._paused:
             for source in self._sources:
                 self._loop.resume(source)
             for source in sources:
@@ -85,7 +93,6 @@ class Outlet:
         """Patience has ended."""
         self._gone = True
         self._drops[self._reason] += sum(weight for _, weight in self._held)
-        self._held.clear()
         self._release()
 
     def _on_room(self, now: float) -> None:
@@ -93,14 +100,18 @@ class Outlet:
             if not self._send(self._held[0][0]):
                 self._deadline = None if self._patience is None else now + self._patience
                 return
-            self._held.popleft()
+            self._size -= len(self._held.popleft()[0])
         self._release()
 
     def _release(self) -> None:
+        self._held.clear()
+        self._size = 0
         self._deadline = None
         self._loop.when_writable(self._socket, None)
-        for source in self._sources:
-            self._loop.resume(source)
+        if self._paused:
+            self._paused = False
+            for source in self._sources:
+                self._loop.resume(source)
 
     def _send(self, frame: bytes | memoryview) -> bool:
         try:
