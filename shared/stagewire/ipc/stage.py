@@ -9,6 +9,7 @@ another key-service. Every second it pushes its counters to status-service.
 """
 
 import gc
+import math
 import os
 import signal
 import sys
@@ -57,6 +58,8 @@ SETTLED = 0.02
 """s from the first turn to when one is no longer in a hurry."""
 PACKETS: Final = frozenset({"tun", "device", "conn"})
 """The stages that packets go through."""
+JUST_WELCOMED = 1.0
+"""s."""
 MAX_VERSIONS = 8
 """Other versions than ours that are said; whoever makes some up shall not fill the log."""
 EXIT_MISTAKE = 2
@@ -248,6 +251,7 @@ class ControlLine:
         name = f"{stage.name}.{stage.number}.{stage.generation:x}".encode()
         self._socket = stage.pipes.connect(zmq.DEALER, endpoints.CONTROL, routing_id=name)
         self._key_generation: int | None = None
+        self._welcomed_at = -math.inf
         self._said: Said | None = None
         self._heartbeat = Every(0.05, self._beat)
         stage.loop.add(self._socket, self._read)
@@ -269,9 +273,13 @@ class ControlLine:
         return True
 
     def introduce(self, now: float) -> None:
-        """Says hello as soon as can be: there is a key-service that doesn't know us, whose first beat may be far."""
-        self._key_generation = None
-        self._heartbeat.put_off(now)
+        """Says hello as soon as can be: there is a key-service that doesn't know us, whose first beat may be far.
+
+        Unless one has just welcomed us, which is the same: it would not answer again so soon.
+        """
+        if now >= self._welcomed_at + JUST_WELCOMED:
+            self._key_generation = None
+            self._heartbeat.put_off(now)
 
     def recall(self, now: float) -> bool:
         """Tells the handler what our predecessor was told, all but a snapshot's end; False if that isn't known.
@@ -355,6 +363,7 @@ class ControlLine:
                 continue
             if isinstance(message, Welcome):
                 self._key_generation = message.generation
+                self._welcomed_at = now
             self._note(message, data)
             self._handler.on_control(message, now)
             if isinstance(message, PeersSet | PrefixesSet | PrefixesGone | RoutesSet | RoutesGone):
