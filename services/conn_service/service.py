@@ -181,9 +181,9 @@ class ConnService:
             except zmq.Again:
                 return
             except trains.BadTrain as bad:
-                self._stage.drop(bad)  # too old, mostly; whoever comes late has many of them, and they take no time
-                left -= 1
-                continue
+                self._stage.drop(bad)  # too old, mostly; who comes late has many of them, and they take little
+                runs = []
+            left -= 1  # so that a train of nothing counts as well
             for endpoint, datagrams in runs:
                 self._send(endpoint, datagrams)
                 left -= len(datagrams)

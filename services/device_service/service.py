@@ -125,7 +125,7 @@ class DeviceService:
             try:
                 self._emit(work(frame, now), now)
                 served += 1
-            except trains.BadTrain as bad:  # too old, mostly: who comes late has many of them, and they take no time
+            except trains.BadTrain as bad:  # too old, mostly: who comes late has many of them, and they take little
                 self._stage.drop(bad)
 
     def _outbound(self, frame: bytes, now: float) -> Output:

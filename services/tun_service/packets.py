@@ -135,7 +135,7 @@ class Packets:
                 spans = trains.spans_untrusted(frame, now)
             except zmq.Again:
                 return
-            except trains.BadTrain as bad:  # too old, mostly: who comes late has many of them, and they take no time
+            except trains.BadTrain as bad:  # too old, mostly: who comes late has many of them, and they take little
                 self._drop(bad)
                 continue
             served += 1

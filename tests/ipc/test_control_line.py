@@ -1,17 +1,19 @@
-"""A stage's line to key-service: what takes long on it leaves the stage's packets as much time."""
+"""A stage's line to key-service: what takes long on it leaves packets as much time, and a new one is greeted at once."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import zmq
 
 from stagewire.ipc import control, endpoints
-from stagewire.ipc.control import FromKey, RoutesSet
+from stagewire.ipc.control import Applied, FromKey, FromStage, RoutesSet, Welcome
 from stagewire.ipc.endpoints import Pipes
 from stagewire.ipc.loop import Loop, boot_time
-from stagewire.ipc.stage import ControlLine
+from stagewire.ipc.stage import JUST_WELCOMED, ControlLine
 
 MESSAGES = 20
 
@@ -31,9 +33,16 @@ class Slow:
             pass
 
 
-def test_packets_have_as_much_time_as_what_key_service_says_takes(tmp_path: Path) -> None:
+@pytest.fixture
+def pipes(tmp_path: Path) -> Iterator[Pipes]:
     endpoints.prepare_folders(tmp_path, "key")
-    pipes, loop, slow = Pipes(zmq.Context(), tmp_path), Loop(), Slow()
+    made = Pipes(zmq.Context(), tmp_path)
+    yield made
+    made.context.destroy(linger=0)
+
+
+def test_packets_have_as_much_time_as_what_key_service_says_takes(pipes: Pipes) -> None:
+    loop, slow = Loop(), Slow()
     key = pipes.bind(zmq.ROUTER, endpoints.CONTROL)
     stage: Any = SimpleNamespace(
         name="tun", number=0, generation=1, pipes=pipes, loop=loop, counters=Counter[str](), hello=slow.hello
@@ -62,4 +71,44 @@ def test_packets_have_as_much_time_as_what_key_service_says_takes(tmp_path: Path
     # A turn with nothing but a visit takes some hundredths of a millisecond.
     assert boot_time() - begun > 1.5 * MESSAGES * ControlLine.BUDGET
     assert visits > 3 * MESSAGES
+    pipes.context.destroy(linger=0)
+
+
+def test_a_new_key_service_is_greeted_at_once_and_only_once(pipes: Pipes) -> None:
+    loop, handler = Loop(), Slow()
+    key = pipes.bind(zmq.ROUTER, endpoints.CONTROL)
+    stage: Any = SimpleNamespace(
+        name="tun",
+        number=0,
+        generation=1,
+        pipes=pipes,
+        loop=loop,
+        counters=Counter[str](),
+        hello=handler.hello,
+        fault="",
+        bequest=SimpleNamespace(spares=0),
+    )
+    line = ControlLine(stage, handler)
+
+    def hear() -> bytes:
+        while not key.poll(0):
+            loop._turn()
+        identity, said = key.recv_multipart()
+        heard.append(control.FROM_STAGE.unpack_untrusted(said))
+        return identity
+
+    heard: list[FromStage] = []
+    identity = hear()
+    key.send_multipart([identity, control.FROM_KEY.pack(Welcome(1, 1))])
+    while not handler.heard:
+        loop._turn()
+    line.say(Applied(1))  # what was said before it may be hellos
+    while not isinstance(heard[-1], Applied):
+        hear()
+    line.introduce(boot_time())  # the line for sessions stands, to the same one
+    hear()
+    line._welcomed_at -= JUST_WELCOMED
+    line.introduce(boot_time())
+    hear()
+    assert [type(each).__name__ for each in heard[-3:]] == ["Applied", "Heartbeat", "Hello"]
     pipes.context.destroy(linger=0)

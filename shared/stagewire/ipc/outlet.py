@@ -16,7 +16,7 @@ from stagewire.ipc.loop import Loop, Source
 MAX_HELD = 128
 """Frames; beyond what its sources bring, an outlet may be offered a keepalive or a staged train while it is full."""
 A_LITTLE = 64 * 1024
-"""Bytes, in no more than half of MAX_HELD frames: one super-packet, or some 0.1 s of small ones."""
+"""Bytes, in no more than half of MAX_HELD frames: one super-packet, or 64 small trains."""
 
 
 class Outlet:

@@ -259,11 +259,6 @@ class ControlLine:
         self._rest: float | None = None
         stage.loop.add_timed(self)
 
-    @property
-    def welcomed(self) -> bool:
-        """Whether a key-service knows us."""
-        return self._key_generation is not None
-
     def say(self, message: FromStage) -> bool:
         """Sends a message; False if key-service is away, which will ask for all it needs when it is back."""
         try:
