@@ -54,6 +54,17 @@ class Routes:
         self._plan: Iterator[None] | None = None
         self._due: float | None = None
         """While there is something to do: from when on."""
+        self._sound = False
+        """Compared, and nothing refused since: what is added and removed from now on is all there is to do."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do, after which `on_settled` is told."""
+        return self._due is not None
+
+    def follows(self, wanted: Wanted) -> bool:
+        """Whether they need no comparison to be as `wanted` says: 130,000 are looked through for seconds, beside packets."""
+        return self._sound and wanted == self._wanted
 
     def begin(self, wanted: Wanted, prefixes: Iterable[Network], *, set_mtu: bool = True) -> None:
         """Compares all that is wanted with what stands, and changes what differs."""
@@ -63,6 +74,7 @@ class Routes:
         self._todo.clear()
         self._later.clear()
         self._plan = self._compare(wanted, list(prefixes), set_mtu=set_mtu)
+        self._sound = True
         self._due = self._due or 0.0
 
     def _compare(self, wanted: Wanted, prefixes: list[Network], *, set_mtu: bool) -> Iterator[None]:
@@ -126,6 +138,7 @@ class Routes:
             self._later.clear()
             self._plan = None
             self._due = None
+            self._sound = False
             self._on_settled(str(refused))
             return
         if self._plan is None and not self._todo:

@@ -133,20 +133,19 @@ class TunService:
     def _set_owner(self, prefixes: list[Network], worker: int) -> None:
         fresh = [each for each in prefixes if each not in self._homes]  # the others only move between workers
         for each in prefixes:
-            self._homes[each] = worker
-            self._owners.insert(each, worker)
+            if self._homes.get(each) != worker:
+                self._homes[each] = worker
+                self._owners.insert(each, worker)
         if self._named is not None:
             self._named.update(map(prefix.pack, prefixes))
-        elif fresh:
-            self._routes.add(fresh)
+        self._routes.add(fresh)
 
     def _drop(self, prefixes: list[Network]) -> None:
         for each in prefixes:
             worker = self._homes.pop(each, None)
             if worker is not None:
                 self._owners.remove(each, worker)
-        if self._named is None:
-            self._routes.remove(prefixes)
+        self._routes.remove(prefixes)
 
     def act(self, _now: float) -> None:
         """Makes the interface as the snapshot says; what the kernel refuses is tried again."""
@@ -168,8 +167,11 @@ class TunService:
                 self._connect_workers(settings.workers)
             if settings.managed:
                 wanted = network.Wanted(settings.addresses, settings.mtu, settings.table, settings.fwmark)
-                self._routes.begin(wanted, self._homes, set_mtu=wanted.mtu != self._mtu_set)
-                self._mtu_set = wanted.mtu
+                if not self._routes.follows(wanted):
+                    self._routes.begin(wanted, self._homes, set_mtu=wanted.mtu != self._mtu_set)
+                    self._mtu_set = wanted.mtu
+                elif not self._routes.busy:
+                    self._on_routes_settled("")
             else:
                 self._on_routes_settled("")
         except tun.TunUnavailable as refused:

@@ -210,6 +210,14 @@ def test_a_response_without_a_worker_starts_anew_when_it_is_up() -> None:
     initiation_sent(ours.worker_up(5, T + 0.1, WALL + 10**9))
 
 
+def test_a_session_that_a_dying_worker_took_no_more_starts_anew_in_its_next_life() -> None:
+    """The line for sessions is broken already, and its end hasn't been heard of yet."""
+    ours, _, _, install = running()
+    ours.refused(install.index)
+    ours.worker_down(5)
+    initiation_sent(ours.worker_up(5, T + 0.1, WALL + 10**9))
+
+
 def test_a_response_for_a_former_home_starts_anew_in_the_new_one() -> None:
     ours, far, peer = setup()
     ours.worker_up(6, T, WALL)

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
@@ -16,7 +17,7 @@ from tests.services.surroundings import CountersStandIn, KeyStandIn, Program, Su
 
 from lab.wait import until
 from stagewire.ipc import endpoints, trains
-from stagewire.ipc.control import RoutesSet, TunSettings
+from stagewire.ipc.control import Applied, RoutesSet, TunSettings
 from stagewire.ipc.loop import boot_time
 from stagewire.proto import prefix
 from stagewire.proto.offload import coalesce, segment
@@ -225,3 +226,24 @@ def test_without_offloads_there_is_no_header_and_with_them_there_is(tun: Tun) ->
     described = tun.namespace.run("ip", "-details", "link", "show", "dev", "wg0").stdout
     assert f"vnet_hdr {'on' if tun.offload else 'off'}" in described
     assert not tun.offload or "gso_max_size 60000" in described
+
+
+def test_a_new_key_service_changes_only_the_routes_that_it_says_otherwise() -> None:
+    """All are compared when we begin. What somebody did to them by hand since is left as it is."""
+    with tun_service(offload=True) as tun:
+
+        def routes() -> set[str]:
+            lines = tun.namespace.run("ip", "route", "show", "dev", "wg0", "proto", "87").stdout.splitlines()
+            return {line.split()[0] for line in lines}
+
+        assert routes() == {"10.0.0.0/23", "10.0.2.0/24"}
+        tun.namespace.run("ip", "route", "del", "10.0.0.0/23", "dev", "wg0")
+        settings = TunSettings(True, (f"{OURS}/8", "fd00::9/16"), 1420, "auto", 0, 2)
+        prefixes = [prefix.pack(ip_network(each)) for each in ("10.0.0.0/23", "10.0.4.0/24")]
+        tun.key.configure(settings, RoutesSet(0, tuple(prefixes)), version=2)
+        tun.key.wait_for(Applied, lambda applied: applied.version == 2)
+        assert routes() == {"10.0.4.0/24"}
+        # Another address: all is looked at.
+        tun.key.configure(replace(settings, addresses=(f"{OURS}/8",)), RoutesSet(0, tuple(prefixes)), version=3)
+        tun.key.wait_for(Applied, lambda applied: applied.version == 3)
+        assert routes() == {"10.0.0.0/23", "10.0.4.0/24"}

@@ -93,7 +93,7 @@ def beside_streams(network: Topology, hub: WgHub, what: str, change: Callable[[]
 
 def restart_key_service(hub: WgHub) -> None:
     hub.gateway.kill("key", signal.SIGKILL)
-    until(lambda: is_ready(hub.gateway), 20, "key-service to be back")
+    until(lambda: is_ready(hub.gateway), 90, "key-service to be back")  # its time is printed
 
 
 def networks(count: int) -> list[str]:

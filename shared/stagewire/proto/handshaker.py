@@ -138,8 +138,7 @@ class Handshaker:
                 continue  # an initiation that is under way is ours, not the worker's
             self._release(index)
             if peer.worker == worker:  # not one that has moved: its newer session lives elsewhere
-                peer.session_lost = True
-                peer.timers.reset()
+                peer.lose_session()
 
     def move(self, public_key: bytes, worker: int) -> None:
         """The peer's next session is for another worker. What lives in the one before lives on there."""
@@ -179,8 +178,10 @@ class Handshaker:
         return [SendHandshake(peer.public_key, held.endpoint, data, initiation=False)]
 
     def refused(self, index: int) -> None:
-        """The home worker doesn't take the session."""
+        """The home worker doesn't take the session. One that is on its way out: its next life is to have one at once."""
         self.failures["session_refused"] += 1
+        if (peer := self._owner_of_index.get(index)) is not None and peer.worker == worker_of(index):
+            peer.lose_session()
         self._release(index)
 
     def ended(self, worker: int, indices: tuple[int, ...]) -> None:
@@ -287,8 +288,7 @@ class Handshaker:
             # The worker died, or the peer moved to another: a session with this index would be found by nobody.
             self._release(message.receiver)
             self.failures["no_worker"] += 1
-            peer.session_lost = True
-            peer.timers.reset()
+            peer.lose_session()
             return effects + (self._initiate(peer, now, unix_ns) if peer.worker in self._workers else [])
         peer.last_handshake_unix_ns = unix_ns
         effects.append(
