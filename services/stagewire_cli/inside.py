@@ -185,4 +185,5 @@ def make(supervisord: Any, **_settings: str) -> Programs:
         events.TICK_EVENTS.append(SecondEvent)
     events.subscribe(SecondEvent, upkeep.look)
     events.subscribe(events.ProcessStateExitedEvent, upkeep.look)
+    events.subscribe(events.SupervisorRunningEvent, lambda _event: privileges.let_other_sessions_go_first())
     return upkeep.programs

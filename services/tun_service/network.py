@@ -68,15 +68,19 @@ def attempt(what: str, call: Any, *arguments: Any, **keywords: Any) -> None:
 
 def _set_addresses(netlink: Any, index: int, addresses: Iterable[str]) -> Iterator[None]:
     wanted = {ip_interface(address) for address in addresses}
-    for address in _standing_addresses(netlink, index) - wanted:
+    standing = _standing_addresses(netlink, index)
+    yield
+    for address in standing - wanted:
         try:
             netlink.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
         except NetlinkError as error:
             if error.code != errno.EADDRNOTAVAIL:  # gone with another of its network, see below
                 raise NetworkRefused(f"removing address {address}: {error}") from None
         yield
-    # Read anew: the kernel takes a network's other IPv4 addresses away along with its first.
-    for address in wanted - _standing_addresses(netlink, index):
+    if standing - wanted:  # the kernel takes a network's other IPv4 addresses away along with its first
+        standing = _standing_addresses(netlink, index)
+        yield
+    for address in wanted - standing:
         attempt(f"address {address}", netlink.addr, "replace", index=index, address=str(address.ip),
              prefixlen=address.network.prefixlen)  # fmt: skip
         yield

@@ -66,8 +66,8 @@ class Routes:
         """Whether they need no comparison to be as `wanted` says: 130,000 are looked through for seconds, beside packets."""
         return self._sound and wanted == self._wanted
 
-    def begin(self, wanted: Wanted, prefixes: Iterable[Network], *, set_mtu: bool = True) -> None:
-        """Compares all that is wanted with what stands, and changes what differs."""
+    def begin(self, wanted: Wanted, prefixes: Iterable[Network], *, set_mtu: bool = True, when: float = 0.0) -> None:
+        """Compares all that is wanted with what stands, and changes what differs; not before `when` (s)."""
         self._wanted = wanted
         # The addresses' own networks are routed by the kernel already; wg-quick leaves them out as well.
         self._connected = {ip_interface(address).network for address in wanted.addresses}
@@ -75,11 +75,12 @@ class Routes:
         self._later.clear()
         self._plan = self._compare(wanted, list(prefixes), set_mtu=set_mtu)
         self._sound = True
-        self._due = self._due or 0.0
+        self._due = self._due or when
 
     def _compare(self, wanted: Wanted, prefixes: list[Network], *, set_mtu: bool) -> Iterator[None]:
         """Finds out what is to be done, in pieces of a millisecond or two."""
         self._index = index_of(self._netlink, self._interface)
+        yield
         yield from apply(self._netlink, self._index, wanted, set_mtu=set_mtu)
         missing: dict[Route, None] = {}
         for start in range(0, len(prefixes), PIECE):

@@ -39,6 +39,8 @@ WORKER_PATIENCE = 0.15
 RETRY = 1.0
 RETRY_SOON = 0.05
 """s between attempts in the first second: who was at work before us may still be closing the device."""
+CALM = 0.1
+"""s after we took the device over before its addresses and routes are looked at, which stand: packets would wait 6 ms."""
 
 
 class TunService:
@@ -67,6 +69,7 @@ class TunService:
         self._packets = Packets(device, self._workers, self._owners, stage.counters, stage.drop, self._lost)
         self._retry: float | None = None
         self._began = boot_time()
+        self._calm = self._began + CALM if attached else self._began
 
     def set_up(self) -> None:
         """Opens the pipes, and the device if nobody else has it."""
@@ -168,7 +171,8 @@ class TunService:
             if settings.managed:
                 wanted = network.Wanted(settings.addresses, settings.mtu, settings.table, settings.fwmark)
                 if not self._routes.follows(wanted):
-                    self._routes.begin(wanted, self._homes, set_mtu=wanted.mtu != self._mtu_set)
+                    changed = wanted.mtu != self._mtu_set
+                    self._routes.begin(wanted, self._homes, set_mtu=changed, when=self._calm)
                     self._mtu_set = wanted.mtu
                 elif not self._routes.busy:
                     self._on_routes_settled("")

@@ -22,6 +22,8 @@ _GROUP_NUMBER: Final = 64820
 _NUMBERS: Final = {"tun": 64821, "device": 64822, "conn": 64823, "key": 64824, "status": 64825}
 _USUAL_NICE: Final = 20
 """20 less the niceness, as RLIMIT_NICE counts."""
+_NICE_SESSION: Final = 5
+"""A third of the usual share: a start is to take what is free, but when a stage is away altogether, others wait for it."""
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_KEEPCAPS: Final = 8
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -141,6 +143,16 @@ def be_scheduled_apart() -> None:
         with suppress(OSError):  # supervisord has ended
             os.setpgid(0, os.getpgid(os.getppid()))  # it has made us the leader of a group, who can't
             os.setsid()
+
+
+def let_other_sessions_go_first() -> None:
+    """Asks for less of the processors for our session, if we lead it: supervisord's, in which programs start.
+
+    Where processors are shared by session, a process's own niceness only tells within it.
+    """
+    if os.getsid(0) == os.getpid():
+        with suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(_NICE_SESSION))
 
 
 def _prctl(option: int, value: int) -> None:
