@@ -61,8 +61,8 @@ class Tun:
 
 
 @contextmanager
-def tun_service(*, offload: bool) -> Iterator[Tun]:
-    with surroundings("tun") as around:
+def tun_service(*, offload: bool, label: str = "tun") -> Iterator[Tun]:
+    with surroundings(label) as around:
         yield Tun(around, offload=offload)
 
 
@@ -230,7 +230,7 @@ def test_without_offloads_there_is_no_header_and_with_them_there_is(tun: Tun) ->
 
 def test_a_new_key_service_changes_only_the_routes_that_it_says_otherwise() -> None:
     """All are compared when we begin. What somebody did to them by hand since is left as it is."""
-    with tun_service(offload=True) as tun:
+    with tun_service(offload=True, label="tun-new") as tun:
 
         def routes() -> set[str]:
             lines = tun.namespace.run("ip", "route", "show", "dev", "wg0", "proto", "87").stdout.splitlines()
