@@ -19,6 +19,7 @@ MEANINGS: Final = {
     "no_endpoint": "nobody knows where the peer is; the sender got an ICMP unreachable",
     "peer_elsewhere": "the peer is at home in another worker",
     "staging_full": "more than 128 packets waited for a handshake; the oldest went",
+    "staging_room_full": "packets of all peers that waited for handshakes took more than 32 MiB of a worker",
     "handshake_gave_up": "packets that waited for a handshake that nobody answered",
     "key_wiped_staged": "packets that waited when the keys were wiped",
     "counter_exhausted": "the session's counter reached its limit before its successor was there",

@@ -24,6 +24,7 @@ from stagewire.proto.offload import coalesce
 from stagewire.proto.offload.block import Block
 from stagewire.proto.offload.coalesce import Item, Merged
 from stagewire.proto.session import Session
+from stagewire.proto.staging import Room
 from stagewire.proto.timers import Jitter
 from stagewire.proto.tunnel import Output, Packet, Tunnel, TunnelSettings
 
@@ -81,6 +82,7 @@ class Device:
         self.settings = TunnelSettings()
         self.drops: Counter[str] = Counter()
         self._jitter = jitter
+        self._room = Room()
         self._owners: dict[bytes, Owner] = {}
         self._allowed_ips: AllowedIps[Owner] = AllowedIps()
         self._sessions: dict[bytes, tuple[Tunnel, Session]] = {}  # by type and receiver index, as they are on the wire
@@ -284,7 +286,7 @@ class Device:
         former = owner = self._owners.get(facts.public_key)
         if owner is None or isinstance(owner, Tunnel) != facts.home:
             owner = (
-                Tunnel(facts.public_key, self.settings, self._jitter, self.drops, self._lane)
+                Tunnel(facts.public_key, self.settings, self._jitter, self.drops, self._room, self._lane)
                 if facts.home
                 else Elsewhere(facts.public_key)
             )

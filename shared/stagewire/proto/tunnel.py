@@ -11,7 +11,7 @@ Inbound, per train, after the cipher and the replay window have accepted at leas
     3. timers; want a new session when this one is getting old
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Union
@@ -25,6 +25,7 @@ from stagewire.proto.offload.block import Block
 from stagewire.proto.offload.coalesce import Item
 from stagewire.proto.offload.segment import SuperPacket
 from stagewire.proto.session import Session, SessionSlots
+from stagewire.proto.staging import Room, Staged
 from stagewire.proto.timers import Jitter, SessionTimers
 
 if TYPE_CHECKING:  # it needs NumPy, which may be missing
@@ -66,9 +67,10 @@ class Tunnel:
         settings: TunnelSettings,
         jitter: Jitter,
         drops: Counter[str],
+        room: Room,
         lane: "Lane | None" = None,
     ) -> None:
-        """`lane` seals super-packets; without, their packets are sealed one by one."""
+        """`room` is its worker's for staged packets. `lane` seals super-packets; without, they are sealed one by one."""
         self.public_key = public_key
         self.settings = settings
         self.slots = SessionSlots()
@@ -77,7 +79,7 @@ class Tunnel:
         self.tx_bytes = 0
         """UDP payload, handshakes not included."""
         self.rx_bytes = 0
-        self.staged: deque[bytes] = deque()
+        self.staged = Staged(room, drops)
         self._drops = drops
         self._lane = lane
         self._last_want: float | None = None
@@ -91,7 +93,7 @@ class Tunnel:
         """Seals a train, or stages it until there is a session."""
         session = self.slots.current
         if session is None or self.endpoint is None or not session.may_send(now):
-            self._stage(_one_by_one(packets))
+            self.staged.add(_one_by_one(packets))
             self.want("no_session", now, out)
             return
         total = sum([1 if isinstance(packet, bytes) else packet.count for packet in packets])
@@ -101,7 +103,7 @@ class Tunnel:
         sealed = sum(map(len, runs))
         if sealed < total:
             self._drops["counter_exhausted"] += 1
-            self._stage(_one_by_one(packets[sealed:]))
+            self.staged.add(_one_by_one(packets[sealed:]))
         if not sealed:
             self.want("no_session", now, out)
             return
@@ -143,9 +145,7 @@ class Tunnel:
     def flush(self, now: float, out: Output) -> None:
         """Sends what is staged."""
         if self.staged:
-            packets = list(self.staged)
-            self.staged.clear()
-            self.send(packets, now, out)
+            self.send(self.staged.take(), now, out)
 
     def want(self, reason: str, now: float, out: Output) -> None:
         """Asks key-service for a handshake, at most once a WANT_INTERVAL."""
@@ -170,12 +170,6 @@ class Tunnel:
         self.timers.any_sent(now)
         if self._stale(session, now):
             self.want("rekey", now, out)
-
-    def _stage(self, packets: Iterable[bytes]) -> None:
-        self.staged.extend(packets)
-        while len(self.staged) > c.MAX_STAGED_PACKETS:
-            self.staged.popleft()
-            self._drops["staging_full"] += 1
 
     def _stale(self, session: Session, now: float) -> bool:
         """Whether to rekey, seen from the sending side (paper, section 6.2).
@@ -281,8 +275,7 @@ class Tunnel:
 
     def handshake_gave_up(self, now: float) -> None:
         """Nobody answered for REKEY_ATTEMPT_TIME: what waited is dropped."""
-        self._drops["handshake_gave_up"] += len(self.staged)
-        self.staged.clear()
+        self._drops["handshake_gave_up"] += len(self.staged.take())
         self.timers.handshake_gave_up(now)
 
     def set_persistent_keepalive(self, interval: int, now: float, out: Output) -> None:
@@ -307,7 +300,7 @@ class Tunnel:
 
     def end(self, out: Output) -> None:
         """Forgets sessions and staged packets."""
-        self.staged.clear()
+        self.staged.take()
         self._ended(self.slots.clear(), out)
 
     def next_deadline(self) -> float | None:
