@@ -8,21 +8,25 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+slack = 1.0
+"""What each wait is multiplied with. Tests set more: they wait so long only not to hang, and a busy machine is no fault."""
+
+
 class NeverHappened(AssertionError):  # noqa: N818 - what did not happen is the message
     """A condition that was waited for did not come true in time."""
 
 
 def until(condition: Callable[[], T], timeout: float, what: str) -> T:
-    """Polls `condition` until it is truthy and returns its value; else raises NeverHappened with `what`.
+    """Polls `condition` until it is truthy and returns its value; after `timeout` s raises NeverHappened with `what`.
 
     The polls begin 1 ms apart, for what is about to happen, and slow down to 20 ms, so that a long wait takes
     no CPU from the processes that it waits for.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * slack
     pause = 0.001
     while not (value := condition()):
         if time.monotonic() >= deadline:
-            raise NeverHappened(f"waited {timeout:g} s for {what}")
+            raise NeverHappened(f"waited {timeout * slack:g} s for {what}")
         time.sleep(pause)
         pause = min(pause * 1.5, 0.02)
     return value

@@ -18,7 +18,7 @@ from lab.wait import until
 from lab.wg import GATEWAY, BareHub, WgHub, both_kinds, is_ready, say
 from lab.wireguard_go import new_key_pair
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 PREFIXES, PEERS = 130_560, 10_000
 STANDSTILL = 0.05
