@@ -1,10 +1,12 @@
 """Faults of load: more than fits through, or a stage that gets next to nothing done."""
 
+import contextlib
+import os
 import signal
 import socket
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
@@ -29,7 +31,7 @@ SEGMENTS: Final = 60
 FLOOD: Final = 120_000
 """Packets/s offered: some ten times what two busy cores carry of this size."""
 UDP_SEGMENT: Final = 103
-ASK_EVERY: Final = 0.02
+ASK_EVERY: Final = 0.005
 PATIENCE_MS: Final = 500
 
 
@@ -65,7 +67,10 @@ class Flood(Child):
 
 
 class Control:
-    """A client of key-service's control pipe that measures how long an answer takes."""
+    """A client of key-service's control pipe that measures how long an answer takes.
+
+    It goes before everybody else meanwhile: its own waits for a processor aren't the gateway's.
+    """
 
     def __init__(self, house: House) -> None:
         self._house = house
@@ -73,7 +78,7 @@ class Control:
     def delays(self, seconds: float) -> list[float]:
         """Asks every ASK_EVERY s; s until each answer, PATIENCE when there was none."""
         found = []
-        with zmq.Context() as context:
+        with _in_front(), zmq.Context() as context:
             pipes = endpoints.Pipes(context, self._house.run)
             with pipes.connect(zmq.DEALER, endpoints.CONTROL) as line:
                 until = time.monotonic() + seconds
@@ -86,6 +91,16 @@ class Control:
                     found.append(time.monotonic() - begun)
                     time.sleep(ASK_EVERY)
         return found
+
+
+@contextlib.contextmanager
+def _in_front() -> Iterator[None]:
+    """This thread, and those that it starts."""
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def flood(house: House) -> Struck:
