@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel shares by process alone")
-ASKS = "from stagewire import privileges as p; p.let_other_sessions_go_first(); print(open('/proc/self/autogroup').read())"
+ASKS = (
+    "from stagewire import privileges as p; p.let_other_sessions_go_first(); print(open('/proc/self/autogroup').read())"
+)
 
 
 @pytest.mark.parametrize(("own", "nice"), [(True, "nice 5"), (False, "nice 0")])
