@@ -66,6 +66,10 @@ class Routes:
         """Whether they need no comparison to be as `wanted` says: 130,000 are looked through for seconds, beside packets."""
         return self._sound and wanted == self._wanted
 
+    def distrust(self) -> None:
+        """Takes in no more differences: all will be compared."""
+        self._sound = False
+
     def begin(self, wanted: Wanted, prefixes: Iterable[Network], *, set_mtu: bool = True, when: float = 0.0) -> None:
         """Compares all that is wanted with what stands, and changes what differs; not before `when` (s)."""
         self._wanted = wanted
@@ -115,11 +119,12 @@ class Routes:
         self._enter(False, prefixes)
 
     def _enter(self, wanted: bool, prefixes: Iterable[Network]) -> None:
-        if self._wanted is not None:
+        if self._sound:  # otherwise all will be compared
             # What is being compared doesn't know of it, and would take it back.
             behind = self._later if self._plan is not None else self._todo
             behind.extend((wanted, route) for route in self._routes(prefixes))
-            self._due = self._due or 0.0
+            if self._plan is not None or self._todo:
+                self._due = self._due or 0.0
 
     def next_deadline(self) -> float | None:
         """When to go on, while there is something to do."""

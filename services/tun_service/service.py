@@ -127,6 +127,8 @@ class TunService:
         if len(self._workers) in range(1, settings.workers):
             self._connect_workers(settings.workers)  # also in a snapshot: the prefixes in it may be theirs
         if self._named is not None:
+            if not self._routes.follows(_network(settings)):
+                self._routes.distrust()  # the prefixes that come now aren't for the network as it is
             return
         if standing is not None and replace(settings, workers=standing.workers) == standing and self._workers:
             self._connect_workers(settings.workers)  # nothing else has changed, and to look would take its time
@@ -169,11 +171,10 @@ class TunService:
             if settings.workers != len(self._workers):
                 self._connect_workers(settings.workers)
             if settings.managed:
-                wanted = network.Wanted(settings.addresses, settings.mtu, settings.table, settings.fwmark)
+                wanted = _network(settings)
                 if not self._routes.follows(wanted):
                     changed = wanted.mtu != self._mtu_set
                     self._routes.begin(wanted, self._homes, set_mtu=changed, when=self._calm)
-                    self._mtu_set = wanted.mtu
                 elif not self._routes.busy:
                     self._on_routes_settled("")
             else:
@@ -189,7 +190,8 @@ class TunService:
             self._mtu_set = None  # it may be that which was refused
             now = boot_time()
             self._retry = now + (RETRY_SOON if now < self._began + 1.0 else RETRY)
-        else:
+        elif self._wanted is not None and self._named is None:  # not in the middle of a snapshot
+            self._mtu_set = self._wanted.mtu
             self._line.applied(self._version)
             self._say_link()
 
@@ -228,3 +230,7 @@ class TunService:
     def next_deadline(self) -> float | None:
         """When to try again what the kernel refused."""
         return self._retry
+
+
+def _network(settings: TunSettings) -> network.Wanted:
+    return network.Wanted(settings.addresses, settings.mtu, settings.table, settings.fwmark)

@@ -2,7 +2,7 @@
 
 import os
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_network
 
 import pytest
@@ -125,6 +125,37 @@ def test_many_routes_leave_packets_as_much_time_as_they_take(host: Host) -> None
         assert len(host.routes()) == len(prefixes)
         assert len(rests) > 3
         assert sorted(rests)[len(rests) // 2] > 0.8
+
+
+def test_differences_count_only_upon_what_was_compared(host: Host) -> None:
+    def differences() -> list[bool]:
+        said: list[str] = []
+        made = routes.Routes(network.open_netlink(), "wg0", said.append)
+        wanted, more = Wanted((), 1420, "auto", 0), [ip_network("10.9.0.0/24")]
+
+        def settle() -> None:
+            while made.next_deadline() is not None:
+                made.act(0.0)
+
+        def busy_after(call: Callable[[], None]) -> bool:
+            call()
+            return made.busy
+
+        try:
+            found = [busy_after(lambda: made.add(more))]
+            made.begin(wanted, [ip_network("10.8.0.0/24")])
+            settle()
+            found += [made.follows(wanted), busy_after(lambda: made.add([])), busy_after(lambda: made.add(more))]
+            settle()
+            made.distrust()
+            found += [busy_after(lambda: made.remove(more)), made.follows(wanted)]
+        finally:
+            made.close()
+        assert said == ["", ""]
+        return found
+
+    assert host.namespace.call(differences) == [False, True, False, True, False, False]
+    assert host.routes() == {"10.8.0.0/24", "10.9.0.0/24"}
 
 
 @pytest.mark.parametrize("table", ["auto", "off", "7"])

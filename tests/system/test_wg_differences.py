@@ -82,4 +82,8 @@ def test_the_private_key_is_in_the_answer(hub: WgHub, other: WireguardGo) -> Non
 
 def test_it_ends_at_once_with_its_socket(network: Topology, other: WireguardGo) -> None:
     (SOCKETS / f"{other.interface}.sock").unlink()
-    until(lambda: network.a.run("ip", "link", "show", other.interface, check=False).returncode != 0, 1, "it to end")
+
+    def gone() -> bool:
+        return network.a.run("ip", "link", "show", other.interface, check=False).returncode != 0
+
+    until(gone, 1, "it to end", promptly=True)

@@ -111,9 +111,8 @@ class Handshaker:
     def worker_up(self, worker: int, now: float, unix_ns: int) -> list[Effect]:
         """A worker is ready for sessions; the peers that lost theirs with its forerunner get new ones at once."""
         self._workers.add(worker)
-        for peer in self.peers.values():
-            if peer.worker == worker and peer.session_lost:
-                self._lost[peer.public_key] = None
+        lost = (key for key, peer in self.peers.items() if peer.worker == worker and peer.session_lost)
+        self._lost.update(dict.fromkeys(lost))
         return self._replace_lost(now, unix_ns)
 
     def _replace_lost(self, now: float, unix_ns: int) -> list[Effect]:
@@ -138,7 +137,9 @@ class Handshaker:
                 continue  # an initiation that is under way is ours, not the worker's
             self._release(index)
             if peer.worker == worker:  # not one that has moved: its newer session lives elsewhere
-                peer.lose_session()
+                peer.session_lost = True
+        for peer in [peer for peer in self.peers.values() if peer.worker == worker and peer.session_lost]:
+            peer.timers.reset()
 
     def move(self, public_key: bytes, worker: int) -> None:
         """The peer's next session is for another worker. What lives in the one before lives on there."""
@@ -181,7 +182,7 @@ class Handshaker:
         """The home worker doesn't take the session. One that is on its way out: its next life is to have one at once."""
         self.failures["session_refused"] += 1
         if (peer := self._owner_of_index.get(index)) is not None and peer.worker == worker_of(index):
-            peer.lose_session()
+            peer.session_lost = True
         self._release(index)
 
     def ended(self, worker: int, indices: tuple[int, ...]) -> None:
@@ -288,7 +289,8 @@ class Handshaker:
             # The worker died, or the peer moved to another: a session with this index would be found by nobody.
             self._release(message.receiver)
             self.failures["no_worker"] += 1
-            peer.lose_session()
+            peer.session_lost = True
+            peer.timers.reset()
             return effects + (self._initiate(peer, now, unix_ns) if peer.worker in self._workers else [])
         peer.last_handshake_unix_ns = unix_ns
         effects.append(
@@ -348,8 +350,7 @@ class Handshaker:
         peer.indices.add(index)
 
     def _release(self, index: int) -> None:
-        peer = self._owner_of_index.pop(index, None)
-        if peer is not None:
+        if (peer := self._owner_of_index.pop(index, None)) is not None:
             peer.indices.discard(index)
         self._held.pop(index, None)
         self._indices.release(index)
@@ -364,9 +365,8 @@ class Handshaker:
         """When `act` is to be called (s)."""
         held_until = min((held.until for held in self._held.values()), default=None)
         lost = self._pace.next_place() if self._lost else None
-        return min(
-            (when for when in (self._agenda.next_deadline(), held_until, lost) if when is not None), default=None
-        )
+        due = (self._agenda.next_deadline(), held_until, lost)
+        return min((when for when in due if when is not None), default=None)
 
     def act(self, now: float, unix_ns: int) -> list[Effect]:
         """Does what is due: retransmits, gives up, replaces lost sessions, forgets responses that no worker wanted."""

@@ -52,11 +52,6 @@ class Peer:
         own = None if self.sent is None else self.sent.sender
         return any(worker_of(index) == worker and index != own for index in self.indices)
 
-    def lose_session(self) -> None:
-        """A session of its home worker's is gone: as soon as that is back, another handshake, however young the last."""
-        self.session_lost = True
-        self.timers.reset()
-
     def forget_static(self) -> None:
         """Our own key has changed."""
         self._static = None

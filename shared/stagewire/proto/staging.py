@@ -10,7 +10,7 @@ from typing import Final
 from stagewire.proto import constants as c
 
 MAX_BYTES: Final = 32 * 2**20
-"""Of all peers of a worker: 180 of them with all that one may have, at 1,420 bytes a packet."""
+"""Of all peers of a worker: 170 of them with all that one may have, at 1,420 bytes a packet."""
 _OVERHEAD: Final = 64
 """Bytes that Python takes beside a packet's own."""
 
@@ -25,7 +25,7 @@ class Room:
 
 
 class Staged:
-    """One peer's packets, oldest first. What there is no room for is dropped, the peer's own oldest first."""
+    """One peer's packets, oldest first. What there is no room for is dropped, the peer's own oldest first; one may stay."""
 
     __slots__ = ("_drops", "_packets", "_room")
 
@@ -45,7 +45,7 @@ class Staged:
             self._room.used += len(packet) + _OVERHEAD
             if len(self._packets) > c.MAX_STAGED_PACKETS:
                 self._drop_oldest("staging_full")
-            while self._packets and self._room.used > MAX_BYTES:
+            while len(self._packets) > 1 and self._room.used > MAX_BYTES:  # a living peer needs one for its handshake
                 self._drop_oldest("staging_room_full")
 
     def take(self) -> list[bytes]:
