@@ -71,6 +71,7 @@ def _traffic(axes: Any, history: Any) -> None:
         axes.fill_between(times, total.min(axis=1) / SLOT, step="post", color=colour, alpha=0.25, lw=0)
         axes.step(times, total.min(axis=1) / SLOT, where="post", color=colour, lw=1.0, label=name)
     usual = max(1.0, float(np.median(history[0::2].sum(axis=0)))) / SLOT
-    axes.set(ylabel="packets/s", ylim=(0, HEADROOM * usual), xlim=(0, whole * SLOT))
+    grain = f", the least {SLOT:g} s of each {step * SLOT:g}" if step > 1 else ""
+    axes.set(ylabel=f"packets/s{grain}", ylim=(0, HEADROOM * usual), xlim=(0, whole * SLOT))
     axes.legend(loc="lower right", fontsize=9)
     axes.grid(visible=True, axis="y", color="0.9")
