@@ -12,7 +12,7 @@ from stagewire.stats import MEANINGS
 ROOT = Path(__file__).parents[1]
 COUNTERS = {"counters", "drops", "failures", "_drops"}
 """What a dictionary of counters is called."""
-REASONS = {"BadMessage", "BadTrain", "BadControl", "Outlet", "_refuse", "open_untrusted"}
+REASONS = {"BadMessage", "BadTrain", "BadControl", "Outlet", "_refuse", "_drop_oldest", "open_untrusted"}
 """What takes the name of the counter that it adds to."""
 
 
