@@ -164,8 +164,8 @@ class WireguardGo:
             sockets = Path(f"/proc/{self.pid}/net/unix").read_text().splitlines()
         except OSError:  # it has just ended
             return False
-        ours = f"/{SOCKETS.name}/{self.interface}.sock"
-        if not any(f" {_LISTENS} " in line and line.endswith(ours) for line in sockets):
+        ours = f"/{SOCKETS.name}/{self.interface}."  # what follows may have been something else when it was bound
+        if not any(f" {_LISTENS} " in line and ours in line for line in sockets):
             return False
         return self.namespace.run("wg", "show", self.interface, check=False).returncode == 0
 
