@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
-import zmq
-
 from conn_service import udp
 from conn_service.egress import Egress
 from conn_service.names import Resolver
@@ -24,6 +22,7 @@ from stagewire.ipc.control import ConnSettings, FromKey, Hello, Listening, Resol
 from stagewire.ipc.loop import boot_time
 from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import ControlLine, Stage
+from stagewire.ipc.zmtp import Frame
 from stagewire.proto import endpoint as places
 from stagewire.proto import gate, steer
 from stagewire.proto.offload.block import Block
@@ -65,11 +64,11 @@ class ConnService:
         self._line = ControlLine(stage, self)
         self._resolver = Resolver(stage.loop, self._line.say)
         self._egress = Egress(stage.loop, stage.environment.interface, self._on_routes)
-        self._handshake_out = pipes.bind(zmq.PULL, endpoints.HANDSHAKE_OUT)
-        self._cipher_out = pipes.bind(zmq.PULL, endpoints.CIPHER_OUT)
-        self._handshake_in = pipes.connect(zmq.PUSH, endpoints.HANDSHAKE_IN)
-        stage.loop.add(self._handshake_out, self._on_handshake_out)
-        stage.loop.add(self._cipher_out, self._on_cipher_out)
+        self._handshake_out = pipes.inlet(
+            stage.loop, endpoints.HANDSHAKE_OUT, self._on_handshake_out, stage.drop
+        ).source
+        self._cipher_out = pipes.inlet(stage.loop, endpoints.CIPHER_OUT, self._on_cipher_out, stage.drop).source
+        self._handshake_in = pipes.line(stage.loop, endpoints.HANDSHAKE_IN)
         self._pause_sending()
         stage.loop.add_timed(self)
         now = boot_time()
@@ -152,41 +151,32 @@ class ConnService:
 
     def _pass_on(self, _now: float) -> None:
         while self._queue:
-            try:
-                self._handshake_in.send(self._queue[0], zmq.DONTWAIT)
-            except zmq.Again:
-                self._stage.loop.when_writable(self._handshake_in, self._pass_on)
+            if not self._handshake_in.send(self._queue[0]):
+                self._handshake_in.when_room(self._pass_on)
                 return
             self._queue.popleft()
-        self._stage.loop.when_writable(self._handshake_in, None)
+        self._handshake_in.when_room(None)
 
     # --- out -----------------------------------------------------------------------------------------------
 
-    def _on_handshake_out(self, now: float) -> None:
-        for _ in range(trains.MAX_PACKETS):
+    def _on_handshake_out(self, frames: Sequence[Frame], now: float) -> None:
+        for data, start, end in frames:
             try:
-                endpoint, message = trains.unpack_handshake_untrusted(self._handshake_out.recv(zmq.DONTWAIT), now)
-            except zmq.Again:
-                return
+                endpoint, message = trains.unpack_handshake_untrusted(data, now, start, end)
             except trains.BadTrain as bad:
                 self._stage.drop(bad)
                 continue
             self._send(endpoint, [message])
 
-    def _on_cipher_out(self, now: float) -> None:
-        left = trains.MAX_PACKETS
-        while left > 0 and not self._blocked:
+    def _on_cipher_out(self, frames: Sequence[Frame], now: float) -> None:
+        for data, start, end in frames:
             try:
-                runs = trains.unpack_cipher_untrusted(self._cipher_out.recv(zmq.DONTWAIT), now)
-            except zmq.Again:
-                return
+                runs = trains.unpack_cipher_untrusted(data, now, start, end)
             except trains.BadTrain as bad:
-                self._stage.drop(bad)  # too old, mostly; who comes late has many of them, and they take little
-                runs = []
-            left -= 1  # so that a train of nothing counts as well
+                self._stage.drop(bad)  # too old, mostly
+                continue
             for endpoint, datagrams in runs:
                 self._send(endpoint, datagrams)
-                left -= len(datagrams)
 
     def _send(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
         if self._blocked:
@@ -369,7 +359,7 @@ class ConnService:
         self._workers += [
             Outlet(
                 self._stage.loop,
-                self._stage.pipes.connect(zmq.PUSH, endpoints.CIPHER_IN, number),
+                self._stage.pipes.line(self._stage.loop, endpoints.CIPHER_IN, number),
                 self._stage.counters,
                 "worker_full",
                 [opened.fileno() for opened in self._open],

@@ -2,14 +2,13 @@
 
 plain-out.<n> ──▶ Device.outbound ──▶ cipher-out      read only while cipher-out has room
 cipher-in.<n> ──▶ Device.inbound  ──▶ plain-in        read only while plain-in has room
+                  (short trains that are there at once are sealed, opened and sent on as one)
 sessions      ──▶ Device.install
 control      ◀──▶ settings, peers, events
 """
 
 import time
-from collections.abc import Callable, Iterable
-
-import zmq
+from collections.abc import Iterable, Sequence
 
 from stagewire import privileges
 from stagewire.ipc import endpoints, trains
@@ -44,6 +43,7 @@ from stagewire.ipc.handover import Grant, SessionsTaker, WorkerHello
 from stagewire.ipc.loop import Every, boot_time
 from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import ControlLine, Stage
+from stagewire.ipc.zmtp import Frame
 from stagewire.proto import prefix
 from stagewire.proto.device import Device, PeerFacts
 from stagewire.proto.offload import segment
@@ -58,10 +58,10 @@ try:
 except ImportError:  # without NumPy every packet goes by itself
     uniform = None  # type: ignore[assignment]
 
+ENOUGH = 32 * 1024
+"""Bytes of trains that are worth a turn by themselves; shorter ones are joined, as each costs as much as 20 packets."""
 MIN_ITEM = 40
 """Bytes of the least packet in a train."""
-TRAINS_PER_TURN = 4
-"""From one pipe; then the other direction gets its turn."""
 TRAFFIC_INTERVAL = 1.0
 TRAFFIC_BATCH = 1024
 
@@ -93,45 +93,58 @@ class DeviceService:
             counters,
             self._line.introduce,
         )
-        self._plain_out = pipes.bind(zmq.PULL, endpoints.PLAIN_OUT, number)
-        self._cipher_in = pipes.bind(zmq.PULL, endpoints.CIPHER_IN, number)
-        loop.add(self._plain_out, self._on_plain)
-        loop.add(self._cipher_in, self._on_cipher)
-        cipher_out = pipes.connect(zmq.PUSH, endpoints.CIPHER_OUT)
-        plain_in = pipes.connect(zmq.PUSH, endpoints.PLAIN_IN)
-        self._to_conn = Outlet(loop, cipher_out, counters, "conn_full", [self._plain_out])
-        self._to_tun = Outlet(loop, plain_in, counters, "tun_full", [self._cipher_in])
+        plain_out = pipes.inlet(loop, endpoints.PLAIN_OUT, self._on_plain, stage.drop, number)
+        cipher_in = pipes.inlet(loop, endpoints.CIPHER_IN, self._on_cipher, stage.drop, number)
+        to_conn, to_tun = pipes.line(loop, endpoints.CIPHER_OUT), pipes.line(loop, endpoints.PLAIN_IN)
+        self._to_conn = Outlet(loop, to_conn, counters, "conn_full", [plain_out.source])
+        self._to_tun = Outlet(loop, to_tun, counters, "tun_full", [cipher_in.source])
         loop.add_timed(self)
         loop.add_timed(Every(TRAFFIC_INTERVAL, self._report_traffic))
 
     # --- packets -------------------------------------------------------------------------------------------
 
-    def _on_plain(self, now: float) -> None:
-        self._drain(self._plain_out, self._outbound, now)
-
-    def _on_cipher(self, now: float) -> None:
-        self._drain(self._cipher_in, self._inbound, now)
-
-    def _drain(self, pipe: "zmq.Socket[bytes]", work: Callable[[bytes, float], Output], now: float) -> None:
-        served = met = 0
-        while served < TRAINS_PER_TURN and met < trains.MAX_PACKETS:
+    def _on_plain(self, frames: Sequence[Frame], _now: float) -> None:
+        packets: list[Packet] = []
+        size, now = 0, boot_time()
+        for frame in frames:
             try:
-                frame = pipe.recv(zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            met += 1
-            # A train may have waited while the one before it was sealed: its age counts from here.
-            now = boot_time()
-            try:
-                self._emit(work(frame, now), now)
-                served += 1
+                packets += self._packets(*frame, now)
             except trains.BadTrain as bad:  # too old, mostly: who comes late has many of them, and they take little
                 self._stage.drop(bad)
+                continue
+            size += frame[2] - frame[1]
+            if size >= ENOUGH or len(packets) >= trains.MAX_PACKETS:
+                self._emit(self._device.outbound(packets, now), now)
+                # A train may wait while the ones before it are sealed: its age counts from here.
+                packets, size, now = [], 0, boot_time()
+        if packets:
+            self._emit(self._device.outbound(packets, now), now)
 
-    def _outbound(self, frame: bytes, now: float) -> Output:
+    def _on_cipher(self, frames: Sequence[Frame], _now: float) -> None:
+        runs: list[trains.Run] = []
+        size, now = 0, boot_time()
+        for data, start, end in frames:
+            try:
+                runs += trains.unpack_cipher_untrusted(data, now, start, end)
+            except trains.BadTrain as bad:
+                self._stage.drop(bad)
+                continue
+            size += end - start
+            if size >= ENOUGH or len(runs) >= trains.MAX_PACKETS:
+                self._emit(self._device.inbound(runs, now), now)
+                runs, size, now = [], 0, boot_time()
+        if runs:
+            self._emit(self._device.inbound(runs, now), now)
+
+    def _packets(self, data: bytes, start: int, end: int, now: float) -> list[Packet]:
+        """What is in a train. Raises BadTrain."""
+        alike = self._alike(data, start, end, now)
+        items = trains.unpack_plain_untrusted(data, now, start, end) if alike is None else []
+        self._device.takes = trains.takes_of(data, start)
+        if alike is not None:
+            return [alike]
         packets: list[Packet] = []
-        alike = self._alike(frame, now)
-        for item in trains.unpack_plain_untrusted(frame, now) if alike is None else ():
+        for item in items:
             if isinstance(item, bytes):
                 packets.append(item)
                 continue
@@ -139,21 +152,17 @@ class DeviceService:
                 packets.append(segment.open_untrusted(item.header, item.packet))
             except BadSuperPacket:
                 self._stage.counters["outbound_malformed"] += item.segments
-        self._device.takes = trains.takes_of(frame)
-        return self._device.outbound(packets if alike is None else [alike], now)
+        return packets
 
     @staticmethod
-    def _alike(frame: bytes, now: float) -> "Uniform | None":
+    def _alike(data: bytes, start: int, end: int, now: float) -> "Uniform | None":
         """The whole train, if all its packets have one length and one destination, and are enough."""
-        if uniform is None or len(frame) < uniform.LEAST * MIN_ITEM:
+        if uniform is None or end - start < uniform.LEAST * MIN_ITEM:
             return None
-        stride = trains.stride_untrusted(frame, now)
-        if stride is None or (len(frame) - stride[0]) // stride[1] < uniform.LEAST:
+        stride = trains.stride_untrusted(data, now, start, end)
+        if stride is None or (end - stride[0]) // stride[1] < uniform.LEAST:
             return None
-        return uniform.of_items(frame, *stride)
-
-    def _inbound(self, frame: bytes, now: float) -> Output:
-        return self._device.inbound(trains.unpack_cipher_untrusted(frame, now), now)
+        return uniform.of_items(memoryview(data)[:end], *stride)
 
     def _emit(self, out: Output, now: float) -> None:
         if out.runs:

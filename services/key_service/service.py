@@ -8,10 +8,8 @@ deadlines    ────────┘
 import secrets
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import zmq
 
 from key_service import report
 from key_service.announce import DEFAULT_MTU, Announcer
@@ -49,6 +47,7 @@ from stagewire.ipc.handover import SessionsGiver
 from stagewire.ipc.loop import Every, boot_time
 from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import Stage
+from stagewire.ipc.zmtp import Frame
 from stagewire.proto import constants as c
 from stagewire.proto.effects import Effect, GaveUp, InstallSession, RememberTimestamp, SendHandshake
 from stagewire.proto.events import EndpointMoved, SessionConfirmed, SessionsEnded, WantHandshake
@@ -58,8 +57,6 @@ from stagewire.proto.index import worker_of
 from stagewire.proto.messages import BadMessage
 from stagewire.randomness import jitter
 
-HANDSHAKES_PER_TURN = 16
-"""A quarter of a millisecond each; then control messages get their turn."""
 LONG_WORK = 5.0
 """s that what is done for each peer or prefix in one go may take at most."""
 CONN_PATIENCE = 1.0
@@ -116,11 +113,10 @@ class KeyService:
         )
         if self._wg_listener is not None:
             self._wg = WgSocket(stage.loop, self._wg_listener, self._live, stage.log)
-        self._handshake_in = pipes.bind(zmq.PULL, endpoints.HANDSHAKE_IN)
-        stage.loop.add(self._handshake_in, self._on_handshakes)
+        pipes.inlet(stage.loop, endpoints.HANDSHAKE_IN, self._on_handshakes, stage.drop)
         self._handshake_out = Outlet(
             stage.loop,
-            pipes.connect(zmq.PUSH, endpoints.HANDSHAKE_OUT),
+            pipes.line(stage.loop, endpoints.HANDSHAKE_OUT),
             stage.counters,
             "conn_full",
             patience=CONN_PATIENCE,
@@ -144,14 +140,10 @@ class KeyService:
 
     # --- from the network ----------------------------------------------------------------------------------
 
-    def _on_handshakes(self, now: float) -> None:
-        for _ in range(HANDSHAKES_PER_TURN):
+    def _on_handshakes(self, frames: Sequence[Frame], now: float) -> None:
+        for data, start, end in frames:
             try:
-                frame = self._handshake_in.recv(zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            try:
-                endpoint, message = trains.unpack_handshake_untrusted(frame, now)
+                endpoint, message = trains.unpack_handshake_untrusted(data, now, start, end)
                 self._carry_out(self._handshaker.receive_untrusted(message, endpoint, now, time.time_ns()), now)
             except trains.BadTrain as bad:
                 self._stage.drop(bad)

@@ -8,14 +8,13 @@ what a worker still merges, because it hasn't heard yet, is cut here.
 import errno
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
-
-import zmq
 
 from stagewire import tun
 from stagewire.ipc import trains
 from stagewire.ipc.outlet import Outlet
+from stagewire.ipc.zmtp import Frame
 from stagewire.proto import constants as c
 from stagewire.proto import ip
 from stagewire.proto.allowed_ips import AllowedIps
@@ -23,7 +22,6 @@ from stagewire.proto.offload import segment, virtio
 from stagewire.proto.offload.segment import SuperPacket
 from stagewire.proto.offload.virtio import BadSuperPacket
 
-TRAINS_PER_TURN: Final = 4
 _FRONT: Final = virtio.LENGTH
 
 
@@ -125,23 +123,17 @@ class Packets:
 
     # --- in ------------------------------------------------------------------------------------------------
 
-    def on_plain_in(self, pipe: "zmq.Socket[bytes]", now: float) -> None:
+    def on_plain_in(self, frames: Sequence[Frame], now: float) -> None:
         """Hot: 2 us per packet or super-packet beside the system call."""
-        served = met = 0
-        while served < TRAINS_PER_TURN and met < trains.MAX_PACKETS:
-            met += 1
+        for data, begin, end in frames:
             try:
-                frame = pipe.recv(zmq.DONTWAIT)
-                spans = trains.spans_untrusted(frame, now)
-            except zmq.Again:
-                return
-            except trains.BadTrain as bad:  # too old, mostly: who comes late has many of them, and they take little
+                spans = trains.spans_untrusted(data, now, begin, end)
+            except trains.BadTrain as bad:
                 self._drop(bad)
                 continue
-            served += 1
-            view = memoryview(frame)
-            for start, end, packets in spans:
-                self._write(view[start:end], packets)
+            view = memoryview(data)
+            for start, over, packets in spans:
+                self._write(view[start:over], packets)
 
     def _write(self, item: bytes | memoryview, packets: int) -> None:
         counters = self.counters

@@ -10,8 +10,6 @@ That is `packets`; here is what key-service has to say about it.
 from dataclasses import replace
 from typing import Any
 
-import zmq
-
 from stagewire import privileges, tun
 from stagewire.ipc import endpoints
 from stagewire.ipc.control import (
@@ -78,17 +76,13 @@ class TunService:
         if self._attached:
             self._packets.attached()
             stage.bequest.leave({tun.DESCRIPTOR: self._tun})
-        self._plain_in = stage.pipes.bind(zmq.PULL, endpoints.PLAIN_IN)
-        stage.loop.add(self._plain_in, self._on_plain_in)
+        stage.pipes.inlet(stage.loop, endpoints.PLAIN_IN, self._packets.on_plain_in, stage.drop)
         stage.loop.add_timed(self)
         stage.loop.add_timed(self._routes)
         if self._line.recall(boot_time()) and self._attached and self._wanted is not None:
             self._connect_workers(self._wanted.workers)
 
     # --- packets -------------------------------------------------------------------------------------------
-
-    def _on_plain_in(self, now: float) -> None:
-        self._packets.on_plain_in(self._plain_in, now)
 
     def _lost(self, error: OSError) -> None:
         # A descriptor of /dev/net/tun can't be attached twice, and as ourselves we can't open another.
@@ -215,7 +209,7 @@ class TunService:
         self._workers += [
             Outlet(
                 stage.loop,
-                stage.pipes.connect(zmq.PUSH, endpoints.PLAIN_OUT, number),
+                stage.pipes.line(stage.loop, endpoints.PLAIN_OUT, number),
                 stage.counters,
                 "worker_full",
                 [self._tun],

@@ -31,10 +31,8 @@ class Bench:
             feed.connect(f"inproc://source-{number}")
             feed.send(b"always something to read")
             self.loop.add(source, lambda _now, number=number: self.read.update([number]))  # type: ignore[misc]
-        self.socket = pipes.connect(zmq.PUSH, PIPE)
-        self.outlet = Outlet(
-            self.loop, self.socket, self.drops, "reader_full", self.sources, patience, expected=expected
-        )
+        self.line = pipes.line(self.loop, PIPE)
+        self.outlet = Outlet(self.loop, self.line, self.drops, "reader_full", self.sources, patience, expected=expected)
 
     def turn(self, condition: Callable[[], object], what: str) -> None:
         """Turns until something is so; a turn without anything to do takes a millisecond."""
@@ -56,7 +54,7 @@ class Bench:
         return self.read.total() == before
 
     def writable(self) -> bool:
-        return bool(self.socket.poll(0, zmq.POLLOUT))
+        return self.line.connected
 
     def fill(self) -> int:
         """Offers until the outlet holds something; returns how many were offered."""
@@ -248,7 +246,7 @@ def test_a_slow_reader_is_not_gone(pipes: Pipes) -> None:
 
 def test_closing_resumes_the_sources_and_forgets_what_is_held(pipes: Pipes) -> None:
     with bench(pipes, patience=60) as made:
-        other = Outlet(made.loop, pipes.connect(zmq.PUSH, PIPE), made.drops, "other", made.sources)
+        other = Outlet(made.loop, pipes.line(made.loop, PIPE), made.drops, "other", made.sources)
         made.offer(0)
         other.offer(FRAME, 1, boot_time())
         made.offer(1)
@@ -262,7 +260,7 @@ def test_closing_resumes_the_sources_and_forgets_what_is_held(pipes: Pipes) -> N
 
 def test_closing_while_nothing_is_held_leaves_the_sources_alone(pipes: Pipes) -> None:
     with reader(pipes), bench(pipes) as made:
-        other = Outlet(made.loop, pipes.connect(zmq.PUSH, PIPE), made.drops, "other", made.sources)
+        other = Outlet(made.loop, pipes.line(made.loop, PIPE), made.drops, "other", made.sources)
         other.close()
         assert not made.paused()
         assert set(made.loop._pauses.values()) == {0}

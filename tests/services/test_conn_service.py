@@ -130,7 +130,9 @@ def test_an_address_that_goes_is_replaced_and_taken_again_when_it_is_back(
 class Turned(Loop):
     """A loop that is turned by hand, for one source."""
 
-    def add(self, source: Source, handler: Handler) -> None:
+    def add(self, source: Source, handler: Handler, *, pipe: bool = False, along: int | None = None) -> None:
+        assert not pipe
+        assert along is None
         self._served = source, handler
 
     def turn(self) -> None:

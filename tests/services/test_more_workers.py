@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_network
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,13 +62,21 @@ class Bench:
         found: list[bytes] = []
 
         def all_there() -> bool:
-            self.loop._turn()
             while pipe.poll(0):
                 found.append(pipe.recv())
             return len(found) >= count
 
-        until(all_there, 5, f"{count} frames")
+        self.turn(all_there, f"{count} frames")
         return found
+
+    def turn(self, condition: Callable[[], object], what: str) -> None:
+        """Turns the loop until something is so."""
+
+        def once() -> object:
+            self.loop._turn()
+            return condition()
+
+        until(once, 5, what)
 
 
 @pytest.fixture
@@ -79,6 +87,9 @@ def bench() -> Iterator[Bench]:
         for service in made.kept:
             if isinstance(service, TunService):
                 service._routes._kernel.close()
+            for worker in getattr(service, "_workers", ()):
+                worker.close()
+        made.pipes.close_listeners()
         made.context.destroy(linger=0)
 
 
@@ -96,7 +107,7 @@ def test_what_waits_for_a_worker_goes_on_waiting_while_others_come_and_go(bench:
     (first,) = service._workers
     first._patience = None
     frames = [number.to_bytes(4) * 25_000 for number in range(40)]
-    until(lambda: first._socket.poll(10, zmq.POLLOUT), 5, "the connection")
+    bench.turn(lambda: first._line.connected, "the connection")
     for frame in frames:
         first.offer(frame, 1, boot_time())
     assert first._held
@@ -104,7 +115,7 @@ def test_what_waits_for_a_worker_goes_on_waiting_while_others_come_and_go(bench:
     assert len(service._workers) == 3
     service._connect_workers(2)
     assert service._workers[0] is first
-    until(lambda: service._workers[1]._socket.poll(10, zmq.POLLOUT), 5, "the other connection")
+    bench.turn(lambda: service._workers[1]._line.connected, "the other connection")
     service._workers[1].offer(b"second", 1, boot_time())
     assert bench.read(workers[1], 1) == [b"second"]
     assert bench.read(workers[0], len(frames)) == frames

@@ -291,7 +291,9 @@ def test_an_mtu_that_somebody_has_set_may_be_left(host: Host) -> None:
 class Watched(Loop):
     """A loop that is turned by hand, for one source."""
 
-    def add(self, source: Source, handler: Handler) -> None:
+    def add(self, source: Source, handler: Handler, *, pipe: bool = False, along: int | None = None) -> None:
+        assert not pipe
+        assert along is None
         assert isinstance(source, int)
         self._source, self._handler = source, handler
 

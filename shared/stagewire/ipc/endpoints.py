@@ -25,6 +25,7 @@ others connect to it anew at once, and wait in the kernel's queue for the one th
 import errno
 import os
 import socket as sockets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -32,10 +33,11 @@ from typing import Final
 import zmq
 
 from stagewire import privileges
+from stagewire.ipc.inlet import Handler, Inlet, Limits
+from stagewire.ipc.line import Line
+from stagewire.ipc.loop import Loop
+from stagewire.ipc.trains import BadTrain
 
-DATA_HIGH_WATER: Final = 4
-"""Trains on each side of a data pipe."""
-HANDSHAKE_HIGH_WATER: Final = 64
 CONTROL_HIGH_WATER: Final = 4096
 MAX_TRAIN: Final = 256 * 1024
 """Bytes; `trains.MAX_FRAME` of packets and their headers. ZeroMQ cuts the line of who sends more."""
@@ -62,9 +64,12 @@ SESSIONS: Final = "key/sessions"
 TELEMETRY: Final = "status/telemetry"
 STATUS_QUERY: Final = "status/query"
 
+DATA_LIMITS: Final = Limits(MAX_TRAIN, 128 * 1024, 416 * 1024)
+"""A turn takes one long train, or many short ones; six long ones may wait, as net.core.wmem_max lets anybody have."""
+_HANDSHAKE_LIMITS: Final = Limits(MAX_TRAIN, 4 * 1024, 80 * 1024)
+"""16 messages in a turn, which is 7 ms of key-service's work, and 64 that wait: the gate watches the queue before."""
+_LIMITS: Final = {HANDSHAKE_IN: _HANDSHAKE_LIMITS, HANDSHAKE_OUT: _HANDSHAKE_LIMITS}
 _HIGH_WATER: Final = {
-    HANDSHAKE_IN: HANDSHAKE_HIGH_WATER,
-    HANDSHAKE_OUT: HANDSHAKE_HIGH_WATER,
     CONTROL: CONTROL_HIGH_WATER,
     TELEMETRY: 64,
     STATUS_QUERY: 16,
@@ -121,6 +126,17 @@ class Pipes:
         while self.listeners:
             os.close(self.listeners.popitem()[1])
 
+    def inlet(
+        self, loop: Loop, pipe: str, handler: Handler, drop: Callable[[BadTrain], None], number: int | None = None
+    ) -> Inlet:
+        """The reading end of a pipe of trains. Raises OSError."""
+        listener = sockets.socket(fileno=os.dup(self._listener(self.path(pipe, number))))
+        return Inlet(loop, listener, _LIMITS.get(pipe, DATA_LIMITS), handler, drop)
+
+    def line(self, loop: Loop, pipe: str, number: int | None = None) -> Line:
+        """The other end. The reader needn't be there yet, and may come and go."""
+        return Line(loop, self.path(pipe, number), _LIMITS.get(pipe, DATA_LIMITS))
+
     def connect(self, kind: int, pipe: str, number: int | None = None, routing_id: bytes = b"") -> "zmq.Socket[bytes]":
         """The other end. It needn't be there yet, and may come and go. A ROUTER knows it by `routing_id`."""
         socket = self._socket(kind, pipe)
@@ -136,8 +152,8 @@ class Pipes:
     def _socket(self, kind: int, pipe: str) -> "zmq.Socket[bytes]":
         socket = self.context.socket(kind)
         socket.set(zmq.LINGER, 0)
-        socket.set(zmq.SNDHWM, _HIGH_WATER.get(pipe, DATA_HIGH_WATER))
-        socket.set(zmq.RCVHWM, _HIGH_WATER.get(pipe, DATA_HIGH_WATER))
+        socket.set(zmq.SNDHWM, _HIGH_WATER.get(pipe, 16))
+        socket.set(zmq.RCVHWM, _HIGH_WATER.get(pipe, 16))
         socket.set(zmq.MAXMSGSIZE, _MAX_MESSAGE.get(pipe, MAX_TRAIN))
         if kind == zmq.ROUTER:
             socket.set(zmq.ROUTER_MANDATORY, 1)

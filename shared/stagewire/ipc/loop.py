@@ -70,19 +70,32 @@ class Loop:
         self._unsure: dict[zmq.Socket[bytes], None] = {}
         """Whose state has to be looked at before the next wait."""
         self._two_way: list[zmq.Socket[bytes]] = []
+        self._pipes: dict[Source, set[Source]] = {}
+        """Descriptors that lead to other stages of ours, and those that are paused for each."""
+        self._pipe_pauses: dict[Source, int] = {}
         self._timed: list[Timed] = []
         self._stopping = False
 
-    def add(self, source: Source, handler: Handler) -> None:
-        """Calls `handler` while `source` has something to read."""
+    def add(self, source: Source, handler: Handler, *, pipe: bool = False, along: int | None = None) -> None:
+        """Calls `handler` while `source` has something to read.
+
+        `pipe`: a descriptor that leads to another stage of ours, which is served to its end before the loop stops. To
+        pause it is to pause those that were added `along` it; itself it is served all the same.
+        """
         self._handlers[source] = handler
-        self._pauses[source] = 0
+        self._pauses[source] = 0 if along is None else self._pipe_pauses[along]
+        if along is not None:
+            self._pipes[along].add(source)
+        elif pipe:
+            self._pipes[source], self._pipe_pauses[source] = set(), 0
         self._watch(source)
 
     def remove(self, source: Source) -> None:
         """Forgets a source."""
-        for table in (self._handlers, self._writers, self._pauses):
+        for table in (self._handlers, self._writers, self._pauses, self._pipes, self._pipe_pauses):
             table.pop(source, None)
+        for along in self._pipes.values():
+            along.discard(source)
         self._watch(source)
 
     def add_timed(self, timed: Timed) -> None:
@@ -95,14 +108,20 @@ class Loop:
 
     def pause(self, source: Source) -> None:
         """Leaves a source unread until `resume` has been called as often."""
-        self._pauses[source] += 1
-        self._watch(source)
+        self._count_pause(source, 1)
 
     def resume(self, source: Source) -> None:
         """The other half of `pause`. A source that was removed meanwhile stays removed."""
         if source in self._pauses:
-            self._pauses[source] -= 1
-            self._watch(source)
+            self._count_pause(source, -1)
+
+    def _count_pause(self, source: Source, more: int) -> None:
+        along = self._pipes.get(source)
+        if along is not None:
+            self._pipe_pauses[source] += more
+        for each in (source,) if along is None else along:
+            self._pauses[each] += more
+            self._watch(each)
 
     def when_writable(self, source: Source, handler: Handler | None) -> None:
         """Calls `handler` while `source` can be written; None: no longer."""
@@ -140,8 +159,9 @@ class Loop:
                 self.remove(wakeup.fileno())
 
     def _finish(self) -> None:
-        """Takes nothing more from outside (descriptors), and finishes what is on the pipes already."""
-        for source in [source for source in self._handlers if isinstance(source, int)]:
+        """Takes nothing more from outside (other descriptors than pipes), and finishes what is on the pipes already."""
+        inside = {source for pipe, along in self._pipes.items() for source in (pipe, *along)}
+        for source in [source for source in self._handlers if isinstance(source, int) and source not in inside]:
             self.remove(source)
         until = boot_time() + FINISH_WITHIN
         while boot_time() < until and self._serve(0.0):

@@ -9,8 +9,7 @@ takes one again.
 from collections import Counter, deque
 from collections.abc import Sequence
 
-import zmq
-
+from stagewire.ipc.line import Line
 from stagewire.ipc.loop import Loop, Source
 
 MAX_HELD = 128
@@ -25,7 +24,7 @@ class Outlet:
     def __init__(
         self,
         loop: Loop,
-        socket: "zmq.Socket[bytes]",
+        line: Line,
         drops: Counter[str],
         reason: str,
         sources: Sequence[Source] = (),
@@ -35,7 +34,7 @@ class Outlet:
     ) -> None:
         """`expected` false: the reader isn't there yet, and nobody has to be held up for it."""
         self._loop = loop
-        self._socket = socket
+        self._line = line
         self._drops = drops
         self._reason = reason
         self._sources = sources
@@ -51,13 +50,13 @@ class Outlet:
     def offer(self, frame: bytes | memoryview, weight: int, now: float) -> None:
         """Sends a frame with `weight` packets in it, now or when there is room. It is the caller's again at once."""
         if not self._held:
-            if self._send(frame):
+            if self._line.send(frame):
                 self._gone = False
                 return
             if self._gone:
                 self._drops[self._reason] += weight
                 return
-            self._loop.when_writable(self._socket, self._on_room)
+            self._line.when_room(self._on_room)
             self._deadline = None if self._patience is None else now + self._patience
         if len(self._held) < MAX_HELD:
             self._held.append((bytes(frame), weight))
@@ -74,7 +73,7 @@ class Outlet:
         if self._held:
             self._release()
         self._loop.remove_timed(self)
-        self._socket.close()
+        self._line.close()
 
     def throttle(self, sources: Sequence[Source]) -> None:
         """Holds other sources back from now on."""
@@ -97,7 +96,7 @@ class Outlet:
 
     def _on_room(self, now: float) -> None:
         while self._held:
-            if not self._send(self._held[0][0]):
+            if not self._line.send(self._held[0][0]):
                 self._deadline = None if self._patience is None else now + self._patience
                 return
             self._size -= len(self._held.popleft()[0])
@@ -107,15 +106,8 @@ class Outlet:
         self._held.clear()
         self._size = 0
         self._deadline = None
-        self._loop.when_writable(self._socket, None)
+        self._line.when_room(None)
         if self._paused:
             self._paused = False
             for source in self._sources:
                 self._loop.resume(source)
-
-    def _send(self, frame: bytes | memoryview) -> bool:
-        try:
-            self._socket.send(frame, zmq.DONTWAIT)
-        except zmq.Again:
-            return False
-        return True

@@ -1,0 +1,146 @@
+"""A pusher's connection to the reader of a pipe, who may come and go."""
+
+import socket as sockets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from stagewire.ipc import zmtp
+from stagewire.ipc.inlet import Limits
+from stagewire.ipc.loop import Loop, boot_time
+from stagewire.ipc.zmtp import BadStream, Stream
+
+RECONNECT: Final = 0.001
+RECONNECT_MAX: Final = 0.008
+"""s; each further attempt comes twice as late as the one before. One costs 30 us."""
+WELCOME_WITHIN: Final = 1.0
+"""s; who waits has a copy of the socket that listens and answers nobody, which must not be for ever."""
+_FLAGS: Final = sockets.MSG_NOSIGNAL
+
+
+class Line:
+    """Sends trains. One that a reader died with in hand, or has not read yet, is lost with it, as ever with ZeroMQ."""
+
+    def __init__(self, loop: Loop, path: Path, limits: Limits) -> None:
+        self._loop = loop
+        self._queue = limits.queue
+        self._path = str(path)
+        self._socket: sockets.socket | None = None
+        self._greeting = Stream(0)
+        """What the reader says."""
+        self._rest = memoryview(b"")
+        """Of a train that the kernel took a part of."""
+        self._waiter: Callable[[float], None] | None = None
+        self._pause = RECONNECT
+        self._retry: float | None = None
+        loop.add_timed(self)
+        self._connect()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a reader."""
+        return self._socket is not None and self._greeting.ready
+
+    def send(self, frame: bytes | memoryview) -> bool:
+        """Whether it is on its way, all of it or none. It is the caller's again at once.
+
+        Hot: 3 us and the kernel's copying, 4 us for 64 KB.
+        """
+        socket = self._socket
+        if socket is None or self._rest or not self._greeting.ready:
+            return False
+        front = zmtp.front(len(frame))
+        try:
+            sent = socket.sendmsg((front, frame), (), _FLAGS)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._lost()
+            return False
+        if sent < len(front) + len(frame):
+            self._rest = memoryview(front + frame)[sent:]
+            self._loop.when_writable(socket.fileno(), self._on_room)
+        return True
+
+    def when_room(self, waiter: Callable[[float], None] | None) -> None:
+        """Calls `waiter` while there is room; None: no longer."""
+        self._waiter = waiter
+        if self._socket is not None and self._greeting.ready:
+            wanted = waiter is not None or bool(self._rest)
+            self._loop.when_writable(self._socket.fileno(), self._on_room if wanted else None)
+
+    def close(self) -> None:
+        """Hangs up. What was sent is the reader's."""
+        self._loop.remove_timed(self)
+        self._disconnect()
+
+    def next_deadline(self) -> float | None:
+        """When to look for the reader again, whether or not there seems to be one."""
+        return self._retry
+
+    def act(self, _now: float) -> None:
+        """Looks for it."""
+        self._lost()
+
+    def _connect(self) -> None:
+        socket = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_NONBLOCK)
+        socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, self._queue // 2)  # Linux doubles it
+        try:
+            socket.connect(self._path)
+            socket.send(zmtp.PUSH, _FLAGS)
+        except OSError:
+            socket.close()
+            self._retry = boot_time() + self._pause
+            self._pause = min(2 * self._pause, RECONNECT_MAX)
+            return
+        self._pause = RECONNECT
+        self._retry = boot_time() + WELCOME_WITHIN
+        self._socket = socket
+        self._greeting = Stream(0)
+        self._loop.add(socket.fileno(), self._listen, pipe=True)
+
+    def _listen(self, _now: float) -> None:
+        """A reader says nothing but its greeting, and then its end."""
+        assert self._socket is not None  # noqa: S101 - it was just readable
+        try:
+            said = self._socket.recv(4096)
+            self._greeting.take_untrusted(said)
+        except BlockingIOError:
+            return
+        except (OSError, BadStream):
+            said = b""
+        if not said:
+            self._lost()
+        elif self._greeting.ready and self._retry is not None:
+            self._retry = None
+            self.when_room(self._waiter)
+
+    def _lost(self) -> None:
+        self._disconnect()
+        self._connect()
+
+    def _disconnect(self) -> None:
+        socket, self._socket = self._socket, None
+        self._rest = memoryview(b"")
+        if socket is not None:
+            self._loop.remove(socket.fileno())
+            socket.close()
+
+    def _on_room(self, now: float) -> None:
+        if self._rest and not self._send_rest():
+            return
+        if self._waiter is not None:
+            self._waiter(now)
+        elif self._socket is not None:
+            self._loop.when_writable(self._socket.fileno(), None)
+
+    def _send_rest(self) -> bool:
+        assert self._socket is not None  # noqa: S101 - it was just writable
+        try:
+            self._rest = self._rest[self._socket.send(self._rest, _FLAGS) :]
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._lost()
+            return False
+        return not self._rest

@@ -1,0 +1,99 @@
+"""ZeroMQ's wire protocol as far as a pipe of trains needs it: ZMTP 3.0 (rfc.zeromq.org/spec/23), PUSH and PULL.
+
+    greeting 64 | READY command | message | message | …         from the pusher
+    greeting 64 | READY command                                 from the puller
+
+Neither waits for the other's greeting with its own, but a pusher does with its messages: libzmq, which doesn't expect any
+before it is ready itself, was seen to leave them lying. A message is one frame:
+
+    flags 1 | length 1 or, with the LONG flag, 8 | train
+
+libzmq at either end notices no difference; why the data pipes do without it, DESIGN tells (Pipes).
+"""
+
+import struct
+from typing import Final
+
+_LONG: Final = 0x02
+_COMMAND: Final = 0x04
+_LENGTH: Final = struct.Struct(">Q")
+_FRONT: Final = struct.Struct(">BQ")
+_GREETING_LENGTH: Final = 64
+_GREETING: Final = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+_READY: Final = b"\x05READY"
+_MAX_COMMAND: Final = 512
+"""Bytes; a READY has some 30."""
+
+Frame = tuple[bytes, int, int]
+"""(data, start, end) of a train that lies in what was received."""
+
+
+class BadStream(Exception):  # noqa: N818 - it is the other end's error
+    """What no PUSH socket of ZeroMQ says, or a message that is too long."""
+
+
+def _ready(kind: bytes) -> bytes:
+    name = b"Socket-Type"
+    body = _READY + bytes([len(name)]) + name + len(kind).to_bytes(4) + kind
+    return bytes([_COMMAND, len(body)]) + body
+
+
+PUSH: Final = _GREETING + _ready(b"PUSH")
+"""What a pusher begins with."""
+PULL: Final = _GREETING + _ready(b"PULL")
+
+
+def front(length: int) -> bytes:
+    """What is before a message of so many bytes."""
+    return _FRONT.pack(_LONG, length)
+
+
+class Stream:
+    """What the other end says, cut into messages."""
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: bytes of a message."""
+        self._limit = limit
+        self._rest = b""
+        """Of a message that has begun."""
+        self._greeted = False
+        self.ready = False
+        """Whether it has said all that comes before messages."""
+
+    def take_untrusted(self, data: bytes) -> list[Frame]:
+        """The messages that are whole with what came now. Raises BadStream.
+
+        Hot: 0.6 us, and 0.3 us for each message.
+        """
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        offset, total = 0, len(data)
+        if not self._greeted:
+            if total < _GREETING_LENGTH:
+                self._rest = data
+                return []
+            if data[0] != 0xFF or data[9] != 0x7F or data[10] < 3 or data[12:32] != _GREETING[12:32]:
+                raise BadStream("no greeting of ZMTP 3 without security")
+            self._greeted, offset = True, _GREETING_LENGTH
+        found = []
+        while offset + 2 <= total:
+            flags = data[offset]
+            if flags & _LONG:
+                start = offset + _FRONT.size
+                if start > total:
+                    break
+                (length,) = _LENGTH.unpack_from(data, offset + 1)
+            else:
+                start, length = offset + 2, data[offset + 1]
+            if flags & ~(_LONG | _COMMAND) or length > (_MAX_COMMAND if flags & _COMMAND else self._limit):
+                raise BadStream("no message of one frame, or too long")
+            end = start + length
+            if end > total:
+                break
+            if not flags & _COMMAND:
+                found.append((data, start, end))
+            elif data.startswith(_READY, start):
+                self.ready = True
+            offset = end
+        self._rest = data[offset:] if offset < total else b""
+        return found
