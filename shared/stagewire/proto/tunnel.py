@@ -114,22 +114,39 @@ class Tunnel:
 
     def _seal(self, session: Session, packets: Sequence[Packet]) -> list[Sequence[bytes]]:
         """What is sealed, in order: all of it, unless there are single packets alone and counters run out."""
-        mtu, lane = self.settings.mtu, self._lane
         runs: list[Sequence[bytes]] = []
         train: list[bytes] = []
+        alike: list[SuperPacket] = []
         for packet in packets:
-            if isinstance(packet, bytes):
+            if isinstance(packet, SuperPacket) and self._lane is not None:
+                if train or (alike and not self._lane.alike(alike[0], packet)):
+                    self._seal_some(session, train, alike, runs)
+                alike.append(packet)
+            elif isinstance(packet, bytes):
+                if alike:
+                    self._seal_some(session, train, alike, runs)
                 train.append(packet)
-            elif lane is None or packet.count < lane.LEAST_TO_SEAL:
+            elif self._lane is None or isinstance(packet, SuperPacket):
                 train += packet.packets()
             else:
-                if train:
-                    runs.append(session.seal(train, mtu))
-                    train = []
-                runs += lane.seal(session, packet, mtu)
-        if train:
-            runs.append(session.seal(train, mtu))
+                self._seal_some(session, train, alike, runs)
+                runs += self._lane.seal_uniform(session, packet, self.settings.mtu)
+        self._seal_some(session, train, alike, runs)
         return runs
+
+    def _seal_some(
+        self, session: Session, train: list[bytes], alike: list[SuperPacket], runs: list[Sequence[bytes]]
+    ) -> None:
+        """Seals single packets, or super-packets that are alike, and empties the list."""
+        mtu, lane = self.settings.mtu, self._lane
+        if alike and lane is not None and lane.pays(alike):
+            runs += lane.seal(session, alike, mtu)
+        else:
+            train += _one_by_one(alike)
+            if train:
+                runs.append(session.seal(train, mtu))
+        alike.clear()
+        train.clear()
 
     def send_keepalive(self, now: float, out: Output) -> None:
         """Sends what is staged, or, if nothing is, an empty packet."""

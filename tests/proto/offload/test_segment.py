@@ -31,20 +31,48 @@ def test_cut_it_is_what_it_stands_for(shape: Shape) -> None:
 
 
 @settings(max_examples=200)
-@given(supers(most=300), st.sampled_from([1280, 1420, 1421, 9000]))
-def test_the_wide_lane_comes_to_the_same(shape: Shape, mtu: int) -> None:
-    whole = opened(shape)
+@given(supers(most=300), st.lists(st.integers(1, 9000), max_size=9), st.sampled_from([1280, 1420, 1421, 9000]))
+def test_the_wide_lane_comes_to_the_same(shape: Shape, more: list[int], mtu: int) -> None:
+    """Also for several super-packets that are alike but for what may differ: length, sequence number and so on."""
+    shapes = [shape]
+    for number, length in enumerate(more):
+        other = replace(
+            shape,
+            payload=(shape.payload * (1 + length // len(shape.payload)))[: shape.size + length],
+            flags=shape.flags if shape.protocol == UDP else (ACK, ACK | PSH, ACK | CWR, ACK | FIN)[number % 4],
+            sequence=length * 470_000,
+            identification=length * 7,
+            port=number,
+            host=1 + number,
+        )
+        shapes.append(other)
+    wholes = [opened(each) for each in shapes]
+    assert all(wide.alike(wholes[0], other) for other in wholes)
     # What was in the rows before must not show.
     ROWS.view[:] = b"\xa5" * len(ROWS.view)
     found = []
-    for run in range(wide.runs_of(whole, mtu)):
-        laid = wide.lay(whole, run, ROWS, mtu)
+    for pieces in wide.tables(wholes, mtu):
+        laid = wide.lay(pieces, ROWS, mtu)
         assert laid.count <= MAX_ROWS
-        assert (laid.count - 1) * laid.size + laid.last <= MAX_BYTES
-        ends = [laid.size] * (laid.count - 1) + [laid.last]
+        assert laid.count * laid.size <= MAX_BYTES or laid.count == 1
+        ends = [laid.size] * laid.count
+        for position, length in laid.short:
+            assert length < laid.size
+            ends[position] = length
         found += [bytes(ROWS.cut(at * laid.size, end)[1]) for at, end in enumerate(ends)]
-    expected = segment.split(whole)
+    expected = [packet for whole in wholes for packet in segment.split(whole)]
     assert found == [packet.ljust(padded(len(packet), mtu), b"\0") for packet in expected]
+
+
+def test_what_is_not_alike_is_told() -> None:
+    one = opened(Shape(payload=bytes(1000)))
+    for other in (
+        Shape(payload=bytes(1000), size=101),
+        Shape(payload=bytes(1000), options=bytes(4)),
+        Shape(payload=bytes(1000), version=6),
+        Shape(payload=bytes(1000), protocol=UDP),
+    ):
+        assert not wide.alike(one, opened(other))
 
 
 def test_flags_that_belong_to_an_end_are_there_alone() -> None:
@@ -140,5 +168,5 @@ def test_anything_is_a_packet_a_super_packet_or_refused(
     if isinstance(whole, SuperPacket):
         train = segment.split(whole)
         assert b"".join(cut[whole.headers :] for cut in train) == changed[whole.headers :]
-        for run in range(wide.runs_of(whole, 1420)):
-            wide.lay(whole, run, ROWS, 1420)
+        for pieces in wide.tables([whole], 1420):
+            wide.lay(pieces, ROWS, 1420)

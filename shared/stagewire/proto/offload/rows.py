@@ -72,12 +72,13 @@ class Rows:
 
 @dataclass(slots=True)
 class Laid:
-    """A run that lies in rows, to be sealed: `count` of them, `size` bytes each, the last `last` bytes."""
+    """Packets that lie in rows, to be sealed: `count` of them, `size` bytes each but for the `short` ones."""
 
     rows: Rows
     size: int
-    last: int
     count: int
+    short: list[tuple[int, int]]
+    """(which row, its bytes), in order. A short one ends its run; the next run begins in the next row."""
 
 
 def most(size: int) -> int:

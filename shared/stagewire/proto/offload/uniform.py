@@ -75,6 +75,11 @@ def of_items(frame: bytes | memoryview, start: int, stride: int, before: int) ->
     return Uniform(items[:, packet:], header) if header.kind == virtio.GSO_NONE else None
 
 
+def runs_of(train: Uniform, mtu: int) -> int:
+    """How many runs the packets make."""
+    return -(-train.count // most(row_size(train.longest, mtu)))
+
+
 def lay(train: Uniform, run: int, rows: Rows, mtu: int) -> Laid:
     """Lays the packets of the `run`th run (from 0) in rows, without transport headers and tags.
 
@@ -93,4 +98,4 @@ def lay(train: Uniform, run: int, rows: Rows, mtu: int) -> Laid:
         sums = np.add.reduce(inner[:, start : start + width].view("<u2"), axis=1, dtype=np.uint32)
         # Times 256, modulo 65,535, is the same as the two bytes swapped.
         inner[:, place : place + 2].view(">u2")[:, 0] = 0xFFFF - sums % 0xFFFF * 256 % 0xFFFF
-    return Laid(rows, row, row, len(packets))
+    return Laid(rows, row, len(packets), [])
