@@ -168,10 +168,10 @@ class DeviceService:
         if out.runs:
             for runs in trains.cut_runs(out.runs):
                 weight = sum([len(datagrams) for _, datagrams in runs])
-                self._to_conn.offer(trains.pack_cipher(runs, now), weight, now)
+                self._to_conn.offer_parts(trains.cipher_parts(runs, now), weight, now)
         if out.packets:
             for packets in trains.cut_packets(out.packets):
-                self._to_tun.offer(trains.pack_plain(packets, now), trains.weight(packets), now)
+                self._to_tun.offer_parts(trains.plain_parts(packets, now), trains.weight(packets), now)
         for event in out.events:
             self._line.say(event)
 

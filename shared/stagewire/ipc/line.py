@@ -8,11 +8,14 @@ from typing import Final
 from stagewire.ipc import zmtp
 from stagewire.ipc.inlet import Limits
 from stagewire.ipc.loop import Loop, boot_time
+from stagewire.ipc.trains import Part
 from stagewire.ipc.zmtp import BadStream, Stream
 
 RECONNECT: Final = 0.001
 RECONNECT_MAX: Final = 0.008
 """s; each further attempt comes twice as late as the one before. One costs 30 us."""
+MAX_PARTS: Final = 32
+"""The kernel takes 1,023, but many small ones are quicker joined than told of."""
 WELCOME_WITHIN: Final = 1.0
 """s; who waits has a copy of the socket that listens and answers nobody, which must not be for ever."""
 _FLAGS: Final = sockets.MSG_NOSIGNAL
@@ -41,24 +44,27 @@ class Line:
         """Whether there is a reader."""
         return self._socket is not None and self._greeting.ready
 
-    def send(self, frame: bytes | memoryview) -> bool:
-        """Whether it is on its way, all of it or none. It is the caller's again at once.
+    def send(self, *parts: Part) -> bool:
+        """Whether a train is on its way, all of it or none. Its parts are the caller's again at once.
 
         Hot: 3 us and the kernel's copying, 4 us for 64 KB.
         """
         socket = self._socket
         if socket is None or self._rest or not self._greeting.ready:
             return False
-        front = zmtp.front(len(frame))
+        length = sum(map(len, parts))
+        if len(parts) > MAX_PARTS:
+            parts = (b"".join(parts),)
+        front = zmtp.front(length)
         try:
-            sent = socket.sendmsg((front, frame), (), _FLAGS)
+            sent = socket.sendmsg((front, *parts), (), _FLAGS)
         except BlockingIOError:
             return False
         except OSError:
             self._lost()
             return False
-        if sent < len(front) + len(frame):
-            self._rest = memoryview(front + frame)[sent:]
+        if sent < len(front) + length:
+            self._rest = memoryview(b"".join((front, *parts)))[sent:]
             self._loop.when_writable(socket.fileno(), self._on_room)
         return True
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from stagewire.ipc.line import Line
 from stagewire.ipc.loop import Loop, Source
+from stagewire.ipc.trains import Part
 
 MAX_HELD = 128
 """Frames; beyond what its sources bring, an outlet may be offered a keepalive or a staged train while it is full."""
@@ -47,10 +48,14 @@ class Outlet:
         self._deadline: float | None = None
         loop.add_timed(self)
 
-    def offer(self, frame: bytes | memoryview, weight: int, now: float) -> None:
+    def offer(self, frame: Part, weight: int, now: float) -> None:
         """Sends a frame with `weight` packets in it, now or when there is room. It is the caller's again at once."""
+        self.offer_parts((frame,), weight, now)
+
+    def offer_parts(self, parts: Sequence[Part], weight: int, now: float) -> None:
+        """The same, of a frame in several pieces of memory."""
         if not self._held:
-            if self._line.send(frame):
+            if self._line.send(*parts):
                 self._gone = False
                 return
             if self._gone:
@@ -59,7 +64,8 @@ class Outlet:
             self._line.when_room(self._on_room)
             self._deadline = None if self._patience is None else now + self._patience
         if len(self._held) < MAX_HELD:
-            self._held.append((bytes(frame), weight))
+            frame = b"".join(parts)
+            self._held.append((frame, weight))
             self._size += len(frame)
         else:
             self._drops[self._reason] += weight

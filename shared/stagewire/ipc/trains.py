@@ -52,6 +52,8 @@ _LONE: Final = struct.Struct(f"<I{virtio.LENGTH}x")
 """What is before a packet that stands for itself: its length and an empty virtio_net_hdr."""
 _RUN: Final = struct.Struct(f"<{places.LENGTH}sHxxI")
 
+Part = bytes | memoryview
+"""Of a frame that is sent as several pieces of memory one after another, and is whole again where it arrives."""
 Run = tuple[bytes, Block]
 """(packed endpoint, datagrams)"""
 
@@ -116,14 +118,19 @@ def weight(packets: Iterable[Item]) -> int:
 
 
 def pack_plain(packets: Sequence[Item], now: float, takes: int = 0) -> bytes:
-    """A plain train. Hot: 0.3 us per packet in a train of 64, 1 us for one alone, 3 us for a super-packet."""
-    parts: list[bytes | memoryview] = [_HEADER.pack(VERSION, _PLAIN, takes, weight(packets), now)]
+    """A plain train."""
+    return b"".join(plain_parts(packets, now, takes))
+
+
+def plain_parts(packets: Sequence[Item], now: float, takes: int = 0) -> list[Part]:
+    """A plain train, in parts. Hot: 0.2 us per packet in a train of 64, 1 us for one alone, 2 us for a super-packet."""
+    parts: list[Part] = [_HEADER.pack(VERSION, _PLAIN, takes, weight(packets), now)]
     for packet in packets:
         if isinstance(packet, Merged):
             parts += (_LENGTH.pack(virtio.LENGTH + len(packet.packet)), packet.header, packet.packet)
         else:
             parts += (_LONE.pack(virtio.LENGTH + len(packet)), packet)
-    return b"".join(parts)
+    return parts
 
 
 def unpack_plain_untrusted(frame: bytes, now: float, begin: int = 0, end: int | None = None) -> list[Item]:
@@ -286,11 +293,16 @@ class CipherFrame:
 
 
 def pack_cipher(runs: Iterable[tuple[bytes, Sequence[bytes]]], now: float) -> bytes:
-    """A cipher train; datagrams of one endpoint are cut into runs of one size where sizes change.
+    """A cipher train."""
+    return b"".join(cipher_parts(runs, now))
 
-    Hot: 0.35 us per 1,452-byte datagram in a train of 64, 1.1 us for one alone, 3 us for a block.
+
+def cipher_parts(runs: Iterable[tuple[bytes, Sequence[bytes]]], now: float) -> list[Part]:
+    """A cipher train, in parts; datagrams of one endpoint are cut into runs of one size where sizes change.
+
+    Hot: 0.25 us per 1,452-byte datagram in a train of 64, 1.1 us for one alone, 1.5 us for a block.
     """
-    parts: list[bytes | memoryview] = [b""]
+    parts: list[Part] = [b""]
     count = 0
     for endpoint, datagrams in runs:
         if isinstance(datagrams, Block):
@@ -302,7 +314,7 @@ def pack_cipher(runs: Iterable[tuple[bytes, Sequence[bytes]]], now: float) -> by
             parts += run
             count += 1
     parts[0] = _HEADER.pack(VERSION, _CIPHER, 0, count, now)
-    return b"".join(parts)
+    return parts
 
 
 def _runs(datagrams: Sequence[bytes]) -> Iterable[tuple[int, Sequence[bytes]]]:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stagewire.proto.offload.coalesce import TAKES_TCP, TAKES_UDP, Item, Merged, header, joined_headers
+from stagewire.proto.offload.one_flow import joined
 from stagewire.proto.offload.rows import Bytes
 from stagewire.proto.offload.segment import ACK, PSH, TCP, UDP
 
@@ -188,11 +189,6 @@ def _whole(packets: Bytes, shape: _Shape, lengths: Sequence[int], start: int, en
     total = headers + sum(lengths[start:end]) - (end - start) * headers
     first, last = packets[start, :headers].tobytes(), packets[end - 1]
     pushed = shape.protocol == TCP and bool(last[transport + 13] & PSH)
-    packet = b"".join(
-        (
-            joined_headers(first, transport, total, pushed=pushed),
-            packets[start : end - 1, headers : headers + size].tobytes(),
-            last[headers : lengths[end - 1]].tobytes(),
-        )
-    )
+    made = joined_headers(first, transport, total, pushed=pushed)
+    packet = joined(made, packets[start:end], size, lengths[end - 1])
     return Merged(header(first, transport, headers, size), packet, end - start)

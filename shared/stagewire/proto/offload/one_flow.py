@@ -55,14 +55,19 @@ def merge(packets: Bytes, padded_last: int, takes: int) -> Merged | None:
         return None
     pushed = protocol == TCP and bool(last[transport + 13] & PSH)
     total = length + (len(packets) - 2) * size + last_length - headers
-    packet = b"".join(
-        (
-            joined_headers(first, transport, total, pushed=pushed),
-            packets[:-1, headers:length].tobytes(),
-            packets[-1, headers:last_length].tobytes(),
-        )
-    )
-    return Merged(header(first, transport, headers, size), packet, len(packets))
+    made = joined_headers(first, transport, total, pushed=pushed)
+    return Merged(header(first, transport, headers, size), joined(made, packets, size, last_length), len(packets))
+
+
+def joined(made: bytes, packets: Bytes, size: int, last_length: int) -> memoryview:
+    """A super-packet: its headers, and the payloads of packets with headers as long, `size` bytes each but the last."""
+    headers, full = len(made), len(packets) - 1
+    end = headers + full * size
+    packet = np.empty(end + last_length - headers, np.uint8)
+    packet[:headers] = np.frombuffer(made, np.uint8)
+    packet[headers:end].reshape(full, size)[:] = packets[:-1, headers : headers + size]
+    packet[end:] = packets[-1, headers:last_length]
+    return packet.data
 
 
 def _kind(first: bytes) -> tuple[int, int, int, int]:
