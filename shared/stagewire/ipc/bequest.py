@@ -18,10 +18,11 @@ from stagewire.ipc.codec import BadControl, Codec
 from stagewire.ipc.loop import Loop
 
 VERSION: Final = 1
-MAX_DESCRIPTORS: Final = 16
+MAX_DESCRIPTORS: Final = 250
+"""In one packet; the kernel takes 253."""
 MAX_SPARES: Final = 128
 """Lines at once; each costs a descriptor."""
-_PACKET: Final = 1024
+_PACKET: Final = 16 * 1024
 _CREDENTIALS: Final = struct.Struct("3i")
 
 

@@ -36,6 +36,7 @@ from stagewire import privileges
 from stagewire.ipc.inlet import Handler, Inlet, Limits
 from stagewire.ipc.line import Line
 from stagewire.ipc.loop import Loop
+from stagewire.ipc.pushers import Pushers
 from stagewire.ipc.trains import BadTrain
 
 CONTROL_HIGH_WATER: Final = 4096
@@ -87,6 +88,11 @@ class Pipes:
     """Sockets that listen, from who was at work before us; ours from here on."""
     listeners: dict[str, int] = field(default_factory=dict)
     """Those of the pipes that are bound, by names that say to which file they belong."""
+    pushers: Pushers = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Takes those who are connected already."""
+        object.__setattr__(self, "pushers", Pushers(self.inherited))
 
     def path(self, pipe: str, number: int | None = None) -> Path:
         """Where a pipe is; `number` is the worker's, for pipes that each worker has."""
@@ -118,11 +124,18 @@ class Pipes:
 
     def close_inherited(self) -> None:
         """Those that nobody had a use for: their files are gone, or there were other pipes then."""
+        self.pushers.close_inherited()
         while self.inherited:
             os.close(self.inherited.popitem()[1])
 
+    def leave_to(self, leave: Callable[[dict[str, int]], None]) -> None:
+        """Tells what spares are to have copies of, now and whenever it changes."""
+        self.pushers.on_change = lambda: leave({**self.listeners, **self.pushers.left()})
+        self.pushers.on_change()
+
     def close_listeners(self) -> None:
         """Ours; who was left a copy has it still."""
+        self.pushers.close()
         while self.listeners:
             os.close(self.listeners.popitem()[1])
 
@@ -130,8 +143,10 @@ class Pipes:
         self, loop: Loop, pipe: str, handler: Handler, drop: Callable[[BadTrain], None], number: int | None = None
     ) -> Inlet:
         """The reading end of a pipe of trains. Raises OSError."""
-        listener = sockets.socket(fileno=os.dup(self._listener(self.path(pipe, number))))
-        return Inlet(loop, listener, _LIMITS.get(pipe, DATA_LIMITS), handler, drop)
+        path = self.path(pipe, number)
+        listener = sockets.socket(fileno=os.dup(self._listener(path)))
+        kept = self.pushers, path.name
+        return Inlet(loop, listener, _LIMITS.get(pipe, DATA_LIMITS), handler, drop, kept)
 
     def line(self, loop: Loop, pipe: str, number: int | None = None) -> Line:
         """The other end. The reader needn't be there yet, and may come and go."""

@@ -8,6 +8,7 @@ from typing import Final
 
 from stagewire.ipc import zmtp
 from stagewire.ipc.loop import Loop
+from stagewire.ipc.pushers import MOST, Pushers, hang_up
 from stagewire.ipc.trains import BadTrain
 from stagewire.ipc.zmtp import BadStream, Frame, Stream
 
@@ -40,16 +41,25 @@ class Inlet:
         limits: Limits,
         handler: Handler,
         drop: Callable[[BadTrain], None],
+        kept: tuple[Pushers, str],
     ) -> None:
-        """`handler` gets at least one train; `drop` is told when a pusher makes no sense."""
+        """`handler` gets at least one train; `drop` is told when a pusher makes no sense.
+
+        `kept`: where pushers are left to whoever takes over, and what the pipe is called there.
+        """
         self._loop = loop
         self._listener = listener
         self._limits = limits
         self._handler = handler
         self._drop = drop
+        self._kept, self._name = kept
         self._pushers: dict[int, sockets.socket] = {}
+        self._marks: dict[int, int] = {}
+        """The number that a pusher is kept under, by descriptor."""
         self.source = listener.fileno()
         loop.add(self.source, self._welcome, pipe=True)
+        for pusher in self._kept.of(self._name):
+            self._begin(pusher, Stream(limits.message, ready=True))
 
     def close(self) -> None:
         """Hangs up; whoever else has a copy of the listening socket has it still."""
@@ -70,18 +80,24 @@ class Inlet:
             pusher.setblocking(False)
             with suppress(OSError):  # gone again: the end comes to be read
                 pusher.send(zmtp.PULL)
-            self._begin(pusher)
+            self._begin(pusher, Stream(self._limits.message))
 
-    def _begin(self, pusher: sockets.socket) -> None:
+    def _begin(self, pusher: sockets.socket, stream: Stream) -> None:
         descriptor, receive, most = pusher.fileno(), pusher.recv, self._limits.read
-        take, handler = Stream(self._limits.message).take_untrusted, self._handler
+        take, handler, marks, numbers = stream.take_untrusted, self._handler, self._kept.marks, self._marks
         self._pushers[descriptor] = pusher
+        if stream.ready:
+            number = numbers[descriptor] = self._kept.enter(self._name, pusher)
+            marks[number] = 0
 
         def read(now: float) -> None:
+            number = numbers.get(descriptor, MOST)
+            marks[number] = 1  # before: who dies in the middle of this leaves nothing to be read on
             try:
                 data = receive(most)
                 frames = take(data)
             except BlockingIOError:
+                marks[number] = stream.begun
                 return
             except BadStream:
                 self._drop(BadTrain("train_malformed"))
@@ -90,11 +106,19 @@ class Inlet:
                 data = b""
             if not data:
                 self._hang_up(descriptor)
-            elif frames:
+                return
+            if number == MOST and stream.ready and descriptor not in numbers:
+                number = numbers[descriptor] = self._kept.enter(self._name, pusher)
+            marks[number] = stream.begun
+            if frames:
                 handler(frames, now)
 
         self._loop.add(descriptor, read, along=self.source)
 
     def _hang_up(self, descriptor: int) -> None:
         self._loop.remove(descriptor)
-        self._pushers.pop(descriptor).close()
+        pusher = self._pushers.pop(descriptor)
+        number = self._marks.pop(descriptor, None)
+        if number is not None:
+            self._kept.remove(self._name, number)
+        hang_up(pusher)

@@ -171,7 +171,7 @@ class Stage:
                 set_up()
                 self._push_counters()
                 self.pipes.close_inherited()
-                self.bequest.leave(self.pipes.listeners, "pipes")
+                self.pipes.leave_to(lambda left: self.bequest.leave(left, "pipes"))
             except (OSError, zmq.ZMQError) as error:  # no room in the run folder, or no such folder any more
                 self.log.error("cannot work", reason=str(error))
                 return EXIT_MISTAKE

@@ -51,14 +51,19 @@ def front(length: int) -> bytes:
 class Stream:
     """What the other end says, cut into messages."""
 
-    def __init__(self, limit: int) -> None:
-        """`limit`: bytes of a message."""
+    def __init__(self, limit: int, *, ready: bool = False) -> None:
+        """`limit`: bytes of a message. `ready`: somebody else has read all before the next message."""
         self._limit = limit
         self._rest = b""
         """Of a message that has begun."""
-        self._greeted = False
-        self.ready = False
+        self._greeted = ready
+        self.ready = ready
         """Whether it has said all that comes before messages."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a message of which a part is still to come."""
+        return bool(self._rest)
 
     def take_untrusted(self, data: bytes) -> list[Frame]:
         """The messages that are whole with what came now. Raises BadStream.

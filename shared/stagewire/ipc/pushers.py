@@ -1,0 +1,92 @@
+"""Who has connected to our pipes, kept so that whoever takes over reads on where we stopped: what waits there isn't lost.
+
+Copies of the connections are left to the spares with all else (`bequest`), and a page of memory with a byte for each: it is
+set from before something is read until all messages that were begun are whole. A connection whose byte is set may have been
+left in the middle of a message. Nobody reads on there, as what follows could be taken for the beginning of another one; its
+pusher is hung up on, and connects anew.
+"""
+
+import mmap
+import os
+import socket as sockets
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+PREFIX: Final = "pipe-pusher:"
+"""`<prefix><number>:<pipe>`; the number is of its byte. Whatever begins with `pipe` is looked through by `endpoints`."""
+MARKS: Final = "pipe-marks"
+MOST: Final = 200
+"""Left at once; the kernel hands 253 descriptors on. More than that connect anew."""
+
+
+class Pushers:
+    """Those of all our pipes. `inherited`: what was left by who was at work before us, of which this takes its own."""
+
+    def __init__(self, inherited: dict[str, int]) -> None:
+        self._before: dict[str, list[sockets.socket]] = {}
+        self._take(inherited)
+        self._descriptor = os.memfd_create(MARKS, os.MFD_CLOEXEC)
+        os.ftruncate(self._descriptor, mmap.PAGESIZE)
+        self.marks = mmap.mmap(self._descriptor, mmap.PAGESIZE)
+        """A byte for each; 0: all that was begun is whole."""
+        self._left: dict[str, int] = {}
+        self._numbers = set(range(MOST))
+        self.on_change: Callable[[], None] = lambda: None
+
+    def _take(self, inherited: dict[str, int]) -> None:
+        descriptor = inherited.pop(MARKS, None)
+        marks = b"" if descriptor is None else os.pread(descriptor, mmap.PAGESIZE, 0)
+        if descriptor is not None:
+            os.close(descriptor)
+        for name in [name for name in inherited if name.startswith(PREFIX)]:
+            number, _, pipe = name.removeprefix(PREFIX).partition(":")
+            pusher = sockets.socket(fileno=inherited.pop(name))
+            if marks[int(number) : int(number) + 1] == b"\0":
+                self._before.setdefault(pipe, []).append(pusher)
+            else:
+                hang_up(pusher)
+
+    def of(self, pipe: str) -> list[sockets.socket]:
+        """Those of a pipe who were connected to the process before us, and have been welcomed by it."""
+        return self._before.pop(pipe, [])
+
+    def enter(self, pipe: str, pusher: sockets.socket) -> int:
+        """Leaves one to the spares from now on; returns the number of its byte, which is set, MOST if it isn't left."""
+        if not self._numbers:
+            return MOST
+        number = min(self._numbers)
+        self._numbers.remove(number)
+        self.marks[number] = 1
+        self._left[f"{PREFIX}{number}:{pipe}"] = pusher.fileno()
+        self.on_change()
+        return number
+
+    def remove(self, pipe: str, number: int) -> None:
+        """One that has gone."""
+        if self._left.pop(f"{PREFIX}{number}:{pipe}", None) is not None:
+            self._numbers.add(number)
+            self.on_change()
+
+    def left(self) -> dict[str, int]:
+        """What is to be left to the spares, by name."""
+        return {**self._left, MARKS: self._descriptor}
+
+    def close_inherited(self) -> None:
+        """Those of pipes that we don't have."""
+        while self._before:
+            for pusher in self._before.popitem()[1]:
+                hang_up(pusher)
+
+    def close(self) -> None:
+        """Lets go of the page."""
+        self.close_inherited()
+        self.marks.close()
+        os.close(self._descriptor)
+
+
+def hang_up(pusher: sockets.socket) -> None:
+    """Ends a connection, whoever else has a copy of it."""
+    with suppress(OSError):  # it has ended already
+        pusher.shutdown(sockets.SHUT_RDWR)
+    pusher.close()

@@ -1,0 +1,156 @@
+"""A pipe whose reader dies, and is read on by the next: nothing that waits is lost, and no half of a message is read."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+from tests.ipc.test_pipe import PIPE, Reader
+
+from lab.wait import until
+from stagewire.ipc import pushers
+from stagewire.ipc.endpoints import MAX_TRAIN, Pipes
+from stagewire.ipc.line import Line
+from stagewire.ipc.loop import Loop, Once, boot_time
+
+
+class Lives:
+    """One reader after another in one place, each with what the one before left; and one who sends."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.left: dict[str, int] = {}
+        """Copies, as a spare has them."""
+        self._life: tuple[Pipes, Reader] | None = None
+        self.reader = self.begin()
+        self.line: Line = Pipes(self.context, Path()).line(self.loop, PIPE)
+
+    def begin(self) -> Reader:
+        pipes = Pipes(self.context, Path(), self._inherit())
+        reader = Reader(pipes, self.loop)
+        pipes.close_inherited()
+        pipes.leave_to(self._copy)
+        self._life = pipes, reader
+        return reader
+
+    def _inherit(self) -> dict[str, int]:
+        left, self.left = self.left, {}
+        return left
+
+    def _copy(self, left: dict[str, int]) -> None:
+        self._forget()
+        self.left = {name: os.dup(descriptor) for name, descriptor in left.items()}
+
+    def _forget(self) -> None:
+        while self.left:
+            os.close(self.left.popitem()[1])
+
+    def die(self) -> None:
+        """At once, without a word to anybody."""
+        assert self._life is not None
+        pipes, reader = self._life
+        left, self.left = self.left, {}
+        for descriptor in [reader.inlet.source, *reader.inlet._pushers]:
+            self.loop.remove(descriptor)
+        for pusher in reader.inlet._pushers.values():
+            pusher.close()
+        reader.inlet._listener.close()
+        pipes.close_listeners()
+        self.left, self._life = left, None
+
+    def turn(self, condition: Callable[[], object], what: str) -> None:
+        def once() -> object:
+            self.loop.add_timed(soon := Once(boot_time() + 0.001, lambda _now: None))
+            self.loop._turn()
+            self.loop.remove_timed(soon)
+            return condition()
+
+        until(once, 5, what)
+
+    def send(self, train: bytes) -> None:
+        self.turn(lambda: self.line.send(train), "room")
+
+    def close(self) -> None:
+        self.line.close()
+        if self._life is not None:
+            self.die()
+        self._forget()
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+def lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lives]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conn").mkdir()
+    made = Lives()
+    yield made
+    made.close()
+
+
+def test_what_waits_is_read_by_the_next_and_the_pusher_notices_nothing(lives: Lives) -> None:
+    lives.send(b"first")
+    lives.turn(lambda: lives.reader.trains, "the train")
+    connection = lives.line._socket
+    sent = [b"first"]
+    arrived = list(lives.reader.trains)
+    for life in range(3):
+        lives.die()
+        for number in range(3):  # while nobody is there
+            sent.append(b"%d.%d" % (life, number) * 1000)
+            assert lives.line.send(sent[-1])
+        reader = lives.begin()
+        sent.append(b"and now")
+        lives.send(sent[-1])
+        lives.turn(lambda reader=reader: len(reader.trains) == 4, "what waited, and what came")  # type: ignore[misc]
+        arrived += reader.trains
+        assert not reader.bad
+    assert arrived == sent
+    assert lives.line._socket is connection
+
+
+def test_who_was_left_in_the_middle_of_a_message_connects_anew(lives: Lives) -> None:
+    lives.send(b"first")
+    lives.turn(lambda: lives.reader.trains, "the train")
+    connection = lives.line._socket
+    lives.send(bytes(MAX_TRAIN))  # longer than what is taken in a turn
+    lives.turn(lambda: any(lives.reader.inlet._kept.marks[:10]), "a part of it")
+    lives.die()
+    reader = lives.begin()
+    lives.turn(lambda: lives.line.connected and lives.line._socket is not connection, "another connection")
+    lives.send(b"whole")
+    lives.turn(lambda: reader.trains, "a train")
+    assert reader.trains == [b"whole"]
+    assert not reader.bad
+
+
+def test_who_died_while_it_read_leaves_nothing_to_be_read_on(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the kernel's giving something away and our having looked at it nobody knows where a message ends."""
+    lives.send(b"first")
+    lives.turn(lambda: lives.reader.trains, "the train")
+    connection = lives.line._socket
+    lives.send(b"in hand")
+    (descriptor,) = lives.reader.inlet._pushers
+    with monkeypatch.context() as broken:
+        broken.setattr("stagewire.ipc.zmtp._FRONT", None)
+        with pytest.raises(AttributeError):
+            lives.loop._handlers[descriptor](0.0)
+    lives.die()
+    reader = lives.begin()
+    lives.turn(lambda: lives.line.connected and lives.line._socket is not connection, "another connection")
+    lives.send(b"whole")
+    lives.turn(lambda: reader.trains, "a train")
+    assert reader.trains == [b"whole"]
+
+
+def test_numbers_are_given_again_and_the_page_is_the_pipes_own(lives: Lives) -> None:
+    lives.send(b"first")
+    lives.turn(lambda: lives.reader.trains, "the train")
+    names = {name for name in lives.left if name.startswith(pushers.PREFIX)}
+    assert names == {f"{pushers.PREFIX}0:cipher-out"}
+    lives.line._lost()
+    lives.send(b"second")
+    lives.turn(lambda: len(lives.reader.trains) == 2 and len(lives.reader.inlet._pushers) == 1, "the second train")
+    assert len([name for name in lives.left if name.startswith(pushers.PREFIX)]) == 1
+    assert pushers.MARKS in lives.left
