@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from noise.connection import Keypair, NoiseConnection
 from tests.proto.test_noise import LOW_ORDER
 
-from stagewire.proto import handshake
+from stagewire.proto import handshake, noise
 from stagewire.proto.handshake import AuthenticInitiation, Identity, Remote, SentInitiation
 from stagewire.proto.messages import BadMessage, Initiation, Response, parse_handshake_untrusted
 
@@ -243,7 +243,7 @@ def test_low_order_ephemeral_in_an_initiation(point: bytes) -> None:
 @pytest.mark.parametrize("point", LOW_ORDER.values(), ids=LOW_ORDER.keys())
 def test_low_order_ephemeral_when_responding(point: bytes) -> None:
     initiation = authenticated(initiation_of(initiated()[0][8:]))
-    forged = replace(initiation, message=replace(initiation.message, ephemeral=point))
+    forged = replace(initiation, point=noise.point_of(point))
     with pytest.raises(BadMessage, match="low_order_key"):
         handshake.respond(forged, remote_of(RESPONDER, INITIATOR, PSK), ANSWERER, EPHEMERAL_RESPONDER)
 

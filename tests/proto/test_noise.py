@@ -94,20 +94,26 @@ def test_dh_of_rfc_7748() -> None:
     scalar = bytes.fromhex("a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4")
     point = bytes.fromhex("e6db6867583030db3594c1a424b15f7c726624ec26b3353b10a903a6d0ab1c4c")
     product = "c3da55379de9c6908e94ea4df28d084f32eccf03491c71f754b4075577a28552"
-    assert noise.dh(X25519PrivateKey.from_private_bytes(scalar), point).hex() == product
+    assert noise.dh(X25519PrivateKey.from_private_bytes(scalar), noise.point_of(point)).hex() == product
 
 
 @pytest.mark.parametrize("point", LOW_ORDER.values(), ids=LOW_ORDER.keys())
 def test_low_order_points_are_refused(point: bytes) -> None:
     private = X25519PrivateKey.from_private_bytes(random.Random(2).randbytes(32))
     with pytest.raises(BadMessage, match="low_order_key"):
-        noise.dh(private, point)
+        noise.dh(private, noise.point_of(point))
 
 
 def test_non_canonical_point_of_great_order_is_the_same_as_its_canonical_form() -> None:
     private = X25519PrivateKey.from_private_bytes(random.Random(3).randbytes(32))
-    assert noise.dh(private, (P + 9).to_bytes(32, "little")) == noise.dh(private, (9).to_bytes(32, "little"))
-    assert noise.dh(private, (9).to_bytes(32, "little")) == noise.public_key_of(private)
+    odd, canonical = (noise.point_of(number.to_bytes(32, "little")) for number in (P + 9, 9))
+    assert noise.dh(private, odd) == noise.dh(private, canonical) == noise.public_key_of(private)
+
+
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_what_is_no_public_key_is_refused(length: int) -> None:
+    with pytest.raises(BadMessage, match="low_order_key"):
+        noise.point_of(bytes(length))
 
 
 def test_a_copy_moves_on_alone() -> None:

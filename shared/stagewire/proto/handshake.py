@@ -15,7 +15,7 @@ Contract: a function that raises has changed nothing. The state that waits for a
 
 from dataclasses import dataclass, field
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from stagewire.proto import constants as c
 from stagewire.proto import messages, noise
@@ -38,16 +38,22 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """The other side's long-term facts. `static_shared` is DH(our static, theirs), computed once."""
+    """The other side's long-term facts. `point` is its public key, `static_shared` DH(our static, theirs), computed once."""
 
     public_key: bytes
+    point: X25519PublicKey = field(repr=False)
     static_shared: bytes = field(repr=False)
-    preshared_key: bytes = field(repr=False, default=bytes(c.KEY_LENGTH))
+    preshared_key: bytes = field(repr=False)
 
     @classmethod
     def of(cls, identity: Identity, public_key: bytes, preshared_key: bytes = bytes(c.KEY_LENGTH)) -> "Remote":
         """Raises BadMessage when the public key is of low order: nothing must ever be sent to such a peer."""
-        return cls(public_key, noise.dh(identity.private_key, public_key), preshared_key)
+        point = noise.point_of(public_key)
+        return cls(public_key, point, noise.dh(identity.private_key, point), preshared_key)
+
+    def with_preshared_key(self, preshared_key: bytes) -> "Remote":
+        """The same but for this. Hot: 0.9 us, where `dataclasses.replace` takes 4."""
+        return Remote(self.public_key, self.point, self.static_shared, preshared_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,8 @@ class OpenedInitiation:
     """An initiation that names its sender, which is not yet proven. Nothing may be stored or answered for it."""
 
     message: Initiation
+    point: X25519PublicKey = field(repr=False)
+    """Its ephemeral key."""
     public_key: bytes
     state: noise.SymmetricState = field(repr=False)
 
@@ -81,6 +89,8 @@ class AuthenticInitiation:
     """An initiation whose sender is proven. It may still be a replay: compare `timestamp` (TAI64N, as bytes)."""
 
     message: Initiation
+    point: X25519PublicKey = field(repr=False)
+    """Its ephemeral key."""
     timestamp: bytes
     state: noise.SymmetricState = field(repr=False)
 
@@ -94,7 +104,7 @@ def initiate(
     state = noise.initial_state(remote.public_key)
     state.mix_chain(public)
     state.mix_hash(public)
-    key = state.mix_key(noise.dh(private, remote.public_key))
+    key = state.mix_key(noise.dh(private, remote.point))
     static = state.seal(key, identity.public_key)
     key = state.mix_key(remote.static_shared)
     stamp = state.seal(key, timestamp)
@@ -103,12 +113,13 @@ def initiate(
 
 def open_initiation_untrusted(identity: Identity, message: Initiation) -> OpenedInitiation:
     """Finds out who claims to have sent an initiation; costs one DH. Raises BadMessage."""
+    point = noise.point_of(message.ephemeral)
     state = noise.initial_state(identity.public_key)
     state.mix_chain(message.ephemeral)
     state.mix_hash(message.ephemeral)
-    key = state.mix_key(noise.dh(identity.private_key, message.ephemeral))
+    key = state.mix_key(noise.dh(identity.private_key, point))
     public_key = state.open_untrusted(key, message.encrypted_static, "initiation_not_for_us")
-    return OpenedInitiation(message, public_key, state)
+    return OpenedInitiation(message, point, public_key, state)
 
 
 def authenticate_untrusted(opened: OpenedInitiation, remote: Remote) -> AuthenticInitiation:
@@ -116,7 +127,7 @@ def authenticate_untrusted(opened: OpenedInitiation, remote: Remote) -> Authenti
     state = opened.state.copy()
     key = state.mix_key(remote.static_shared)
     timestamp = state.open_untrusted(key, opened.message.encrypted_timestamp, "initiation_not_authentic")
-    return AuthenticInitiation(opened.message, timestamp, state)
+    return AuthenticInitiation(opened.message, opened.point, timestamp, state)
 
 
 def respond(
@@ -131,8 +142,8 @@ def respond(
     state = initiation.state.copy()
     state.mix_chain(public)
     state.mix_hash(public)
-    state.mix_chain(noise.dh(private, initiation.message.ephemeral))
-    state.mix_chain(noise.dh(private, remote.public_key))
+    state.mix_chain(noise.dh(private, initiation.point))
+    state.mix_chain(noise.dh(private, remote.point))
     key = state.mix_preshared_key(remote.preshared_key)
     payload = state.seal(key, timestamp)
     first, second = state.split()
@@ -151,10 +162,11 @@ def read_response_untrusted(
     if len(message.encrypted_payload) != expected:
         raise BadMessage("response_without_timestamp" if stamped else "response_with_timestamp")
     state = sent.state.copy()
+    point = noise.point_of(message.ephemeral)
     state.mix_chain(message.ephemeral)
     state.mix_hash(message.ephemeral)
-    state.mix_chain(noise.dh(sent.ephemeral, message.ephemeral))
-    state.mix_chain(noise.dh(identity.private_key, message.ephemeral))
+    state.mix_chain(noise.dh(sent.ephemeral, point))
+    state.mix_chain(noise.dh(identity.private_key, point))
     key = state.mix_preshared_key(remote.preshared_key)
     timestamp = state.open_untrusted(key, message.encrypted_payload, "response_not_authentic")
     first, second = state.split()

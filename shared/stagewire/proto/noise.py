@@ -66,10 +66,21 @@ def public_key_of(private_key: X25519PrivateKey) -> bytes:
     return private_key.public_key().public_bytes_raw()
 
 
-def dh(private_key: X25519PrivateKey, public_key: bytes) -> bytes:
-    """X25519. Raises BadMessage for a public key of low order, whose result would be known to everybody (all zeros)."""
+def point_of(public_key: bytes) -> X25519PublicKey:
+    """A public key as `dh` takes it; made once, for 4 us, of what is used twice. Raises BadMessage if it isn't 32 bytes."""
     try:
-        return private_key.exchange(X25519PublicKey.from_public_bytes(public_key))
+        return X25519PublicKey.from_public_bytes(public_key)
+    except ValueError:
+        raise BadMessage("low_order_key") from None
+
+
+def dh(private_key: X25519PrivateKey, point: X25519PublicKey) -> bytes:
+    """X25519. Raises BadMessage for a public key of low order, whose result would be known to everybody (all zeros).
+
+    Hot, three times in an answer: 35 us, all of it the curve's.
+    """
+    try:
+        return private_key.exchange(point)
     except ValueError:
         raise BadMessage("low_order_key") from None
 

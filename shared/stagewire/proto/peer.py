@@ -1,6 +1,6 @@
 """What key-service knows of one peer: who it is, where it is, its handshakes' state."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from stagewire.proto import constants as c
 from stagewire.proto.cookie import MacSealer
@@ -45,7 +45,7 @@ class Peer:
                 raise BadMessage("own_key")
             # When first needed: 10,000 peers would cost half a second at start.
             self._static = Remote.of(identity, self.public_key)
-        return replace(self._static, preshared_key=self.preshared_key)
+        return self._static.with_preshared_key(self.preshared_key)
 
     def has_session(self, worker: int) -> bool:
         """Whether a worker has a session of this peer's, or is being given one."""
