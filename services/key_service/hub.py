@@ -133,7 +133,9 @@ class Hub:
                 identity = receive(_DONTWAIT)
             except zmq.Again:
                 return
-            data = receive(_DONTWAIT)  # a ROUTER puts the sender's name before a whole message, which has a part at least
+            data = receive(
+                _DONTWAIT
+            )  # a ROUTER puts the sender's name before a whole message, which has a part at least
             while ask(_MORE):
                 data = receive(_DONTWAIT)
             try:

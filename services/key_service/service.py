@@ -107,6 +107,7 @@ class KeyService:
             privileges.uid_of("device"),
             lambda number: self._workers.consider(number, boot_time()),
             self._workers.on_gone,
+            self._handshaker.refused,
         )
         self._hub = self._live.hub = self._workers.hub = Hub(
             stage, self._on_hello, self._on_message, self._on_query, giver.generation
@@ -161,8 +162,7 @@ class KeyService:
                     self._stage.log.debug(
                         "session", peer=report.short(effect.public_key), worker=effect.worker, role=role
                     )
-                    if not self._workers.giver.give(effect):
-                        self._handshaker.refused(effect.index)
+                    self._workers.giver.give(effect)
                 case SendHandshake():
                     self._handshake_out.offer(trains.pack_handshake(effect.endpoint, effect.data, now), 1, now)
                     if effect.initiation:
