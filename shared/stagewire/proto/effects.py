@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from stagewire.proto.handshake import TransportKeys
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SendHandshake:
     """Send a whole message to a packed endpoint. `initiation`: the home worker's timers must hear of it."""
 
@@ -15,7 +15,7 @@ class SendHandshake:
     initiation: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InstallSession:
     """Give a session to worker `worker`, and to nobody else, and tell `installed` when it has it."""
 
@@ -29,7 +29,7 @@ class InstallSession:
     keys: TransportKeys
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RememberTimestamp:
     """Store a TAI64N that survives this process. `kind` is initiation, response (theirs, newest seen) or own (ours)."""
 

@@ -36,7 +36,7 @@ class Identity:
         return cls(key, noise.public_key_of(key))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Remote:
     """The other side's long-term facts. `point` is its public key, `static_shared` DH(our static, theirs), computed once."""
 
@@ -52,11 +52,11 @@ class Remote:
         return cls(public_key, point, noise.dh(identity.private_key, point), preshared_key)
 
     def with_preshared_key(self, preshared_key: bytes) -> "Remote":
-        """The same but for this. Hot: 0.9 us, where `dataclasses.replace` takes 4."""
+        """The same but for this. Hot: 0.4 us, where `dataclasses.replace` takes 4."""
         return Remote(self.public_key, self.point, self.static_shared, preshared_key)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TransportKeys:
     """What a handshake yields: our sending and our receiving key, 32 bytes each."""
 
@@ -73,7 +73,7 @@ class SentInitiation:
     state: noise.SymmetricState = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenedInitiation:
     """An initiation that names its sender, which is not yet proven. Nothing may be stored or answered for it."""
 
@@ -84,7 +84,7 @@ class OpenedInitiation:
     state: noise.SymmetricState = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AuthenticInitiation:
     """An initiation whose sender is proven. It may still be a replay: compare `timestamp` (TAI64N, as bytes)."""
 

@@ -33,7 +33,7 @@ INSTALL_TIMEOUT = 1.0
 """Seconds a response is held for its worker's word. Then the handshake is forgotten; its initiator tries again."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _HeldResponse:
     peer: Peer
     endpoint: bytes
@@ -363,7 +363,7 @@ class Handshaker:
 
     def next_deadline(self) -> float | None:
         """When `act` is to be called (s)."""
-        held_until = min((held.until for held in self._held.values()), default=None)
+        held_until = next((held.until for held in self._held.values()), None)  # who was held first is due first
         lost = self._pace.next_place() if self._lost else None
         due = (self._agenda.next_deadline(), held_until, lost)
         return min((when for when in due if when is not None), default=None)
