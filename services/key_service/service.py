@@ -142,14 +142,17 @@ class KeyService:
     # --- from the network ----------------------------------------------------------------------------------
 
     def _on_handshakes(self, frames: Sequence[Frame], now: float) -> None:
+        effects: list[Effect] = []
         for data, start, end in frames:
             try:
                 endpoint, message = trains.unpack_handshake_untrusted(data, now, start, end)
-                self._carry_out(self._handshaker.receive_untrusted(message, endpoint, now, time.time_ns()), now)
+                effects += self._handshaker.receive_untrusted(message, endpoint, now, time.time_ns())
             except trains.BadTrain as bad:
                 self._stage.drop(bad)
             except BadMessage as bad:
                 self._stage.counters[bad.reason] += 1
+        # After all of them, as the same code again is quicker than all of it in turn: 10 us of 320 for an answer.
+        self._carry_out(effects, now)
 
     def _carry_out(self, effects: Iterable[Effect], now: float) -> None:
         for effect in effects:
@@ -157,11 +160,12 @@ class KeyService:
                 case RememberTimestamp():
                     self._remember(effect)
                 case InstallSession():
-                    # Every two minutes with every peer: not for the eyes of who didn't ask for it.
-                    role = "initiator" if effect.initiator else "responder"
-                    self._stage.log.debug(
-                        "session", peer=report.short(effect.public_key), worker=effect.worker, role=role
-                    )
+                    if self._stage.log.says("debug"):
+                        # Every two minutes with every peer: not for the eyes of who didn't ask for it.
+                        role = "initiator" if effect.initiator else "responder"
+                        self._stage.log.debug(
+                            "session", peer=report.short(effect.public_key), worker=effect.worker, role=role
+                        )
                     self._workers.giver.give(effect)
                 case SendHandshake():
                     self._handshake_out.offer(trains.pack_handshake(effect.endpoint, effect.data, now), 1, now)

@@ -35,6 +35,10 @@ class Log:
         """The same with more in each line."""
         return Log(self._least, **self._bound, **bound)
 
+    def says(self, level: str) -> bool:
+        """Whether lines of a level are written; for where to make one takes longer than it may."""
+        return _LEVELS[level] >= _LEVELS[self._least]
+
     def debug(self, event: str, **said: Any) -> None:
         """What only somebody who looks for a mistake wants to know."""
         self._say("debug", event, said)
@@ -56,7 +60,7 @@ class Log:
         self._say("error", event, {**said, "exception": traceback.format_exc().rstrip("\n")})
 
     def _say(self, level: str, event: str, said: dict[str, Any]) -> None:
-        if _LEVELS[level] >= _LEVELS[self._least]:
+        if self.says(level):
             line = {"timestamp": _now(), "level": level, "program": None, "event": event, **self._bound, **said}
             _write(" ".join(f"{key}={_value(value)}" for key, value in line.items()) + "\n")
 
