@@ -6,6 +6,7 @@ does can only add to it.
 
 import gc
 import os
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from stagewire.ipc import trains
 from stagewire.proto.allowed_ips import AllowedIps
 from stagewire.proto.device import Device, PeerFacts
 from stagewire.proto.endpoint import Endpoint
+from stagewire.proto.offload import coalesce, segment
+from stagewire.proto.offload.block import Block
+from stagewire.proto.offload.segment import SuperPacket
 from stagewire.proto.replay import ReplayWindow
 from stagewire.proto.session import Session
 
@@ -91,6 +95,32 @@ def _inbound(count: int, size: int, calls: int) -> Iterator[Callable[[], object]
     there, here = devices()
     sealed = [_datagrams(there.outbound(_packets(count, size), _NOW).runs) for _ in range(calls)]
     return (_call(here.inbound, [(_PLACE, train)]) for train in sealed)
+
+
+def _whole(count: int, size: int) -> list[bytes | SuperPacket]:
+    """So many packets of TCP as the OS hands them over: in one piece, as far as that goes."""
+    if count * size > trains.MAX_READ:
+        return [*_whole(count // 2, size), *_whole(count // 2, size)]
+    addresses = IPv4Address(_OURS).packed + IPv4Address(_THEIRS).packed
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 40 + count * (size - 40), 1, 0x4000, 64, segment.TCP, 0) + addresses
+    head = ip + struct.pack("!HHIIBBHHH", 5201, 40000, 1, 1, 0x50, segment.ACK, 1000, 0, 0)
+    whole = SuperPacket(head + bytes(count * (size - 40)), 20, 40, size - 40, segment.TCP)
+    return [whole] if count > 1 else [head + bytes(size - 40)]
+
+
+def _outbound_whole(count: int, size: int, calls: int) -> Iterator[Callable[[], object]]:
+    device, train = devices()[0], _whole(count, size)
+    return (lambda: device.outbound(train, _NOW) for _ in range(calls))
+
+
+def _inbound_whole(count: int, size: int, calls: int) -> Iterator[Callable[[], object]]:
+    there, here = devices()
+    here.takes = coalesce.TAKES_TCP
+    found = []
+    for _ in range(calls):
+        runs = there.outbound(_whole(count, size), _NOW).runs
+        found.append([(_PLACE, Block(b"".join(datagrams), len(datagrams[0]))) for _, datagrams in runs])
+    return (_call(here.inbound, runs) for runs in found)
 
 
 def _call(function: Callable[..., object], argument: object) -> Callable[[], object]:
@@ -166,6 +196,8 @@ FUNCTIONS: Final = (
     Measured("Session.seal", _seal),
     Measured("Device.outbound", _outbound),
     Measured("Device.inbound", _inbound),
+    Measured("Device.outbound, a super-packet", _outbound_whole),
+    Measured("Device.inbound, its runs", _inbound_whole),
     Measured("pack_plain", _pack_plain),
     Measured("unpack_plain", _unpack_plain),
     Measured("pack_cipher", _pack_cipher),
