@@ -142,17 +142,14 @@ class KeyService:
     # --- from the network ----------------------------------------------------------------------------------
 
     def _on_handshakes(self, frames: Sequence[Frame], now: float) -> None:
-        effects: list[Effect] = []
         for data, start, end in frames:
             try:
                 endpoint, message = trains.unpack_handshake_untrusted(data, now, start, end)
-                effects += self._handshaker.receive_untrusted(message, endpoint, now, time.time_ns())
+                self._carry_out(self._handshaker.receive_untrusted(message, endpoint, now, time.time_ns()), now)
             except trains.BadTrain as bad:
                 self._stage.drop(bad)
             except BadMessage as bad:
                 self._stage.counters[bad.reason] += 1
-        # After all of them, as the same code again is quicker than all of it in turn: 10 us of 320 for an answer.
-        self._carry_out(effects, now)
 
     def _carry_out(self, effects: Iterable[Effect], now: float) -> None:
         for effect in effects:
