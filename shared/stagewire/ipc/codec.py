@@ -36,12 +36,12 @@ class Codec(Generic[M]):
         self._kinds: dict[str, Check] = {kind.__name__: _builder(kind) for kind in kinds}
 
     def pack(self, message: M) -> bytes:
-        """The bytes of a message. Hot: 2.4 us for a session's grant, where `dataclasses.astuple` alone took 10."""
+        """The bytes of a message. Hot: 2.4 us for a session's grant, where `dataclasses.astuple` alone took 6."""
         packed: bytes = msgpack.packb([self._version, type(message).__name__, *_values(message)], default=_values)
         return packed
 
     def unpack_untrusted(self, data: bytes) -> M:
-        """The message of some bytes. Raises BadControl, and nothing else. Hot: 2 us for one number."""
+        """The message of some bytes. Raises BadControl, and nothing else. Hot: 1.2 us for one number."""
         try:
             parts = msgpack.unpackb(data, use_list=False, max_ext_len=0, strict_map_key=True)
         except Exception:  # noqa: BLE001 - msgpack raises a dozen kinds; the bytes are bad in any of them

@@ -52,7 +52,7 @@ class Remote:
         return cls(public_key, point, noise.dh(identity.private_key, point), preshared_key)
 
     def with_preshared_key(self, preshared_key: bytes) -> "Remote":
-        """The same but for this. Hot: 0.4 us, where `dataclasses.replace` takes 4."""
+        """The same but for this. Hot: 0.2 us, where `dataclasses.replace` of a frozen one took 1.1."""
         return Remote(self.public_key, self.point, self.static_shared, preshared_key)
 
 

@@ -12,7 +12,7 @@ A response between two Stagewire gateways may carry an encrypted TAI64N instead 
 `handshake`); its length, 104, is what tells the two apart.
 
 Transport messages are handled in trains by `tunnel`, not through the dataclasses here. Those of handshakes, here and in
-`handshake` and `effects`, aren't frozen, though nobody changes one: a frozen one takes four times as long to make, and all
+`handshake` and `effects`, aren't frozen, though nobody changes one: a frozen one takes three times as long to make, and all
 of them together 7 us more in an answer.
 """
 
