@@ -154,3 +154,14 @@ def test_numbers_are_given_again_and_the_page_is_the_pipes_own(lives: Lives) -> 
     lives.turn(lambda: len(lives.reader.trains) == 2 and len(lives.reader.inlet._pushers) == 1, "the second train")
     assert len([name for name in lives.left if name.startswith(pushers.PREFIX)]) == 1
     assert pushers.MARKS in lives.left
+
+
+def test_who_has_no_pipe_takes_no_descriptor(tmp_path: Path) -> None:
+    """A command that asks a question makes `Pipes` each time."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with zmq.Context() as context:
+        inside = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(20):
+            Pipes(context, tmp_path).close_inherited()
+        assert len(list(Path("/proc/self/fd").iterdir())) == inside
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

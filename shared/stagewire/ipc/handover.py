@@ -6,7 +6,8 @@ reads it, makes its ciphers, wipes the page and closes. Both ends check the othe
 key-service at once that a worker is gone.
 
 A packet to key-service is a WorkerHello, one to a worker Grants with the descriptor attached. Under load it has several:
-what one turn of the loop brings for a worker goes together, as file and packet cost a busy key-service 40 us, and the worker a wake-up.
+what one turn of the loop brings for a worker goes together, as file and packet cost a busy key-service 40 us, and the
+worker a wake-up.
 """
 
 import os

@@ -26,10 +26,8 @@ class Pushers:
     def __init__(self, inherited: dict[str, int]) -> None:
         self._before: dict[str, list[sockets.socket]] = {}
         self._take(inherited)
-        self._descriptor = os.memfd_create(MARKS, os.MFD_CLOEXEC)
-        os.ftruncate(self._descriptor, mmap.PAGESIZE)
-        self.marks = mmap.mmap(self._descriptor, mmap.PAGESIZE)
-        """A byte for each; 0: all that was begun is whole."""
+        self._page: tuple[int, mmap.mmap] | None = None
+        """Where the marks are, from when there is a pipe: descriptor, memory."""
         self._left: dict[str, int] = {}
         self._numbers = set(range(MOST))
         self.on_change: Callable[[], None] = lambda: None
@@ -46,6 +44,15 @@ class Pushers:
                 self._before.setdefault(pipe, []).append(pusher)
             else:
                 hang_up(pusher)
+
+    @property
+    def marks(self) -> mmap.mmap:
+        """A byte for each; 0: all that was begun is whole."""
+        if self._page is None:
+            descriptor = os.memfd_create(MARKS, os.MFD_CLOEXEC)
+            os.ftruncate(descriptor, mmap.PAGESIZE)
+            self._page = descriptor, mmap.mmap(descriptor, mmap.PAGESIZE)
+        return self._page[1]
 
     def of(self, pipe: str) -> list[sockets.socket]:
         """Those of a pipe who were connected to the process before us, and have been welcomed by it."""
@@ -70,7 +77,7 @@ class Pushers:
 
     def left(self) -> dict[str, int]:
         """What is to be left to the spares, by name."""
-        return {**self._left, MARKS: self._descriptor}
+        return {} if self._page is None else {**self._left, MARKS: self._page[0]}
 
     def close_inherited(self) -> None:
         """Those of pipes that we don't have."""
@@ -81,8 +88,11 @@ class Pushers:
     def close(self) -> None:
         """Lets go of the page."""
         self.close_inherited()
-        self.marks.close()
-        os.close(self._descriptor)
+        if self._page is not None:
+            descriptor, marks = self._page
+            self._page = None
+            marks.close()
+            os.close(descriptor)
 
 
 def hang_up(pusher: sockets.socket) -> None:
