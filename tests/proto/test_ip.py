@@ -335,3 +335,24 @@ def test_no_bytes_raise(packet: bytes) -> None:
         assert ip.destination(answer) == ip.source(packet)
         assert ip.source(answer) == ip.destination(packet)
         assert ip.unreachable(answer) is None
+
+
+def test_a_flow_is_addresses_and_ports() -> None:
+    four = bytes([0x45]) + bytes(8) + b"\x06" + bytes(2) + bytes(range(1, 9)) + b"\x14\x51\x9c\x40" + bytes(16)
+    assert ip.flow(four) == bytes(range(1, 9)) + b"\x14\x51\x9c\x40"
+    assert ip.flow(memoryview(four)) == ip.flow(four[:9] + b"\x11" + four[10:]) == ip.flow(four)
+    assert ip.flow(four[:6] + b"\x40" + four[7:]) == ip.flow(four)  # it may not be cut
+    assert ip.flow(four[:9] + b"\x01" + four[10:]) == b""
+    six = bytes([0x60]) + bytes(5) + b"\x06\x40" + bytes(range(32)) + b"\x14\x51\x9c\x40" + bytes(16)
+    assert ip.flow(six) == bytes(range(32)) + b"\x14\x51\x9c\x40"
+    assert ip.flow(six[:6] + b"\x3a" + six[7:]) == b""
+
+
+def test_of_fragments_options_and_extension_headers_no_flow_can_be_told() -> None:
+    four = bytes([0x45]) + bytes(8) + b"\x11" + bytes(40)
+    for place, value in ((0, 0x46), (6, 0x20), (6, 0x01), (7, 0x09)):
+        changed = bytearray(four)
+        changed[place] = value
+        assert ip.flow(bytes(changed)) is None
+    assert ip.flow(bytes([0x60]) + bytes(5) + b"\x2c\x40" + bytes(60)) is None
+    assert ip.flow(bytes(40)) is None

@@ -15,6 +15,8 @@ _ICMPV6: Final = 58
 _HOP_BY_HOP: Final = 0
 _FRAGMENT: Final = 44
 _AUTHENTICATION: Final = 51
+_PORTS: Final = frozenset({6, 17})
+"""TCP and UDP."""
 _EXTENSIONS: Final = frozenset({_HOP_BY_HOP, 43, _FRAGMENT, _AUTHENTICATION, 60, 135, 139, 140})
 """IPv6 headers that say which header comes next and how long they are themselves."""
 
@@ -52,6 +54,22 @@ def destination(packet: bytes | memoryview) -> bytes | None:
             return bytes(packet[16:20])
         if version == 6 and length >= _V6_HEADER:
             return bytes(packet[24:40])
+    return None
+
+
+def flow(packet: bytes | memoryview) -> bytes | None:
+    """What tells a flow of TCP or UDP: addresses and ports. None if that can't be told, b"" for other protocols.
+
+    There must be a whole IP header. Hot: 0.3 us.
+    """
+    if packet[0] == 0x45:
+        if packet[6] & 0x3F or packet[7]:  # a fragment, which need not have the ports
+            return None
+        return bytes(packet[12:24]) if packet[9] in _PORTS else b""
+    if packet[0] >> 4 == 6:
+        if packet[6] in _PORTS:
+            return bytes(packet[8:44])
+        return b"" if packet[6] == _ICMPV6 else None
     return None
 
 

@@ -20,6 +20,7 @@ from cryptography.exceptions import InvalidTag
 
 from stagewire.proto import constants as c
 from stagewire.proto import endpoint as places
+from stagewire.proto import ip
 from stagewire.proto.events import EndpointMoved, SessionConfirmed, SessionsEnded, WantHandshake, WorkerEvent
 from stagewire.proto.offload.block import Block
 from stagewire.proto.offload.coalesce import Item
@@ -113,40 +114,53 @@ class Tunnel:
         self.timers.data_sent(now)
 
     def _seal(self, session: Session, packets: Sequence[Packet]) -> list[Sequence[bytes]]:
-        """What is sealed, in order: all of it, unless there are single packets alone and counters run out."""
+        """What is sealed: all of it, unless there are single packets alone and counters run out.
+
+        Those of a flow stay in order. Between flows super-packets go before single ones, acknowledgements mostly, which
+        would cut what can be sealed and sent at once into short pieces.
+        """
         runs: list[Sequence[bytes]] = []
         train: list[bytes] = []
         alike: list[SuperPacket] = []
+        behind: set[bytes | None] = set()
+        """Flows of single packets that wait behind super-packets."""
         for packet in packets:
             if isinstance(packet, SuperPacket) and self._lane is not None:
-                if train or (alike and not self._lane.alike(alike[0], packet)):
-                    self._seal_some(session, train, alike, runs)
+                if (behind and (None in behind or ip.flow(packet.packet) in behind)) or (
+                    alike and not self._lane.alike(alike[0], packet)
+                ):
+                    self._seal_some(session, train, alike, behind, runs)
                 alike.append(packet)
             elif isinstance(packet, bytes):
-                if alike:
-                    self._seal_some(session, train, alike, runs)
                 train.append(packet)
+                if self._lane is not None and len(packets) > 1:
+                    behind.add(ip.flow(packet))
             elif self._lane is None or isinstance(packet, SuperPacket):
                 train += packet.packets()
             else:
-                self._seal_some(session, train, alike, runs)
+                self._seal_some(session, train, alike, behind, runs)
                 runs += self._lane.seal_uniform(session, packet, self.settings.mtu)
-        self._seal_some(session, train, alike, runs)
+        self._seal_some(session, train, alike, behind, runs)
         return runs
 
     def _seal_some(
-        self, session: Session, train: list[bytes], alike: list[SuperPacket], runs: list[Sequence[bytes]]
+        self,
+        session: Session,
+        train: list[bytes],
+        alike: list[SuperPacket],
+        behind: set[bytes | None],
+        runs: list[Sequence[bytes]],
     ) -> None:
-        """Seals single packets, or super-packets that are alike, and empties the list."""
+        """Seals super-packets that are alike, then single packets, and empties all but `runs`."""
         mtu, lane = self.settings.mtu, self._lane
         if alike and lane is not None and lane.pays(alike):
             runs += lane.seal(session, alike, mtu)
         else:
-            train += _one_by_one(alike)
-            if train:
-                runs.append(session.seal(train, mtu))
-        alike.clear()
-        train.clear()
+            train[:0] = _one_by_one(alike)
+        if train:
+            runs.append(session.seal(train, mtu))
+        for each in (train, alike, behind):
+            each.clear()
 
     def send_keepalive(self, now: float, out: Output) -> None:
         """Sends what is staged, or, if nothing is, an empty packet."""

@@ -1,7 +1,6 @@
 """A worker's wide lane does what its narrow one does: the same packets, counters, drops and judgements."""
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from tests.proto.byhand import ELSEWHERE, INDEX, PEER, PLACE, T, facts, new_sess
 from tests.proto.offload.flows import TCP, UDP, Shape, supers
 
 from stagewire.proto import constants as c
+from stagewire.proto import ip
 from stagewire.proto.device import Device
 from stagewire.proto.events import EndpointMoved
 from stagewire.proto.offload import coalesce, segment
@@ -67,27 +67,52 @@ def apart(items: Sequence[Item]) -> list[bytes]:
 # --- sealing -----------------------------------------------------------------------------------------------
 
 
+LONE = st.builds(lambda host, port: Shape(payload=b"alone", size=9, host=host, port=port), *[st.integers(0, 3)] * 2)
+
+
+def by_flow(packets: Sequence[bytes]) -> dict[bytes | None, list[bytes]]:
+    """In the order of each; those of which it can't be told are of all of them."""
+    found: dict[bytes | None, list[bytes]] = {ip.flow(packet): [] for packet in packets}
+    for packet in packets:
+        found[ip.flow(packet)].append(packet)
+    return found
+
+
 @settings(max_examples=100)
-@given(st.lists(supers(most=100) | st.just(Shape(payload=b"alone", size=9)), min_size=1, max_size=4), st.just(1420))
+@given(st.lists(supers(most=100) | LONE, min_size=1, max_size=8), st.just(1420))
 def test_both_lanes_seal_the_same(shapes: list[Shape], mtu: int) -> None:
+    """The narrow one in the order in which they came, the wide one in each flow's."""
     items = [segment.open_untrusted(*shape.as_read()) for shape in shapes]
-    results: list[tuple[list[bytes], int, Counter[str]]] = []
-    for lane in (False, True):
-        one = running(wide=lane, mtu=mtu)
-        out = one.outbound(items, T)
-        results.append((sent(out.runs), tunnel_of(one).tx_bytes, one.drops))
-    assert results[0] == results[1]
     expected = [
-        packet
+        packet.ljust(len(packet) + min(-len(packet) % 16, max(0, mtu - len(packet))), b"\0")
         for shape in shapes
         for packet in (shape.train() if shape.size < len(shape.payload) else [shape.packet()])
     ]
-    datagrams = results[0][0]
-    counters = [int.from_bytes(datagram[8:16], "little") for datagram in datagrams]
-    assert counters == list(range(1, 1 + len(datagrams)))  # 0 was the packet that confirmed the session
-    assert [ours(datagram) for datagram in datagrams] == [
-        packet.ljust(len(packet) + min(-len(packet) % 16, max(0, mtu - len(packet))), b"\0") for packet in expected
-    ]
+    results = []
+    for lane in (False, True):
+        one = running(wide=lane, mtu=mtu)
+        datagrams = sent(one.outbound(items, T).runs)
+        counters = [int.from_bytes(datagram[8:16], "little") for datagram in datagrams]
+        assert counters == list(range(1, 1 + len(datagrams)))  # 0 was the packet that confirmed the session
+        opened = [ours(datagram) for datagram in datagrams]
+        assert opened == expected if not lane else by_flow(opened) == by_flow(expected)
+        results.append((tunnel_of(one).tx_bytes, one.drops))
+    assert results[0] == results[1]
+
+
+def test_acknowledgements_do_not_cut_other_flows_data() -> None:
+    data = [whole(Shape(size=1368, payload=bytes(4 * 1368), options=bytes(12), port=port)) for port in range(6)]
+    other, own = (Shape(port=port, options=bytes(12)).packet() for port in (100, 3))
+    fragment = other[:6] + b"\x20\x05" + other[8:]
+    for between, lengths, places in (
+        ([other, other], [24, 2], [24, 25]),
+        ([own], [12, 1, 12], [12]),
+        ([fragment], [5, 20], [4]),  # of whatever flow it is
+    ):
+        runs = [run for _, run in running(wide=True).outbound([data[0], *between, *data[1:]], T).runs]
+        assert [len(run) for run in runs] == lengths
+        opened = [ours(datagram) for run in runs for datagram in run]
+        assert [at for at, packet in enumerate(opened) if len(packet) < 100] == places
 
 
 def test_a_block_is_one_run_for_one_send() -> None:
