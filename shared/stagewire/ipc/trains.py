@@ -72,14 +72,23 @@ class BadTrain(Exception):  # noqa: N818 - it is the sender's error
         """The one it is of, where that is what is wrong."""
 
 
-def cut_packets(packets: Sequence[Item]) -> Iterator[Sequence[Item]]:
+def cut_packets(packets: Sequence[Item]) -> Iterable[Sequence[Item]]:
     """Pieces that fit a frame each; nearly always the one that was given."""
     sizes = [len(packet.packet if isinstance(packet, Merged) else packet) for packet in packets]
+    if sum(sizes) <= MAX_FRAME:
+        return [packets]
     return (packets[start:end] for start, end, _ in _cuts(sizes))
 
 
-def cut_runs(runs: Iterable[tuple[bytes, Sequence[bytes]]]) -> Iterator[list[tuple[bytes, Sequence[bytes]]]]:
+def cut_runs(runs: Sequence[tuple[bytes, Sequence[bytes]]]) -> Iterable[Sequence[tuple[bytes, Sequence[bytes]]]]:
     """Pieces that fit a frame each, in order; nearly always the one that was given."""
+    total = 0
+    for _, datagrams in runs:
+        total += len(datagrams.data) if isinstance(datagrams, Block) else sum(map(len, datagrams))
+    return [runs] if total <= MAX_FRAME else _cut_runs(runs)
+
+
+def _cut_runs(runs: Iterable[tuple[bytes, Sequence[bytes]]]) -> Iterator[list[tuple[bytes, Sequence[bytes]]]]:
     piece: list[tuple[bytes, Sequence[bytes]]] = []
     size = 0
     for endpoint, datagrams in runs:
