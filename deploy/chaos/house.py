@@ -74,6 +74,8 @@ class Kind:
     """All traffic stops for a while by nature, so it has no place in a soak that counts dark moments."""
     short: bool = False
     """Tried twice even in a short run."""
+    lasting: bool = False
+    """Takes a quarter of a minute, so that a soak has it less often."""
     like: str | None = None
     """What is done to wireguard-go for comparison: kill or hang."""
 

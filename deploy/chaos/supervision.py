@@ -82,6 +82,13 @@ KINDS: Final = (
     Kind("restart-one", "supervisorctl restart of one", restart_one),
     Kind("restart-some", "supervisorctl restart of some", restart_some, dark=True),
     Kind("restart-all", "supervisorctl restart all", restart_all, Limits(worst_ms=3000), dark=True),
-    Kind("scale", f"stagewire scale {', '.join(map(str, NUMBERS))}", scale, Limits(50, 200, others_lost=0), short=True),
-    Kind("rolling", "stagewire restart all, rolling", rolling, _STEP, short=True),
+    Kind(
+        "scale",
+        f"stagewire scale {', '.join(map(str, NUMBERS))}",
+        scale,
+        Limits(50, 200, others_lost=0),
+        short=True,
+        lasting=True,
+    ),
+    Kind("rolling", "stagewire restart all, rolling", rolling, _STEP, short=True, lasting=True),
 )

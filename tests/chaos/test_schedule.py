@@ -3,6 +3,7 @@
 import random
 import time
 from collections import Counter
+from itertools import islice
 
 import pytest
 
@@ -40,6 +41,13 @@ def test_a_short_run_has_the_main_kinds_twice_whatever_the_time() -> None:
 
 def test_a_soak_ends() -> None:
     assert list(soak(catalogue.KINDS, time.monotonic() - 1, 5.0, random.Random(1))) == []
+
+
+def test_a_soak_has_lasting_kinds_once_in_a_while_and_all_others_equally_often() -> None:
+    kinds = catalogue.kinds("kill-tun,kill-conn,scale,rolling")
+    plan = soak(kinds, time.monotonic() + 60, 0.0, random.Random(1))
+    drawn = Counter(kind.name for kind, _ in islice(plan, 2 * (4 * 2 + 2)))
+    assert drawn == {"kill-tun": 8, "kill-conn": 8, "scale": 2, "rolling": 2}
 
 
 def test_figures_are_medians_and_worst_cases() -> None:
