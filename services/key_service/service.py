@@ -224,7 +224,10 @@ class KeyService:
                 workers.consider(member.number, now)
             case WantHandshake(public_key=public_key) if workers.at_home(public_key, member):
                 if handshaker.peers[public_key].worker == member.number:  # not one that the peer is moving out of
-                    self._carry_out(handshaker.want(public_key, now, time.time_ns()), now)
+                    # The life before may seem to be up still. To initiate for it, and a moment later again for the
+                    # new one, costs 5 s: the other side takes the second initiation for a flood.
+                    ready = workers.up.get(member.number) == member.generation
+                    self._carry_out(handshaker.want(public_key, now, time.time_ns(), ready=ready), now)
             case SessionInstalled(index=index) if worker_of(index) == member.number:
                 workers.on_installed(index, member, now)
             case SessionRefused(index=index) if worker_of(index) == member.number:

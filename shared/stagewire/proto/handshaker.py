@@ -206,13 +206,13 @@ class Handshaker:
         if peer is not None:
             peer.endpoint = endpoint
 
-    def want(self, public_key: bytes, now: float, unix_ns: int) -> list[Effect]:
-        """A peer's packets need a session."""
+    def want(self, public_key: bytes, now: float, unix_ns: int, *, ready: bool = True) -> list[Effect]:
+        """A peer's packets need a session. `ready` false: a life of its worker asks that isn't up yet."""
         peer = self.peers.get(public_key)
         if peer is None:
             return []
         peer.timers.wanted()
-        if peer.worker not in self._workers:
+        if not ready or peer.worker not in self._workers:
             peer.session_lost = True  # its new life wants one before it can take one, and the answer would be in vain
             return []
         return self._initiate(peer, now, unix_ns)

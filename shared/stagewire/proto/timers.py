@@ -27,6 +27,9 @@ Deadline = tuple[float, str]
 Jitter = Callable[[], float]
 """Uniformly random seconds from 0 to REKEY_TIMEOUT_JITTER_MAX."""
 
+NO_FLOOD = 1.5 / c.INITIATIONS_PER_SECOND
+"""s between two of our initiations; the other side counts from when it took the first, which may have come late."""
+
 
 @dataclass(slots=True)
 class SessionTimers:
@@ -146,7 +149,7 @@ class HandshakeTimers:
         """An initiation has left."""
         self._held = None
         self._last_sent = now
-        self._flood_until = now + 1 / c.INITIATIONS_PER_SECOND
+        self._flood_until = now + NO_FLOOD
         self._retransmit = now + c.REKEY_TIMEOUT + self.jitter()
 
     def response_sent(self, now: float) -> None:
