@@ -59,7 +59,7 @@ except ImportError:  # without NumPy every packet goes by itself
     uniform = None  # type: ignore[assignment]
 
 ENOUGH = 32 * 1024
-"""Bytes of trains that are worth a turn by themselves; shorter ones are joined, as each costs as much as 20 packets."""
+"""Bytes of trains that are worth a turn by themselves; shorter ones are joined, as each call costs."""
 MIN_ITEM = 40
 """Bytes of the least packet in a train."""
 TRAFFIC_INTERVAL = 1.0

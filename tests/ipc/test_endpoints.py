@@ -170,6 +170,7 @@ def test_a_pipe_that_is_left_to_another_is_found_without_looking_again(pipes: Pi
         left = {name: os.dup(descriptor) for name, descriptor in first.listeners.items()}
         made = file.stat().st_ino
         holder.close()
+        contexts[0].destroy(linger=0)  # returns when it has closed its socket that listens; until then it would welcome
         first.close_listeners()
         writer = Pipes(contexts[1], run).connect(zmq.PUSH, endpoints.PLAIN_IN)
         assert not writer.poll(0, zmq.POLLOUT)

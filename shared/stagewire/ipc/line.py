@@ -47,7 +47,7 @@ class Line:
     def send(self, *parts: Part) -> bool:
         """Whether a train is on its way, all of it or none. Its parts are the caller's again at once.
 
-        Hot: 3 us and the kernel's copying, 4 us for 64 KB.
+        Hot: 2 us for 200 bytes, 8 us for 64 KB, both with the kernel's part; as much again, and 6 us, where it is read.
         """
         socket = self._socket
         if socket is None or self._rest or not self._greeting.ready:

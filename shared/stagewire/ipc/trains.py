@@ -132,7 +132,7 @@ def pack_plain(packets: Sequence[Item], now: float, takes: int = 0) -> bytes:
 
 
 def plain_parts(packets: Sequence[Item], now: float, takes: int = 0) -> list[Part]:
-    """A plain train, in parts. Hot: 0.2 us per packet in a train of 64, 1 us for one alone, 2 us for a super-packet."""
+    """A plain train, in parts. Hot: 0.25 us per packet in a train of 64, 0.7 us for one alone."""
     parts: list[Part] = [_HEADER.pack(VERSION, _PLAIN, takes, weight(packets), now)]
     for packet in packets:
         if isinstance(packet, Merged):
@@ -309,7 +309,7 @@ def pack_cipher(runs: Iterable[tuple[bytes, Sequence[bytes]]], now: float) -> by
 def cipher_parts(runs: Iterable[tuple[bytes, Sequence[bytes]]], now: float) -> list[Part]:
     """A cipher train, in parts; datagrams of one endpoint are cut into runs of one size where sizes change.
 
-    Hot: 0.25 us per 1,452-byte datagram in a train of 64, 1.1 us for one alone, 1.5 us for a block.
+    Hot: 0.2 us per 1,452-byte datagram in a train of 64, 1.3 us for one alone, 0.5 us for a block.
     """
     parts: list[Part] = [b""]
     count = 0

@@ -68,7 +68,7 @@ class Stream:
     def take_untrusted(self, data: bytes) -> list[Frame]:
         """The messages that are whole with what came now. Raises BadStream.
 
-        Hot: 0.6 us, and 0.3 us for each message.
+        Hot: 0.5 us for one message, 3.8 us for ten.
         """
         if self._rest:
             data, self._rest = self._rest + data, b""

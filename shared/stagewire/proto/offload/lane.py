@@ -75,7 +75,7 @@ class Lane:
     def seal(self, session: Session, wholes: Sequence[SuperPacket], mtu: int) -> list[Block]:
         """The runs of super-packets that are alike, sealed. There must be counters left for all of them.
 
-        Hot: 100 us for 43 packets of 1,420 bytes, of which 55 us are the cipher's.
+        Hot: 170 us for 43 packets of 1,420 bytes, of which 86 us are the cipher's.
         """
         blocks = []
         for pieces in wide.tables(wholes, mtu):

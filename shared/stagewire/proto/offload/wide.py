@@ -32,7 +32,7 @@ _SHORT: Final = struct.Struct(">H")
 
 
 def alike(one: SuperPacket, other: SuperPacket) -> bool:
-    """Whether packets of both may lie in one table. Hot: 0.3 us."""
+    """Whether packets of both may lie in one table. Hot: 0.2 us."""
     return (
         one.segment_size == other.segment_size
         and one.headers == other.headers
@@ -63,8 +63,8 @@ def tables(wholes: Sequence[SuperPacket], mtu: int) -> Iterator[list[Piece]]:
 def lay(pieces: Sequence[Piece], rows: Rows, mtu: int) -> Laid:
     """Lays packets in rows, without transport headers and tags.
 
-    Hot: 22 us for 43 packets of 1,420 bytes of one super-packet, of which 7 us are the checksums' sum and 2 us the copying;
-    3 us for each super-packet more.
+    Hot: 55 us for 43 packets of 1,420 bytes of one super-packet, 125 us for 45 of nine and 180 us for 40 of twenty, where
+    the cipher takes 86 us for 43.
     """
     whole = pieces[0][0]
     transport, row = whole.transport, row_size(whole.longest, mtu)
