@@ -40,6 +40,8 @@ DISK: Final = 96
 """MiB of the file system that holds all that the gateway writes; one of its own, so that it can be full."""
 RUN: Final = Path("/run")
 """Only root can make a name there, and it is short, which the pipes' paths must be."""
+NAMED: Final = "sw-chaos-"
+"""How a run's folder there is named, its process's number behind it."""
 
 
 def _raw(public: str) -> bytes:
@@ -58,7 +60,7 @@ class Network:
     """Namespaces, peers and the gateway, from the start of the context to its end."""
 
     def __init__(self) -> None:
-        self.directory = RUN / f"sw-chaos-{os.getpid()}"
+        self.directory = RUN / f"{NAMED}{os.getpid()}"
         self.gateway, self.router = Namespace("gw"), Namespace("net")
         self.hosts = {number: Namespace(f"p{number}") for number in range(1, PEERS + 1)}
         self.spokes = {
@@ -144,13 +146,25 @@ class Network:
         return WireguardGo(self.gateway, self.hub.keys, addresses, peers, self.hub.port)
 
 
+def sweep() -> None:
+    """Take away what runs left that were killed with no chance to: folders named after processes that are no more."""
+    for left in RUN.glob(f"{NAMED}*"):
+        if not Path("/proc", left.name.removeprefix(NAMED)).exists():
+            _take_away(left)
+
+
+def _take_away(directory: Path) -> None:
+    subprocess.run(["umount", "-l", str(directory)], check=False, capture_output=True)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def _disk(directory: Path) -> Iterator[None]:
+    sweep()
     directory.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}m,mode=755", "sw-chaos", str(directory)]
     try:
         subprocess.run(mount, check=True, capture_output=True)
         yield
     finally:
-        subprocess.run(["umount", "-l", str(directory)], check=False, capture_output=True)
-        shutil.rmtree(directory, ignore_errors=True)
+        _take_away(directory)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from chaos import network
 from chaos.catalogue import KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -28,8 +29,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("chaos")
 
 
+def left() -> set[Path]:
+    return set(network.RUN.glob(f"{network.NAMED}*"))
+
+
 @pytest.fixture(scope="module")
-def report(folder: Path) -> dict[str, Any]:
+def beside() -> set[Path]:
+    """What other runs have there, one that was killed among them."""
+    return left()
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path, beside: set[Path]) -> dict[str, Any]:
     """Of one run, in a process of its own, as it forks and takes signals."""
     run = subprocess.run(
         [sys.executable, "-m", "chaos", "--short", "--out", str(folder)],
@@ -68,10 +79,23 @@ def test_traffic_came_back_after_every_fault(report: dict[str, Any]) -> None:
     assert {fault["kind"]: fault["outage"] for fault in report["faults"] if fault["outage"] * 1000 > ABSURD_MS} == {}
 
 
-def test_there_is_a_picture_and_nothing_else_is_left(report: dict[str, Any], folder: Path) -> None:
+def test_there_is_a_picture_and_nothing_else_is_left(report: dict[str, Any], folder: Path, beside: set[Path]) -> None:
     assert (folder / "plot.png").read_bytes().startswith(PNG)
     assert {path.name for path in folder.iterdir()} == {"plot.png", "report.json"}
-    assert not list(Path("/run").glob("sw-chaos-*"))
+    assert left() <= beside
+
+
+def test_what_a_killed_run_left_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not what one at work has."""
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    killed, at_work = (tmp_path / f"{network.NAMED}{process}" for process in (gone.pid, os.getpid()))
+    for folder in (killed, at_work):
+        (folder / "log").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "sw-test", str(killed)], check=True)
+    monkeypatch.setattr(network, "RUN", tmp_path)
+    network.sweep()
+    assert left() == {at_work}
 
 
 def test_a_seed_draws_the_same_faults_again() -> None:
