@@ -15,8 +15,8 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.turning import turn_until
 
-from lab.wait import until
 from stagewire.ipc import handover
 from stagewire.ipc.codec import BadControl
 from stagewire.ipc.handover import Grant, Grants, SessionsGiver, SessionsTaker, WorkerHello
@@ -101,11 +101,7 @@ class Line:
             taker._connection = None
 
     def turn(self, condition: Callable[[], object], what: str) -> None:
-        def once() -> object:
-            self.loop._turn()
-            return condition()
-
-        until(once, 5, what)
+        turn_until(self.loop, condition, what)
 
 
 @pytest.fixture

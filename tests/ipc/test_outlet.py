@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import zmq
+from tests.turning import turn_until
 
-from lab.wait import until
 from stagewire.ipc import endpoints
 from stagewire.ipc.endpoints import Pipes
 from stagewire.ipc.loop import Loop, boot_time
@@ -35,15 +35,7 @@ class Bench:
         self.outlet = Outlet(self.loop, self.line, self.drops, "reader_full", self.sources, patience, expected=expected)
 
     def turn(self, condition: Callable[[], object], what: str) -> None:
-        """Turns until something is so; a turn without anything to do takes a millisecond."""
-
-        def once() -> object:
-            self.loop.add_timed(end := Now())
-            self.loop._turn()
-            self.loop.remove_timed(end)
-            return condition()
-
-        until(once, 5, what)
+        turn_until(self.loop, condition, what)
 
     def offer(self, number: int, weight: int = 1, size: int = len(FRAME)) -> None:
         self.outlet.offer(number.to_bytes(2, "big") + FRAME[: size - 2], weight, boot_time())
@@ -68,16 +60,6 @@ class Bench:
         self.outlet.close()
         for opened in (*self.sources, *self._feeds):
             opened.close()
-
-
-class Now:
-    """A deadline that is always met, so that a turn never waits for more than it."""
-
-    def next_deadline(self) -> float:
-        return boot_time()
-
-    def act(self, _now: float) -> None:
-        pass
 
 
 @pytest.fixture

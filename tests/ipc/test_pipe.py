@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import zmq
+from tests.turning import turn_until
 
-from lab.wait import until
 from stagewire.ipc import endpoints, zmtp
 from stagewire.ipc.endpoints import MAX_TRAIN, Pipes
 from stagewire.ipc.inlet import MAX_PUSHERS, Inlet
 from stagewire.ipc.line import Line
-from stagewire.ipc.loop import Loop, Once, boot_time
+from stagewire.ipc.loop import Loop
 from stagewire.ipc.trains import BadTrain
 from stagewire.ipc.zmtp import Frame
 
@@ -67,13 +67,7 @@ class Bench:
         self.pipes.close_listeners()
 
     def turn(self, condition: Callable[[], object], what: str) -> None:
-        def once() -> object:
-            self.loop.add_timed(soon := Once(boot_time() + 0.001, lambda _now: None))
-            self.loop._turn()
-            self.loop.remove_timed(soon)
-            return condition()
-
-        until(once, 5, what)
+        turn_until(self.loop, condition, what)
 
     def send(self, line: Line, train: bytes) -> None:
         self.turn(lambda: line.send(train), "room")

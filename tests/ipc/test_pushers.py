@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import zmq
 from tests.ipc.test_pipe import PIPE, Reader
+from tests.turning import turn_until
 
-from lab.wait import until
 from stagewire.ipc import pushers
 from stagewire.ipc.endpoints import MAX_TRAIN, Pipes
 from stagewire.ipc.line import Line
-from stagewire.ipc.loop import Loop, Once, boot_time
+from stagewire.ipc.loop import Loop
 
 
 class Lives:
@@ -61,13 +61,7 @@ class Lives:
         self.left, self._life = left, None
 
     def turn(self, condition: Callable[[], object], what: str) -> None:
-        def once() -> object:
-            self.loop.add_timed(soon := Once(boot_time() + 0.001, lambda _now: None))
-            self.loop._turn()
-            self.loop.remove_timed(soon)
-            return condition()
-
-        until(once, 5, what)
+        turn_until(self.loop, condition, what)
 
     def send(self, train: bytes) -> None:
         self.turn(lambda: self.line.send(train), "room")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import zmq
+from tests.turning import turn_until
 
 from key_service.hub import Hub, Member
-from lab.wait import until
 from stagewire.ipc import control, endpoints
 from stagewire.ipc.codec import BadControl
 from stagewire.ipc.control import (
@@ -31,16 +31,6 @@ from stagewire.ipc.stage import MAX_VERSIONS, Stage
 from stagewire.proto.events import WantHandshake
 
 
-class Now:
-    """Keeps a turn from waiting."""
-
-    def next_deadline(self) -> float:
-        return boot_time()
-
-    def act(self, _now: float) -> None:
-        pass
-
-
 class Bench:
     """A hub on a stage's own loop, what it was told, and stages that connect to it."""
 
@@ -59,14 +49,9 @@ class Bench:
             lambda identity, _message: self.queries.append(identity),
             self.generations.get,
         )
-        self.stage.loop.add_timed(Now())
 
     def turn(self, condition: Callable[[], object], what: str) -> None:
-        def once() -> object:
-            self.stage.loop._turn()
-            return condition()
-
-        until(once, 5, what)
+        turn_until(self.stage.loop, condition, what)
 
     def line(self, name: bytes) -> "zmq.Socket[bytes]":
         line = self.stage.pipes.connect(zmq.DEALER, endpoints.CONTROL, routing_id=name)

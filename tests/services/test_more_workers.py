@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import zmq
+from tests.turning import turn_until
 
 from conn_service.service import ConnService
-from lab.wait import until
 from stagewire.ipc import endpoints
 from stagewire.ipc.control import RoutesSet, TunSettings, Welcome
 from stagewire.ipc.loop import Loop, boot_time
@@ -25,16 +25,6 @@ NO_NETLINK: Any = None
 """Nothing here asks for addresses or routes."""
 
 
-class Now:
-    """Keeps a turn from waiting."""
-
-    def next_deadline(self) -> float:
-        return boot_time()
-
-    def act(self, _now: float) -> None:
-        pass
-
-
 class Bench:
     """What a stage has, and its workers' ends of the pipes."""
 
@@ -43,7 +33,6 @@ class Bench:
         self.pipes = endpoints.Pipes(self.context, folder)
         (folder / "device").mkdir()
         self.loop = Loop()
-        self.loop.add_timed(Now())
         self.counters: Counter[str] = Counter()
         self.kept: list[object] = []
         """Until the context is destroyed."""
@@ -70,13 +59,7 @@ class Bench:
         return found
 
     def turn(self, condition: Callable[[], object], what: str) -> None:
-        """Turns the loop until something is so."""
-
-        def once() -> object:
-            self.loop._turn()
-            return condition()
-
-        until(once, 5, what)
+        turn_until(self.loop, condition, what)
 
 
 @pytest.fixture
