@@ -97,6 +97,8 @@ class Hub:
                 member.behind = True
         except zmq.ZMQError:
             pass  # it is gone
+        finally:
+            self._stage.loop.sent(self._socket)
 
     def member(self, stage: str, number: int = 0) -> Member | None:
         """The newest process of a stage; of a worker, the one that holds its line for sessions."""

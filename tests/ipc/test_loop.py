@@ -1,6 +1,7 @@
 """The event loop: sources, pauses, deadlines and a clean stop, on real pipes and real signals."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -119,6 +120,29 @@ def test_a_zmq_socket_is_a_source_as_well() -> None:
         loop.add(pull, take)
         loop.run()
     assert read == [b"\0", b"\1", b"\2"]
+
+
+def test_what_came_while_one_sent_is_read_though_the_descriptor_is_silent() -> None:
+    loop, heard = Loop(), []
+    with zmq.Context() as context, context.socket(zmq.PAIR) as ours, context.socket(zmq.PAIR) as theirs:
+        ours.bind("inproc://talk")
+        theirs.connect("inproc://talk")
+        loop.add(ours, lambda _now: heard.append(ours.recv()))
+        turn_for(loop, 0.001)
+        descriptor = int(ours.get(zmq.FD))
+        for number in range(20):
+            theirs.send(b"%d" % number)
+            until(lambda: select.select([descriptor], [], [], 0)[0], 5, "what came")
+            ours.send(b"")
+            ours.get(zmq.EVENTS)  # what a send does as well, though not each one
+            assert not select.select([descriptor], [], [], 0)[0]
+            loop.sent(ours)
+            loop._serve(0.0)
+            assert len(heard) == number + 1
+            loop._serve(0.0)
+        loop.remove(ours)
+        loop.sent(ours)
+        loop._serve(0.0)
 
 
 def test_a_paused_source_waits_until_it_was_resumed_as_often(pipe: tuple[int, int]) -> None:

@@ -8,7 +8,7 @@ with six of them, where epoll takes 0.4. A ZeroMQ socket's descriptor tells only
 once (zmq_getsockopt(3), ZMQ_FD), so there is one rule: before the loop waits, it looks at the state of
 
 - each whose descriptor fired, that was just read or written by its handler, or that was just added or resumed;
-- each that is read and written (not PULL, not PUSH), as sending takes notice of what has come, and keeps it to itself.
+- each of which it was told (`sent`) that it was sent to: sending takes notice of what has come, and keeps it to itself.
 """
 
 import math
@@ -31,7 +31,6 @@ FINISH_WITHIN = 0.2
 """s from being told to stop to stopping, while there is something left to do."""
 _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
-_ONE_WAY: Final = (zmq.PULL, zmq.PUSH)
 # As plain numbers: ZeroMQ's own are enums, which take 1 us more each time they are used.
 _EVENTS: Final = int(zmq.EVENTS)
 _READABLE: Final = int(zmq.POLLIN)
@@ -69,7 +68,6 @@ class Loop:
         """By descriptor."""
         self._unsure: dict[zmq.Socket[bytes], None] = {}
         """Whose state has to be looked at before the next wait."""
-        self._two_way: list[zmq.Socket[bytes]] = []
         self._pipes: dict[Source, set[Source]] = {}
         """Descriptors that lead to other stages of ours, and those that are paused for each."""
         self._pipe_pauses: dict[Source, int] = {}
@@ -131,6 +129,11 @@ class Loop:
             self._writers[source] = handler
         self._watch(source)
 
+    def sent(self, source: "zmq.Socket[bytes]") -> None:
+        """Whoever sends by a ZeroMQ socket that is also read says so, unless it does in the socket's own handler."""
+        if source in self._watched:
+            self._unsure[source] = None
+
     def stop(self) -> None:
         """Ends `run` after this turn."""
         self._stopping = True
@@ -185,7 +188,6 @@ class Loop:
     def _serve(self, wait: float) -> bool:
         """Waits so long (s) at most, and calls the handlers of what is ready; whether there was anything."""
         unsure, self._unsure = self._unsure, {}
-        unsure.update(dict.fromkeys(self._two_way))
         ready = self._look(unsure)
         fired: list[zmq.Socket[bytes]] = []
         for descriptor, events in self._epoll.poll(0.0 if ready else wait):
@@ -240,12 +242,7 @@ class Loop:
             self._watched[source] = standing[0], events
 
     def _begin(self, source: Source, events: int) -> None:
-        if isinstance(source, int):
-            descriptor = source
-        else:
-            descriptor = int(source.get(zmq.FD))
-            if source.get(zmq.TYPE) not in _ONE_WAY:
-                self._two_way.append(source)
+        descriptor = source if isinstance(source, int) else int(source.get(zmq.FD))
         self._epoll.register(descriptor, events)
         self._watched[source] = descriptor, events
         self._sources[descriptor] = source
@@ -254,8 +251,6 @@ class Loop:
         del self._watched[source], self._sources[descriptor]
         if not isinstance(source, int):
             self._unsure.pop(source, None)
-            if source in self._two_way:
-                self._two_way.remove(source)
         with suppress(OSError):  # closed already
             self._epoll.unregister(descriptor)
 

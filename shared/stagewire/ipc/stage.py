@@ -265,6 +265,8 @@ class ControlLine:
             self._socket.send(control.FROM_STAGE.pack(message), zmq.DONTWAIT)
         except zmq.Again:
             return False
+        finally:
+            self._stage.loop.sent(self._socket)
         return True
 
     def introduce(self, now: float) -> None:
