@@ -14,6 +14,7 @@ from stagewire.ipc.trains import BadTrain
 from stagewire.proto import endpoint as places
 from stagewire.proto.offload import virtio
 from stagewire.proto.offload.coalesce import Item, Merged
+from stagewire.proto.offload.rows import most, row_size
 
 NOW = 1000.0
 PLACES = [bytes([4, 0]) + bytes([number]) * (places.LENGTH - 2) for number in range(3)]
@@ -82,7 +83,7 @@ def test_a_full_frame_has_room_for_one_more() -> None:
     made, cipher = trains.PlainFrame(), trains.CipherFrame()
     for _ in range((trains.MAX_READ - 1) // 18):
         made.add(14, 1)
-    for _ in range((trains.MAX_READ - 1) // 92):
+    for _ in range((trains.MAX_RECEIVED - 1) // 92):
         cipher.add(PLACES[cipher.count % 2], 40, 40)
     assert (made.full, cipher.full) == (False, False)
     assert len(made.room()) == len(cipher.room()) == trains.MAX_ITEM
@@ -91,6 +92,14 @@ def test_a_full_frame_has_room_for_one_more() -> None:
     assert (made.full, cipher.full) == (True, True)
     assert len(made.finish(NOW, 0)) <= MAX_TRAIN
     assert len(cipher.finish(NOW)) <= MAX_TRAIN
+
+
+@given(st.integers(20, 1500), st.sampled_from([1280, 1420, 1500]))
+def test_what_one_visit_reads_of_packets_of_one_size_is_sealed_as_one_run(length: int, mtu: int) -> None:
+    made = trains.PlainFrame()
+    while not made.full and made.count < trains.MAX_PACKETS:
+        made.add(virtio.LENGTH + min(length, mtu), 1)
+    assert made.count <= most(row_size(min(length, mtu), mtu))
 
 
 received = st.lists(

@@ -37,8 +37,11 @@ MAX_RUN: Final = 65507
 """Bytes of one run: what one UDP GSO send can carry."""
 MAX_FRAME: Final = 160 * 1024
 """Bytes of packets in one frame; `endpoints.MAX_TRAIN`, beyond which ZeroMQ cuts the line, leaves room for headers."""
-MAX_READ: Final = 64 * 1024
-"""Bytes after which a visit to the TUN device ends: with one more super-packet they are two, which is two UDP GSO sends."""
+MAX_READ: Final = 60_000
+"""Bytes after which a visit to the TUN device ends: single packets of one size, sealed, fit one run; with one more
+super-packet they are two, which is two runs."""
+MAX_RECEIVED: Final = 64 * 1024
+"""Bytes after which a visit to a UDP socket ends, so that two full runs are one train."""
 MAX_ITEM: Final = virtio.LENGTH + 65535
 MAX_AGE: Final = 0.25
 """s; an older train is dropped."""
@@ -245,10 +248,10 @@ class PlainFrame:
 
 
 class CipherFrame:
-    """A cipher train that is made where its datagrams are received: up to MAX_READ bytes of them, and one more run."""
+    """A cipher train that is made where its datagrams are received: up to MAX_RECEIVED bytes of them, and one more run."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray(_HEADER.size + MAX_READ + MAX_PACKETS * _RUN.size + MAX_ITEM)
+        self._buffer = bytearray(_HEADER.size + MAX_RECEIVED + MAX_PACKETS * _RUN.size + MAX_ITEM)
         self._view = memoryview(self._buffer)
         self.count = 0
         """Of datagrams."""
@@ -260,7 +263,7 @@ class CipherFrame:
     @property
     def full(self) -> bool:
         """Whether it should be sent before anything more is received."""
-        return self._end - _HEADER.size >= MAX_READ
+        return self._end - _HEADER.size >= MAX_RECEIVED
 
     def room(self) -> memoryview:
         """Where the next datagrams can be received."""
