@@ -69,7 +69,8 @@ def test_a_plain_train_can_be_made_where_it_is_read(train: list[Item]) -> None:
             room = made.room()
             room[: len(header) + len(packet)] = header + bytes(packet)
             made.add(len(header) + len(packet), item.segments if isinstance(item, Merged) else 1)
-        assert made.full == (sum(map(size_of, train)) >= trains.MAX_READ)
+        limit = trains.MAX_SINGLE if trains.weight(train) == len(train) else trains.MAX_READ
+        assert made.full == (sum(map(size_of, train)) >= limit)
         assert made.count == trains.weight(train)
         assert bytes(made.finish(NOW, takes)) == trains.pack_plain(train, NOW, takes)
         assert made.count == 0
@@ -81,9 +82,10 @@ def size_of(item: Item) -> int:
 
 def test_a_full_frame_has_room_for_one_more() -> None:
     made, cipher = trains.PlainFrame(), trains.CipherFrame()
-    for _ in range((trains.MAX_READ - 1) // 18):
+    made.add(14, 2)
+    for _ in range((trains.MAX_READ - 1) // 18 - 1):
         made.add(14, 1)
-    for _ in range((trains.MAX_RECEIVED - 1) // 92):
+    for _ in range((trains.MAX_READ - 1) // 92):
         cipher.add(PLACES[cipher.count % 2], 40, 40)
     assert (made.full, cipher.full) == (False, False)
     assert len(made.room()) == len(cipher.room()) == trains.MAX_ITEM

@@ -37,11 +37,11 @@ MAX_RUN: Final = 65507
 """Bytes of one run: what one UDP GSO send can carry."""
 MAX_FRAME: Final = 160 * 1024
 """Bytes of packets in one frame; `endpoints.MAX_TRAIN`, beyond which ZeroMQ cuts the line, leaves room for headers."""
-MAX_READ: Final = 60_000
-"""Bytes after which a visit to the TUN device ends: single packets of one size, sealed, fit one run; with one more
-super-packet they are two, which is two runs."""
-MAX_RECEIVED: Final = 64 * 1024
-"""Bytes after which a visit to a UDP socket ends, so that two full runs are one train."""
+MAX_READ: Final = 64 * 1024
+"""Bytes after which a visit to the TUN device or a UDP socket ends: with one more super-packet or run they are two of the
+longest, which is two UDP GSO sends."""
+MAX_SINGLE: Final = 60_000
+"""The same where there are only single packets: those of one size, sealed, fit one run."""
 MAX_ITEM: Final = virtio.LENGTH + 65535
 MAX_AGE: Final = 0.25
 """s; an older train is dropped."""
@@ -221,12 +221,14 @@ class PlainFrame:
         self._view = memoryview(self._buffer)
         self.count = 0
         """Of packets that its items stand for."""
+        self._items = 0
         self._end = _HEADER.size
 
     @property
     def full(self) -> bool:
         """Whether it should be sent before another packet is read."""
-        return self._end - _HEADER.size >= MAX_READ
+        size = self._end - _HEADER.size
+        return size >= MAX_SINGLE and (size >= MAX_READ or self._items == self.count)
 
     def room(self) -> memoryview:
         """Where the next item can be read to, its virtio_net_hdr first."""
@@ -237,21 +239,22 @@ class PlainFrame:
         """Takes what was read to `room`: so many bytes, for so many packets."""
         _LENGTH.pack_into(self._buffer, self._end, length)
         self._end += _LENGTH.size + length
+        self._items += 1
         self.count += packets
 
     def finish(self, now: float, takes: int) -> memoryview:
         """The train; a new one begins in the same place."""
         _HEADER.pack_into(self._buffer, 0, VERSION, _PLAIN, takes, self.count, now)
         frame = self._view[: self._end]
-        self.count, self._end = 0, _HEADER.size
+        self.count, self._items, self._end = 0, 0, _HEADER.size
         return frame
 
 
 class CipherFrame:
-    """A cipher train that is made where its datagrams are received: up to MAX_RECEIVED bytes of them, and one more run."""
+    """A cipher train that is made where its datagrams are received: up to MAX_READ bytes of them, and one more run."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray(_HEADER.size + MAX_RECEIVED + MAX_PACKETS * _RUN.size + MAX_ITEM)
+        self._buffer = bytearray(_HEADER.size + MAX_READ + MAX_PACKETS * _RUN.size + MAX_ITEM)
         self._view = memoryview(self._buffer)
         self.count = 0
         """Of datagrams."""
@@ -263,7 +266,7 @@ class CipherFrame:
     @property
     def full(self) -> bool:
         """Whether it should be sent before anything more is received."""
-        return self._end - _HEADER.size >= MAX_RECEIVED
+        return self._end - _HEADER.size >= MAX_READ
 
     def room(self) -> memoryview:
         """Where the next datagrams can be received."""
