@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from bench.tcp import Values
 from bench.workers import packet
 from stagewire.ipc import trains
+from stagewire.ipc.frames import MAX_READ
 from stagewire.proto.allowed_ips import AllowedIps
 from stagewire.proto.device import Device, PeerFacts
 from stagewire.proto.endpoint import Endpoint
@@ -99,7 +100,7 @@ def _inbound(count: int, size: int, calls: int) -> Iterator[Callable[[], object]
 
 def _whole(count: int, size: int) -> list[bytes | SuperPacket]:
     """So many packets of TCP as the OS hands them over: in one piece, as far as that goes."""
-    if count * size > trains.MAX_READ:
+    if count * size > MAX_READ:
         return [*_whole(count // 2, size), *_whole(count // 2, size)]
     addresses = IPv4Address(_OURS).packed + IPv4Address(_THEIRS).packed
     ip = struct.pack("!BBHHHBBH", 0x45, 0, 40 + count * (size - 40), 1, 0x4000, 64, segment.TCP, 0) + addresses

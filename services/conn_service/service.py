@@ -19,6 +19,7 @@ from conn_service.egress import Egress
 from conn_service.names import Resolver
 from stagewire.ipc import endpoints, trains
 from stagewire.ipc.control import ConnSettings, FromKey, Hello, Listening, Resolve, SnapshotEnd, Welcome
+from stagewire.ipc.frames import CipherFrame
 from stagewire.ipc.loop import boot_time
 from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.stage import ControlLine, Stage
@@ -52,7 +53,7 @@ class ConnService:
         self._workers: list[Outlet] = []
         self._queue: deque[bytes] = deque()
         self._blocked: deque[tuple[bytes, Sequence[bytes]]] = deque()
-        self._frames: dict[int, trains.CipherFrame] = {}
+        self._frames: dict[int, CipherFrame] = {}
         self._last = 0
         """The worker whose train the last datagrams joined; the next ones are received where they will most likely stay."""
         self._retry: float | None = None
@@ -102,10 +103,10 @@ class ConnService:
         self._stage.counters["datagrams_in"] += received
         self._pass_trains(now)
 
-    def _frame(self, worker: int) -> trains.CipherFrame:
+    def _frame(self, worker: int) -> CipherFrame:
         frame = self._frames.get(worker)
         if frame is None:
-            frame = self._frames[worker] = trains.CipherFrame()
+            frame = self._frames[worker] = CipherFrame()
         return frame
 
     def _move(self, worker: int, data: bytes, size: int, source: bytes, now: float) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from stagewire import tun
 from stagewire.ipc import trains
+from stagewire.ipc.frames import PlainFrame
 from stagewire.ipc.outlet import Outlet
 from stagewire.ipc.zmtp import Frame
 from stagewire.proto import constants as c
@@ -45,7 +46,7 @@ class Packets:
         self._lost = lost
         self._header = False
         self._takes = 0
-        self._frames: dict[int, trains.PlainFrame] = {}
+        self._frames: dict[int, PlainFrame] = {}
         self._last = 0
         """The worker whose train the last packet joined; the next one is read to where it will most likely stay."""
 
@@ -90,10 +91,10 @@ class Packets:
                 count = frame.count
                 self._workers[worker].offer(frame.finish(now, self._takes), count, now)
 
-    def _frame(self, worker: int) -> trains.PlainFrame:
+    def _frame(self, worker: int) -> PlainFrame:
         frame = self._frames.get(worker)
         if frame is None:
-            frame = self._frames[worker] = trains.PlainFrame()
+            frame = self._frames[worker] = PlainFrame()
         return frame
 
     def _worker_of(self, item: memoryview, packets: int) -> int | None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from stagewire.ipc import trains
 from stagewire.ipc.endpoints import MAX_TRAIN
+from stagewire.ipc.frames import MAX_READ, MAX_SINGLE, CipherFrame, PlainFrame
 from stagewire.ipc.trains import BadTrain
 from stagewire.proto import endpoint as places
 from stagewire.proto.offload import virtio
@@ -62,14 +63,14 @@ def test_a_plain_train_arrives_as_it_left(train: list[bytes]) -> None:
 
 @given(st.lists(merged | st.integers(0, 1600).map(bytes), max_size=30))
 def test_a_plain_train_can_be_made_where_it_is_read(train: list[Item]) -> None:
-    made = trains.PlainFrame()
+    made = PlainFrame()
     for takes in (3, 0):  # twice: nothing of the first is left in the second
         for item in train:
             header, packet = (item.header, item.packet) if isinstance(item, Merged) else (virtio.NONE, item)
             room = made.room()
             room[: len(header) + len(packet)] = header + bytes(packet)
             made.add(len(header) + len(packet), item.segments if isinstance(item, Merged) else 1)
-        limit = trains.MAX_SINGLE if trains.weight(train) == len(train) else trains.MAX_READ
+        limit = MAX_SINGLE if trains.weight(train) == len(train) else MAX_READ
         assert made.full == (sum(map(size_of, train)) >= limit)
         assert made.count == trains.weight(train)
         assert bytes(made.finish(NOW, takes)) == trains.pack_plain(train, NOW, takes)
@@ -81,11 +82,11 @@ def size_of(item: Item) -> int:
 
 
 def test_a_full_frame_has_room_for_one_more() -> None:
-    made, cipher = trains.PlainFrame(), trains.CipherFrame()
+    made, cipher = PlainFrame(), CipherFrame()
     made.add(14, 2)
-    for _ in range((trains.MAX_READ - 1) // 18 - 1):
+    for _ in range((MAX_READ - 1) // 18 - 1):
         made.add(14, 1)
-    for _ in range((trains.MAX_READ - 1) // 92):
+    for _ in range((MAX_READ - 1) // 92):
         cipher.add(PLACES[cipher.count % 2], 40, 40)
     assert (made.full, cipher.full) == (False, False)
     assert len(made.room()) == len(cipher.room()) == trains.MAX_ITEM
@@ -98,7 +99,7 @@ def test_a_full_frame_has_room_for_one_more() -> None:
 
 @given(st.integers(20, 1500), st.sampled_from([1280, 1420, 1500]))
 def test_what_one_visit_reads_of_packets_of_one_size_is_sealed_as_one_run(length: int, mtu: int) -> None:
-    made = trains.PlainFrame()
+    made = PlainFrame()
     while not made.full and made.count < trains.MAX_PACKETS:
         made.add(virtio.LENGTH + min(length, mtu), 1)
     assert made.count <= most(row_size(min(length, mtu), mtu))
@@ -113,7 +114,7 @@ received = st.lists(
 @given(received)
 @example([(PLACES[0], 96, 1, 0)] * 60 + [(PLACES[0], 96, 3, 0)] * 3)
 def test_a_cipher_train_can_be_made_where_it_is_received(arrivals: list[tuple[bytes, int, int, int]]) -> None:
-    made = trains.CipherFrame()
+    made = CipherFrame()
     for _ in range(2):
         expected: list[tuple[bytes, bytes]] = []
         for number, (place, size, count, cut) in enumerate(arrivals):

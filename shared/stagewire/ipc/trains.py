@@ -37,23 +37,18 @@ MAX_RUN: Final = 65507
 """Bytes of one run: what one UDP GSO send can carry."""
 MAX_FRAME: Final = 160 * 1024
 """Bytes of packets in one frame; `endpoints.MAX_TRAIN`, beyond which ZeroMQ cuts the line, leaves room for headers."""
-MAX_READ: Final = 64 * 1024
-"""Bytes after which a visit to the TUN device or a UDP socket ends: with one more super-packet or run they are two of the
-longest, which is two UDP GSO sends."""
-MAX_SINGLE: Final = 60_000
-"""The same where there are only single packets: those of one size, sealed, fit one run."""
 MAX_ITEM: Final = virtio.LENGTH + 65535
 MAX_AGE: Final = 0.25
 """s; an older train is dropped."""
 
-_PLAIN: Final = 1
-_CIPHER: Final = 2
+PLAIN: Final = 1
+CIPHER: Final = 2
 _HANDSHAKE: Final = 3
-_HEADER: Final = struct.Struct("<BBBxId")
-_LENGTH: Final = struct.Struct("<I")
+HEADER: Final = struct.Struct("<BBBxId")
+LENGTH: Final = struct.Struct("<I")
 _LONE: Final = struct.Struct(f"<I{virtio.LENGTH}x")
 """What is before a packet that stands for itself: its length and an empty virtio_net_hdr."""
-_RUN: Final = struct.Struct(f"<{places.LENGTH}sHxxI")
+RUN: Final = struct.Struct(f"<{places.LENGTH}sHxxI")
 
 Part = bytes | memoryview
 """Of a frame that is sent as several pieces of memory one after another, and is whole again where it arrives."""
@@ -136,10 +131,10 @@ def pack_plain(packets: Sequence[Item], now: float, takes: int = 0) -> bytes:
 
 def plain_parts(packets: Sequence[Item], now: float, takes: int = 0) -> list[Part]:
     """A plain train, in parts. Hot: 0.25 us per packet in a train of 64, 0.7 us for one alone."""
-    parts: list[Part] = [_HEADER.pack(VERSION, _PLAIN, takes, weight(packets), now)]
+    parts: list[Part] = [HEADER.pack(VERSION, PLAIN, takes, weight(packets), now)]
     for packet in packets:
         if isinstance(packet, Merged):
-            parts += (_LENGTH.pack(virtio.LENGTH + len(packet.packet)), packet.header, packet.packet)
+            parts += (LENGTH.pack(virtio.LENGTH + len(packet.packet)), packet.header, packet.packet)
         else:
             parts += (_LONE.pack(virtio.LENGTH + len(packet)), packet)
     return parts
@@ -168,14 +163,14 @@ def spans_untrusted(frame: bytes, now: float, begin: int = 0, end: int | None = 
     Hot: 0.35 us per item.
     """
     total = len(frame) if end is None else end
-    count, stamp = _open(frame, _PLAIN, begin, total)
+    count, stamp = _open(frame, PLAIN, begin, total)
     spans, counted = [], 0
-    offset = begin + _HEADER.size
+    offset = begin + HEADER.size
     while offset < total:
-        start = offset + _LENGTH.size
+        start = offset + LENGTH.size
         if start > total:
             raise BadTrain("train_malformed")
-        (length,) = _LENGTH.unpack_from(frame, offset)
+        (length,) = LENGTH.unpack_from(frame, offset)
         offset = start + length
         if offset > total or not virtio.LENGTH <= length <= MAX_ITEM:
             raise BadTrain("train_malformed")
@@ -197,114 +192,20 @@ def stride_untrusted(frame: bytes, now: float, begin: int = 0, end: int | None =
     BadTrain. Hot: 1 us.
     """
     total = len(frame) if end is None else end
-    count, stamp = _open(frame, _PLAIN, begin, total)
-    start = begin + _HEADER.size
-    if total < start + _LENGTH.size:
+    count, stamp = _open(frame, PLAIN, begin, total)
+    start = begin + HEADER.size
+    if total < start + LENGTH.size:
         return None
-    stride = _LENGTH.size + _LENGTH.unpack_from(frame, start)[0]
-    if stride * count != total - start or stride < _LENGTH.size + virtio.LENGTH:
+    stride = LENGTH.size + LENGTH.unpack_from(frame, start)[0]
+    if stride * count != total - start or stride < LENGTH.size + virtio.LENGTH:
         return None
     _check_age(stamp, now, count)
-    return start, stride, _LENGTH.size
+    return start, stride, LENGTH.size
 
 
 def takes_of(frame: bytes, begin: int = 0) -> int:
     """What super-packets the device takes that a plain train, already unpacked, comes from."""
     return frame[begin + 2]
-
-
-class PlainFrame:
-    """A plain train that is made where its packets are read: up to MAX_READ bytes of them, and one more."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray(_HEADER.size + MAX_READ + _LENGTH.size + MAX_ITEM)
-        self._view = memoryview(self._buffer)
-        self.count = 0
-        """Of packets that its items stand for."""
-        self._items = 0
-        self._end = _HEADER.size
-
-    @property
-    def full(self) -> bool:
-        """Whether it should be sent before another packet is read."""
-        size = self._end - _HEADER.size
-        return size >= MAX_SINGLE and (size >= MAX_READ or self._items == self.count)
-
-    def room(self) -> memoryview:
-        """Where the next item can be read to, its virtio_net_hdr first."""
-        start = self._end + _LENGTH.size
-        return self._view[start : start + MAX_ITEM]
-
-    def add(self, length: int, packets: int) -> None:
-        """Takes what was read to `room`: so many bytes, for so many packets."""
-        _LENGTH.pack_into(self._buffer, self._end, length)
-        self._end += _LENGTH.size + length
-        self._items += 1
-        self.count += packets
-
-    def finish(self, now: float, takes: int) -> memoryview:
-        """The train; a new one begins in the same place."""
-        _HEADER.pack_into(self._buffer, 0, VERSION, _PLAIN, takes, self.count, now)
-        frame = self._view[: self._end]
-        self.count, self._items, self._end = 0, 0, _HEADER.size
-        return frame
-
-
-class CipherFrame:
-    """A cipher train that is made where its datagrams are received: up to MAX_READ bytes of them, and one more run."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray(_HEADER.size + MAX_READ + MAX_PACKETS * _RUN.size + MAX_ITEM)
-        self._view = memoryview(self._buffer)
-        self.count = 0
-        """Of datagrams."""
-        self._end = _HEADER.size
-        self._runs = 0
-        self._run = (b"", 0, 0)
-        """(endpoint, size, bytes) of the run that may go on."""
-
-    @property
-    def full(self) -> bool:
-        """Whether it should be sent before anything more is received."""
-        return self._end - _HEADER.size >= MAX_READ
-
-    def room(self) -> memoryview:
-        """Where the next datagrams can be received."""
-        start = self._end + _RUN.size
-        return self._view[start : start + MAX_ITEM]
-
-    def add(self, endpoint: bytes, size: int, length: int) -> None:
-        """Takes what was received to `room`: `length` bytes, in datagrams of `size` bytes but for the last.
-
-        What goes on the run before it moves up to it: a run, and not each datagram, is what costs later.
-        """
-        start, end = self._end + _RUN.size, self._end
-        self.count += (length + size - 1) // size
-        before, before_size, so_far = self._run
-        total = so_far + length
-        if (
-            endpoint == before
-            and size <= before_size
-            and so_far % before_size == 0
-            and (size == before_size or length == size)
-            and total <= min(MAX_RUN, before_size * MAX_PACKETS)
-        ):
-            self._view[end : end + length] = self._view[start : start + length]
-            self._run = (endpoint, before_size, total)
-            self._end = end + length
-            _RUN.pack_into(self._buffer, self._end - total - _RUN.size, *self._run)
-            return
-        self._run = (endpoint, size, length)
-        _RUN.pack_into(self._buffer, end, *self._run)
-        self._end = start + length
-        self._runs += 1
-
-    def finish(self, now: float) -> memoryview:
-        """The train; a new one begins in the same place."""
-        _HEADER.pack_into(self._buffer, 0, VERSION, _CIPHER, 0, self._runs, now)
-        frame = self._view[: self._end]
-        self.count, self._end, self._runs, self._run = 0, _HEADER.size, 0, (b"", 0, 0)
-        return frame
 
 
 def pack_cipher(runs: Iterable[tuple[bytes, Sequence[bytes]]], now: float) -> bytes:
@@ -321,14 +222,14 @@ def cipher_parts(runs: Iterable[tuple[bytes, Sequence[bytes]]], now: float) -> l
     count = 0
     for endpoint, datagrams in runs:
         if isinstance(datagrams, Block):
-            parts += (_RUN.pack(endpoint, datagrams.size, len(datagrams.data)), datagrams.data)
+            parts += (RUN.pack(endpoint, datagrams.size, len(datagrams.data)), datagrams.data)
             count += 1
             continue
         for size, run in _runs(datagrams):
-            parts.append(_RUN.pack(endpoint, size, sum(map(len, run))))
+            parts.append(RUN.pack(endpoint, size, sum(map(len, run))))
             parts += run
             count += 1
-    parts[0] = _HEADER.pack(VERSION, _CIPHER, 0, count, now)
+    parts[0] = HEADER.pack(VERSION, CIPHER, 0, count, now)
     return parts
 
 
@@ -352,14 +253,14 @@ def _runs(datagrams: Sequence[bytes]) -> Iterable[tuple[int, Sequence[bytes]]]:
 def unpack_cipher_untrusted(frame: bytes, now: float, begin: int = 0, end: int | None = None) -> list[Run]:
     """The runs of a cipher train, as views. Raises BadTrain. Hot: 1.2 us for each run."""
     total = len(frame) if end is None else end
-    count, stamp = _open(frame, _CIPHER, begin, total)
+    count, stamp = _open(frame, CIPHER, begin, total)
     runs = []
-    view, offset = memoryview(frame), begin + _HEADER.size
+    view, offset = memoryview(frame), begin + HEADER.size
     for _ in range(count):
-        start = offset + _RUN.size
+        start = offset + RUN.size
         if start > total:
             raise BadTrain("train_malformed")
-        endpoint, size, length = _RUN.unpack_from(frame, offset)
+        endpoint, size, length = RUN.unpack_from(frame, offset)
         offset = start + length
         if offset > total or not size or not length or length > size * MAX_PACKETS:
             raise BadTrain("train_malformed")
@@ -372,7 +273,7 @@ def unpack_cipher_untrusted(frame: bytes, now: float, begin: int = 0, end: int |
 
 def pack_handshake(endpoint: bytes, message: bytes, now: float) -> bytes:
     """A handshake frame."""
-    return _HEADER.pack(VERSION, _HANDSHAKE, 0, 0, now) + endpoint + message
+    return HEADER.pack(VERSION, _HANDSHAKE, 0, 0, now) + endpoint + message
 
 
 def unpack_handshake_untrusted(
@@ -382,7 +283,7 @@ def unpack_handshake_untrusted(
     # A handshake that waited is still worth an answer; the timestamp in it decides, not ours.
     total = len(frame) if end is None else end
     _open(frame, _HANDSHAKE, begin, total)
-    endpoint = begin + _HEADER.size
+    endpoint = begin + HEADER.size
     message = endpoint + places.LENGTH
     if total <= message:
         raise BadTrain("train_malformed")
@@ -390,9 +291,9 @@ def unpack_handshake_untrusted(
 
 
 def _open(frame: bytes, expected: int, begin: int, end: int) -> tuple[int, float]:
-    if end - begin < _HEADER.size:
+    if end - begin < HEADER.size:
         raise BadTrain("train_malformed")
-    version, kind, _, count, stamp = _HEADER.unpack_from(frame, begin)
+    version, kind, _, count, stamp = HEADER.unpack_from(frame, begin)
     if version != VERSION:
         raise BadTrain("train_of_unknown_version", version=version)
     if kind != expected:
