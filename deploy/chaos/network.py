@@ -161,6 +161,7 @@ def _take_away(directory: Path) -> None:
 @contextlib.contextmanager
 def _disk(directory: Path) -> Iterator[None]:
     sweep()
+    _take_away(directory)  # of a process that had our number before us
     directory.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}m,mode=755", "sw-chaos", str(directory)]
     try:
