@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.proto.offload.flows import ACK, CWR, ECE, FIN, PSH, TCP, UDP, Shape, supers
 
-from stagewire.proto.offload import coalesce, columns, one_flow, segment
+from stagewire.proto.offload import coalesce, columns, segment
 from stagewire.proto.offload.coalesce import TAKES_TCP, TAKES_UDP, Item, Merged
-from stagewire.proto.offload.rows import MAX_ROWS
 from stagewire.proto.offload.segment import SuperPacket
 
 BOTH = TAKES_TCP | TAKES_UDP
@@ -29,11 +28,6 @@ def wide(packets: Sequence[bytes], takes: int) -> list[Item]:
         row[: len(packet)] = np.frombuffer(packet, np.uint8)
     padded_last = -(-len(packets[-1]) // 16) * 16
     merged = columns.merge(table, padded_last, takes)
-    if 2 <= len(packets) <= MAX_ROWS:
-        one = one_flow.merge(table, padded_last, takes)
-        assert one is None or merged == [one]
-        # What is one flow's from end to end, it finds.
-        assert one is not None or merged is None or len(merged) > 1
     return list(packets) if merged is None else merged
 
 
@@ -113,6 +107,46 @@ def test_interleaved_flows_are_merged_each_by_itself(merge: Merge) -> None:
     found = merge(packets, BOTH)
     assert [item.segments for item in found if isinstance(item, Merged)] == [10] * 4
     assert by_flow(apart(found)) == by_flow(packets)
+
+
+@LANES
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_a_flow_that_goes_on_behind_another_is_one_item(merge: Merge, version: int, protocol: int) -> None:
+    """As a sender lays super-packets one after another, of which two may be of one flow."""
+    shape, other = (Shape(version, protocol, payload=bytes(1000), port=port) for port in (1, 2))
+    packets, between = shape.train(), other.train()
+    found = merge([*packets[:4], *between, *packets[4:]], BOTH)
+    assert [item.segments for item in found if isinstance(item, Merged)] == [10, 10]
+    assert apart(found) == [*packets, *between]
+
+
+@LANES
+@pytest.mark.parametrize("first", [3, 5])
+def test_what_comes_twice_or_misses_something_does_not_go_on_there(merge: Merge, first: int) -> None:
+    train, between = (Shape(payload=bytes(1000), port=port).train() for port in (1, 2))
+    packets = [*train[:4], *between, *train[first:]]
+    found = merge(packets, BOTH)
+    assert [item.segments for item in found if isinstance(item, Merged)] == [4, 10, 10 - first]
+    assert apart(found) == packets
+
+
+@LANES
+def test_behind_a_short_or_pushed_one_nothing_goes_on(merge: Merge) -> None:
+    between = Shape(payload=bytes(1000), port=9).train()
+    third = replace(NEXT, sequence=NEXT.sequence + 100, identification=NEXT.identification + 1)
+    for second in (replace(NEXT, flags=ACK | PSH), replace(NEXT, payload=bytes(100))):
+        packets = [ONE.packet(), second.packet(), *between, third.packet()]
+        kept = [getattr(item, "segments", 1) for item in merge(packets, BOTH)]
+        assert kept == ([2, 10, 1] if second.flags & PSH else [3, 10])
+    short = [ONE.packet(), replace(NEXT, payload=bytes(99)).packet()]
+    packets = [*short, *between, replace(third, sequence=third.sequence - 1).packet()]
+    assert [getattr(item, "segments", 1) for item in merge(packets, BOTH)] == [2, 10, 1]
+    # One that is shorter may end a super-packet, but not begin a second half of it.
+    after = [replace(third, sequence=NEXT.sequence, payload=bytes(50), identification=NEXT.identification)]
+    after.append(replace(after[0], sequence=NEXT.sequence + 50, identification=NEXT.identification + 1))
+    packets = [ONE.packet(), *between, *(each.packet() for each in after)]
+    assert by_flow(apart(merge(packets, BOTH))) == by_flow(packets)
 
 
 @LANES

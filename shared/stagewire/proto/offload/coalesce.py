@@ -12,6 +12,7 @@ is wrong is passed on as it came. Packets of one flow never overtake one another
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from stagewire.proto.offload import checksum, virtio
@@ -189,7 +190,8 @@ def _whole(flow: _Flow) -> Item:
         return first
     headers = joined_headers(first[: flow.headers], flow.transport, flow.total, pushed=flow.pushed)
     packet = b"".join((headers, first[flow.headers :], *flow.parts[1:]))
-    return Merged(header(first, flow.transport, flow.headers, flow.size), packet, len(flow.parts))
+    protocol = first[9] if flow.transport == 20 else first[6]
+    return Merged(header(protocol, flow.transport, flow.headers, flow.size), packet, len(flow.parts))
 
 
 def joined_headers(headers: bytes, transport: int, total: int, *, pushed: bool) -> bytes:
@@ -216,9 +218,10 @@ def joined_headers(headers: bytes, transport: int, total: int, *, pushed: bool) 
     return b"%b%b%c%b%b%b" % (ip, before, flags, window, pseudo, headers[transport + 18 :])
 
 
-def header(first: bytes, transport: int, headers: int, size: int) -> bytes:
-    """The `virtio_net_hdr` of a super-packet whose first packet is `first`."""
-    if (first[9] if transport == 20 else first[6]) == UDP:
+@lru_cache(64)
+def header(protocol: int, transport: int, headers: int, size: int) -> bytes:
+    """The `virtio_net_hdr` of a super-packet of packets with `size` bytes of payload."""
+    if protocol == UDP:
         return virtio.VirtioHeader(virtio.NEEDS_CSUM, virtio.GSO_UDP_L4, headers, size, transport, 6).pack()
     kind = virtio.GSO_TCPV4 if transport == 20 else virtio.GSO_TCPV6
     return virtio.VirtioHeader(virtio.NEEDS_CSUM, kind, headers, size, transport, 16).pack()

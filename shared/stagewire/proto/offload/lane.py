@@ -14,7 +14,7 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 
 from stagewire.proto import constants as c
-from stagewire.proto.offload import columns, one_flow, uniform, wide
+from stagewire.proto.offload import columns, uniform, wide
 from stagewire.proto.offload.block import Block
 from stagewire.proto.offload.coalesce import Item
 from stagewire.proto.offload.rows import Bytes, Laid, Rows, most
@@ -109,23 +109,24 @@ class Lane:
     def open(session: Session, received: Received, drops: Counter[str]) -> int:
         """Opens the rows where they lie; returns how many bytes of datagrams were authentic and new.
 
-        Hot: 80 us for 43 packets of 1,420 bytes, of which 60 us are the cipher's.
+        Hot: 55 us for 43 packets of 1,420 bytes, of which 42 us are the cipher's.
         """
         rows, size, count, last = received.rows, received.size, received.count, received.last
         table = rows.table(size)[:count]
         counters = table[:, 8:16].view("<u8")[:, 0].tolist()
         table[:, 4:8] = 0  # bytes 4 to 16 are the nonce now
-        views = list(zip(*rows.views(size), strict=True))[:count]
+        nonces, packets, tagged = (views[:count] for views in rows.views(size))
         if last < size:
-            views[-1] = rows.cut((count - 1) * size, last)
-        decrypt_into, authentic = session.decrypt_into, []
-        for position, (nonce, packet, tagged) in enumerate(views):
+            nonces[-1], packets[-1], tagged[-1] = rows.cut((count - 1) * size, last)
+        opened, at, authentic = map(session.decrypt_into, nonces, tagged, repeat(None), packets), 0, list(range(count))
+        while at < count:
             try:
-                decrypt_into(nonce, tagged, None, packet)
+                for _ in opened:
+                    at += 1
             except InvalidTag:
                 drops["transport_not_authentic"] += 1
-            else:
-                authentic.append(position)
+                authentic.remove(at)
+                at += 1
         # Only after authentication: a forged counter must not move the window.
         if len(authentic) == count and session.window.accept_run(counters):
             accepted = authentic
@@ -148,8 +149,7 @@ class Lane:
         packets, padded_last = received.packets, received.padded_last
         if packets is None or len(packets) < 2:
             return None
-        merged = one_flow.merge(packets, padded_last, takes)
-        return columns.merge(packets, padded_last, takes) if merged is None else [merged]
+        return columns.merge(packets, padded_last, takes)
 
     @staticmethod
     def packets(received: Received) -> list[bytes]:

@@ -10,24 +10,18 @@ little-endian ones: the ones' complement sum doesn't mind, if its result is writ
 
 import struct
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from typing import Final
 
 import numpy as np
 
 from stagewire.proto.constants import TRANSPORT_HEADER_LENGTH as FRONT
 from stagewire.proto.offload import checksum
-from stagewire.proto.offload.rows import MAX_ROWS, Bytes, Laid, Rows, most, row_size
+from stagewire.proto.offload.rows import Bytes, Laid, Rows, most, row_size
 from stagewire.proto.offload.segment import CWR, FIN, PSH, UDP, SuperPacket
 
 Piece = tuple[SuperPacket, int, int]
 """Packets of a super-packet: (which, the first of them, how many)."""
 _V6_HEADER: Final = 40
-_COUNT: Final = np.arange(MAX_ROWS, dtype=np.uint32)
-_UP: Final = np.arange(0x10000, dtype=">u2").view("<u2")
-"""The numbers of 16 bits in network order, as words that are copied as they are."""
-_DOWN: Final = ((0xFFFF - np.arange(0xFFFF)) % 0xFFFF).astype(">u2").view("<u2")
-"""The IPv4 checksum of headers that add up to 0, 1, 2 and so on."""
 _SHORT: Final = struct.Struct(">H")
 
 
@@ -105,27 +99,29 @@ def _lay_payload(piece: Piece, body: Bytes) -> int:
 
 def _lay_headers(pieces: Sequence[Piece], inner: Bytes) -> None:
     """All headers, as if every packet were a long one."""
-    whole, _, count = pieces[0]
-    headers, transport, tcp = whole.headers, whole.transport, whole.protocol != UDP
+    whole = pieces[0][0]
+    headers, transport, size = whole.headers, whole.transport, whole.segment_size
     heads = [bytes(piece[0].packet[:headers]) for piece in pieces]
-    made = b"".join([_headers(whole, head) for head in heads])
-    firsts = [_firsts(head, piece[1], whole) for head, piece in zip(heads, pieces, strict=True)]
-    if len(pieces) == 1:
-        positions = _COUNT[:count]
-        inner[:, :headers] = np.frombuffer(made, np.uint8)
-        identification, ip_sum, sequence = map(np.uint32, firsts[0])
-    else:
-        counts = [piece[2] for piece in pieces]
-        which = np.repeat(_COUNT[: len(pieces)], counts)
-        positions = _COUNT[: len(inner)] - np.array([0, *accumulate(counts[:-1])], np.uint32)[which]
-        inner[:, :headers] = np.frombuffer(made, np.uint8).reshape(-1, headers)[which]
-        identification, ip_sum, sequence = np.array(firsts, np.uint32)[which].T
+    made: list[bytes] = []
+    identifications: list[int] = []
+    ip_sums: list[int] = []
+    sequences: list[int] = []
+    # Made as lists: a few numbers for each packet cost less than an array for each super-packet.
+    for (_, first, count), head in zip(pieces, heads, strict=True):
+        made.append(_headers(whole, head) * count)
+        identification, ip_sum, sequence = _firsts(head, first, whole)
+        identifications += range(identification, identification + count)
+        ip_sums += [ip_sum] * count
+        sequences += range(sequence, sequence + count * size, size)
+    inner[:, :headers] = np.frombuffer(b"".join(made), np.uint8).reshape(-1, headers)
     if heads[0][0] >> 4 == 4:
-        identifications = (positions + identification) & np.uint32(0xFFFF)
-        inner[:, 4:6].view("<u2")[:, 0] = _UP[identifications]
-        inner[:, 10:12].view("<u2")[:, 0] = _DOWN[(identifications + ip_sum) % np.uint32(0xFFFF)]
-    if tcp:
-        inner[:, transport + 4 : transport + 8].view(">u4")[:, 0] = positions * np.uint32(whole.segment_size) + sequence
+        numbers = np.array(identifications, np.uint32) & 0xFFFF
+        inner[:, 4:6].view(">u2")[:, 0] = numbers
+        numbers += np.array(ip_sums, np.uint32)
+        inner[:, 10:12].view(">u2")[:, 0] = (0xFFFF - numbers % 0xFFFF) % 0xFFFF
+    if whole.protocol != UDP:
+        # Assigned to fewer bits, a number loses those beyond.
+        inner[:, transport + 4 : transport + 8].view(">u4")[:, 0] = np.array(sequences, np.uint64)
         _set_flags(pieces, heads, inner[:, transport + 13])
 
 
