@@ -106,13 +106,13 @@ class DeviceService:
     def _on_plain(self, frames: Sequence[Frame], _now: float) -> None:
         packets: list[Packet] = []
         size, now = 0, boot_time()
-        for frame in frames:
+        for data, start, end in frames:
             try:
-                packets += self._packets(*frame, now)
+                packets += self._packets(data, start, end, now)
             except trains.BadTrain as bad:  # too old, mostly: who comes late has many of them, and they take little
                 self._stage.drop(bad)
                 continue
-            size += frame[2] - frame[1]
+            size += end - start
             if size >= ENOUGH or len(packets) >= trains.MAX_PACKETS:
                 self._emit(self._device.outbound(packets, now), now)
                 # A train may wait while the ones before it are sealed: its age counts from here.
@@ -121,11 +121,14 @@ class DeviceService:
             self._emit(self._device.outbound(packets, now), now)
 
     def _on_cipher(self, frames: Sequence[Frame], _now: float) -> None:
-        runs: list[trains.Run] = []
+        runs: list[tuple[bytes, Sequence[bytes]]] = []
         size, now = 0, boot_time()
         for data, start, end in frames:
             try:
-                runs += trains.unpack_cipher_untrusted(data, now, start, end)
+                lone = trains.lone_run_untrusted(data, now, start, end)
+                runs += (
+                    trains.unpack_cipher_untrusted(data, now, start, end) if lone is None else [(lone[0], [lone[1]])]
+                )
             except trains.BadTrain as bad:
                 self._stage.drop(bad)
                 continue
@@ -138,9 +141,12 @@ class DeviceService:
 
     def _packets(self, data: bytes, start: int, end: int, now: float) -> list[Packet]:
         """What is in a train. Raises BadTrain."""
-        alike = self._alike(data, start, end, now)
-        items = trains.unpack_plain_untrusted(data, now, start, end) if alike is None else []
+        lone = trains.lone_untrusted(data, now, start, end)
+        alike = self._alike(data, start, end, now) if lone is None else None
+        items = trains.unpack_plain_untrusted(data, now, start, end) if lone is None and alike is None else []
         self._device.takes = trains.takes_of(data, start)
+        if lone is not None:
+            return [lone]
         if alike is not None:
             return [alike]
         packets: list[Packet] = []

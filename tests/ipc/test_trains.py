@@ -3,6 +3,9 @@
 import itertools
 import math
 import struct
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import pytest
 from hypothesis import example, given
@@ -17,6 +20,7 @@ from stagewire.proto.offload import virtio
 from stagewire.proto.offload.coalesce import Item, Merged
 from stagewire.proto.offload.rows import most, row_size
 
+T = TypeVar("T")
 NOW = 1000.0
 PLACES = [bytes([4, 0]) + bytes([number]) * (places.LENGTH - 2) for number in range(3)]
 HEADER = struct.Struct("<BBBxId")
@@ -259,6 +263,63 @@ def test_garbage_is_a_bad_train(frame: bytes) -> None:
 def test_garbage_behind_a_header_is_a_bad_train(kind: int, count: int, rest: bytes) -> None:
     for _, unpack in every_kind():
         survives(unpack, HEADER.pack(trains.VERSION, kind, 0, count, NOW) + rest)
+
+
+lone_trains = st.one_of(
+    packets.map(lambda train: trains.pack_plain(train[:2], NOW)),
+    runs.map(lambda train: trains.pack_cipher([(place, found[:2]) for place, found in train[:2]], NOW)),
+    st.lists(merged, max_size=2).map(lambda train: trains.pack_plain(train, NOW)),
+)
+
+
+@given(
+    lone_trains,
+    st.lists(st.tuples(st.integers(0, 90), st.integers(0, 255)), max_size=2),
+    st.binary(max_size=3),
+    st.data(),
+)
+def test_a_lone_packet_is_what_the_train_says(
+    whole: bytes, damage: list[tuple[int, int]], around: bytes, data: st.DataObject
+) -> None:
+    """The short ways see what the long ones see, or leave it to them."""
+    frame = bytearray(whole)
+    for where, value in damage:
+        frame[where % len(frame)] = value
+    lies, begin, end = around + bytes(frame) + around, len(around), len(around) + len(frame)
+    now = data.draw(st.sampled_from([NOW, NOW + 1]))
+    check_short(
+        partial(trains.lone_untrusted, lies, now, begin, end),
+        partial(trains.unpack_plain_untrusted, lies, now, begin, end),
+        lambda packet: [packet],
+    )
+    check_short(
+        partial(trains.lone_run_untrusted, lies, now, begin, end),
+        partial(trains.unpack_cipher_untrusted, lies, now, begin, end),
+        lambda found: [(found[0], [found[1]])],
+    )
+
+
+def check_short(
+    short: Callable[[], T | None], long: Callable[[], Sequence[object]], as_train: Callable[[T], object]
+) -> None:
+    found, refused = outcome(short)
+    if refused:
+        assert outcome(long) == (None, refused)
+    elif found is not None:
+        assert outcome(long) == (as_train(found), None)
+
+
+def outcome(call: Callable[[], T]) -> tuple[T | None, tuple[str, int] | None]:
+    try:
+        return call(), None
+    except BadTrain as bad:
+        return None, (bad.reason, bad.packets)
+
+
+def test_the_short_ways_take_what_they_are_for() -> None:
+    plain, sealed = trains.pack_plain([b"packet"], NOW), trains.pack_cipher([(PLACES[0], [b"datagram"])], NOW)
+    assert trains.lone_untrusted(plain, NOW, 0, len(plain)) == b"packet"
+    assert trains.lone_run_untrusted(sealed, NOW, 0, len(sealed)) == (PLACES[0], b"datagram")
 
 
 def survives(unpack: object, frame: bytes) -> None:

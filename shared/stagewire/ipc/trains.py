@@ -49,6 +49,9 @@ LENGTH: Final = struct.Struct("<I")
 _LONE: Final = struct.Struct(f"<I{virtio.LENGTH}x")
 """What is before a packet that stands for itself: its length and an empty virtio_net_hdr."""
 RUN: Final = struct.Struct(f"<{places.LENGTH}sHxxI")
+_LONE_PLAIN: Final = struct.Struct(f"<BBxxIdI{virtio.LENGTH}s")
+_IS_LONE: Final = (VERSION, PLAIN, 1, virtio.NONE)
+_LONE_CIPHER: Final = struct.Struct(f"<BBxxId{places.LENGTH}sHxxI")
 
 Part = bytes | memoryview
 """Of a frame that is sent as several pieces of memory one after another, and is whole again where it arrives."""
@@ -185,6 +188,21 @@ def spans_untrusted(frame: bytes, now: float, begin: int = 0, end: int | None = 
     return spans
 
 
+def lone_untrusted(frame: bytes, now: float, begin: int, end: int) -> bytes | None:
+    """The packet of a plain train that is the only one and stands for itself. Raises BadTrain.
+
+    None for whatever else; then `unpack_plain_untrusted` is to tell. Hot: 0.7 us.
+    """
+    start = begin + _LONE_PLAIN.size
+    if start > end:
+        return None
+    version, kind, count, stamp, length, header = _LONE_PLAIN.unpack_from(frame, begin)
+    if (version, kind, count, header) != _IS_LONE or start + length != end + virtio.LENGTH:
+        return None
+    _check_age(stamp, now, 1)
+    return frame[start:end]
+
+
 def stride_untrusted(frame: bytes, now: float, begin: int = 0, end: int | None = None) -> tuple[int, int, int] | None:
     """(start, stride, bytes before each virtio_net_hdr) of a plain train that looks as if all items had one length.
 
@@ -269,6 +287,21 @@ def unpack_cipher_untrusted(frame: bytes, now: float, begin: int = 0, end: int |
         raise BadTrain("train_malformed")
     _check_age(stamp, now, sum([len(datagrams) for _, datagrams in runs]))
     return runs
+
+
+def lone_run_untrusted(frame: bytes, now: float, begin: int, end: int) -> tuple[bytes, bytes] | None:
+    """(packed endpoint, datagram) of a cipher train that has only one. Raises BadTrain.
+
+    None for whatever else; then `unpack_cipher_untrusted` is to tell. Hot: 0.7 us.
+    """
+    start = begin + _LONE_CIPHER.size
+    if start >= end:
+        return None
+    version, kind, count, stamp, endpoint, size, length = _LONE_CIPHER.unpack_from(frame, begin)
+    if (version, kind, count) != (VERSION, CIPHER, 1) or start + length != end or length > size:
+        return None
+    _check_age(stamp, now, 1)
+    return endpoint, frame[start:end]
 
 
 def pack_handshake(endpoint: bytes, message: bytes, now: float) -> bytes:

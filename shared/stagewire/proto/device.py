@@ -139,7 +139,8 @@ class Device:
         for endpoint, datagrams in runs:
             if self._inbound_wide(endpoint, datagrams, now, out):
                 continue
-            for receiver, group in groupby(datagrams, _receiver):
+            lone = len(datagrams) == 1
+            for receiver, group in ((_receiver(datagrams[0]), datagrams),) if lone else groupby(datagrams, _receiver):
                 train = list(group)
                 found = self._sessions.get(receiver)
                 if found is None:
@@ -155,7 +156,7 @@ class Device:
     def _inbound_wide(self, endpoint: bytes, datagrams: Sequence[bytes], now: float, out: Output) -> bool:
         """A long run, if it can be taken as one; False, and nothing has happened, if not."""
         lane = self._lane
-        if lane is None or not isinstance(datagrams, Block) or len(datagrams) < lane.LEAST_TO_OPEN:
+        if not isinstance(datagrams, Block) or lane is None or len(datagrams) < lane.LEAST_TO_OPEN:
             return False
         received = lane.receive(datagrams)
         if received is None:

@@ -93,6 +93,8 @@ class Tunnel:
     def send(self, packets: Sequence[Packet], now: float, out: Output) -> None:
         """Seals a train, or stages it until there is a session."""
         session = self.slots.current
+        if len(packets) == 1 and session is not None and self._send_lone(session, packets[0], now, out):
+            return
         if session is None or self.endpoint is None or not session.may_send(now):
             self.staged.add(_one_by_one(packets))
             self.want("no_session", now, out)
@@ -112,6 +114,19 @@ class Tunnel:
             self._sent(run, out)
         self._after_sending(session, now, out)
         self.timers.data_sent(now)
+
+    def _send_lone(self, session: Session, packet: Packet, now: float, out: Output) -> bool:
+        """Seals the only packet of a train, if nothing stands in the way; it mustn't pay for what a train needs."""
+        if self.endpoint is None or not isinstance(packet, bytes) or not session.may_send(now):
+            return False
+        sealed = session.seal([packet], self.settings.mtu)
+        if not sealed:  # no counter left
+            return False
+        self.tx_bytes += len(sealed[0])
+        out.runs.append((self.endpoint, sealed))
+        self._after_sending(session, now, out)
+        self.timers.data_sent(now)
+        return True
 
     def _seal(self, session: Session, packets: Sequence[Packet]) -> list[Sequence[bytes]]:
         """What is sealed: all of it, unless there are single packets alone and counters run out.

@@ -6,7 +6,8 @@ segment    a super-packet -> the packets it stands for
 rows       packets of one size side by side in one buffer, with room for what sealing adds
 wide       segment, as columns of NumPy arrays, straight into rows
 coalesce   packets -> super-packets, where one may stand for several
-columns    coalesce, for the rows of one run, as columns of NumPy arrays
+columns    coalesce, for the rows of one run
+stacked    the headers of all its packets as one long integer
 
 NumPy may be missing: `segment` and `coalesce` alone do all of it, more slowly. They are also what a lone small packet
 takes, for which NumPy would be the dearer way.
