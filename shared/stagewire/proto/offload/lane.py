@@ -75,7 +75,7 @@ class Lane:
     def seal(self, session: Session, wholes: Sequence[SuperPacket], mtu: int) -> list[Block]:
         """The runs of super-packets that are alike, sealed. There must be counters left for all of them.
 
-        Hot: 170 us for 43 packets of 1,420 bytes, of which 86 us are the cipher's.
+        Hot: 80 us for 43 packets of 1,420 bytes, of which 46 us are the cipher's.
         """
         blocks = []
         for pieces in wide.tables(wholes, mtu):
@@ -109,7 +109,7 @@ class Lane:
     def open(session: Session, received: Received, drops: Counter[str]) -> int:
         """Opens the rows where they lie; returns how many bytes of datagrams were authentic and new.
 
-        Hot: 55 us for 43 packets of 1,420 bytes, of which 42 us are the cipher's.
+        Hot: 55 us for 43 packets of 1,420 bytes, of which 45 us are the cipher's.
         """
         rows, size, count, last = received.rows, received.size, received.count, received.last
         table = rows.table(size)[:count]
