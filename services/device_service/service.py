@@ -58,8 +58,10 @@ try:
 except ImportError:  # without NumPy every packet goes by itself
     uniform = None  # type: ignore[assignment]
 
-ENOUGH = 32 * 1024
-"""Bytes of trains that are worth a turn by themselves; shorter ones are joined, as each call costs."""
+ENOUGH_TO_SEAL = 112 * 1024
+ENOUGH_TO_OPEN = 32 * 1024
+"""Bytes of trains that are worth a call by themselves; shorter ones that are there at once are joined, as each call costs. What is
+sealed also fills its runs the better, the more it is."""
 MIN_ITEM = 40
 """Bytes of the least packet in a train."""
 TRAFFIC_INTERVAL = 1.0
@@ -113,7 +115,7 @@ class DeviceService:
                 self._stage.drop(bad)
                 continue
             size += end - start
-            if size >= ENOUGH or len(packets) >= trains.MAX_PACKETS:
+            if size >= ENOUGH_TO_SEAL or len(packets) >= trains.MAX_PACKETS:
                 self._emit(self._device.outbound(packets, now), now)
                 # A train may wait while the ones before it are sealed: its age counts from here.
                 packets, size, now = [], 0, boot_time()
@@ -133,7 +135,7 @@ class DeviceService:
                 self._stage.drop(bad)
                 continue
             size += end - start
-            if size >= ENOUGH or len(runs) >= trains.MAX_PACKETS:
+            if size >= ENOUGH_TO_OPEN or len(runs) >= trains.MAX_PACKETS:
                 self._emit(self._device.inbound(runs, now), now)
                 runs, size, now = [], 0, boot_time()
         if runs:

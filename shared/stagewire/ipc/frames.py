@@ -7,8 +7,13 @@ from stagewire.ipc.trains import CIPHER, HEADER, LENGTH, MAX_ITEM, MAX_PACKETS, 
 MAX_READ: Final = 64 * 1024
 """Bytes after which a visit to the TUN device or a UDP socket ends: with one more super-packet or run they are two of the
 longest, which is two UDP GSO sends."""
-MAX_SINGLE: Final = 60_000
-"""The same where there are only single packets: those of one size, sealed, fit one run."""
+ONE_RUN: Final = 60_000
+"""Bytes of items that make one run when they are sealed."""
+
+
+def _filled(size: int) -> float:
+    """What part is filled of the runs that so many bytes make."""
+    return size / (-(-size // ONE_RUN) * ONE_RUN)
 
 
 class PlainFrame:
@@ -19,14 +24,20 @@ class PlainFrame:
         self._view = memoryview(self._buffer)
         self.count = 0
         """Of packets that its items stand for."""
-        self._items = 0
+        self._last = 0
+        """Bytes of the last item, its length included."""
         self._end = HEADER.size
 
     @property
     def full(self) -> bool:
-        """Whether it should be sent before another packet is read."""
+        """Whether it should be sent before another packet is read.
+
+        So it should if one more like the last would begin another run and leave much of it empty: what is sealed, sent and
+        opened costs by the run.
+        """
         size = self._end - HEADER.size
-        return size >= MAX_SINGLE and (size >= MAX_READ or self._items == self.count)
+        more = size + self._last
+        return size >= MAX_READ or (more > ONE_RUN and _filled(size) > _filled(more))
 
     def room(self) -> memoryview:
         """Where the next item can be read to, its virtio_net_hdr first."""
@@ -36,15 +47,15 @@ class PlainFrame:
     def add(self, length: int, packets: int) -> None:
         """Takes what was read to `room`: so many bytes, for so many packets."""
         LENGTH.pack_into(self._buffer, self._end, length)
-        self._end += LENGTH.size + length
-        self._items += 1
+        self._last = LENGTH.size + length
+        self._end += self._last
         self.count += packets
 
     def finish(self, now: float, takes: int) -> memoryview:
         """The train; a new one begins in the same place."""
         HEADER.pack_into(self._buffer, 0, VERSION, PLAIN, takes, self.count, now)
         frame = self._view[: self._end]
-        self.count, self._items, self._end = 0, 0, HEADER.size
+        self.count, self._last, self._end = 0, 0, HEADER.size
         return frame
 
 
