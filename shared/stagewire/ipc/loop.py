@@ -171,21 +171,19 @@ class Loop:
             pass
 
     def _turn(self) -> None:
+        # Rounded up: epoll counts in milliseconds, and would spin through the last one.
         now = boot_time()
-        due, acted = now + HEARTBEAT_INTERVAL, False
+        due = now + HEARTBEAT_INTERVAL
         for timed in self._timed:
             when = timed.next_deadline()
-            if when is None or when >= due:
-                continue
-            if when > now:
+            if when is not None and when < due:
                 due = when
-            else:
-                timed.act(now)
-                acted = True
-        if acted:  # which may have brought other deadlines about
-            due = min(due, *(timed.next_deadline() or due for timed in self._timed))
-        # Rounded up: epoll counts in milliseconds, and would spin through the last one.
         self._serve(math.ceil((due - now) * 1000) / 1000 if due > now else 0.0)
+        now = boot_time()
+        for timed in self._timed:
+            when = timed.next_deadline()
+            if when is not None and when <= now:
+                timed.act(now)
 
     def _serve(self, wait: float) -> bool:
         """Waits so long (s) at most, and calls the handlers of what is ready; whether there was anything."""
