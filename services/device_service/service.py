@@ -60,8 +60,8 @@ except ImportError:  # without NumPy every packet goes by itself
 
 ENOUGH_TO_SEAL = 112 * 1024
 ENOUGH_TO_OPEN = 32 * 1024
-"""Bytes of trains that are worth a call by themselves; shorter ones that are there at once are joined, as each call costs. What is
-sealed also fills its runs the better, the more it is."""
+"""Bytes of trains that are worth a call by themselves; shorter ones that are there at once are joined, as each call costs.
+The more is sealed at once, the better it fills its runs."""
 MIN_ITEM = 40
 """Bytes of the least packet in a train."""
 TRAFFIC_INTERVAL = 1.0
