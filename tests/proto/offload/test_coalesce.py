@@ -223,6 +223,16 @@ def test_identifications_count_unless_nothing_may_be_cut(merge: Merge) -> None:
 
 
 @LANES
+def test_where_identifications_stop_counting_another_begins(merge: Merge) -> None:
+    train = Shape(payload=bytes(1000), dont_fragment=False, identification=0xFFFE).train()
+    assert len(merge(train, BOTH)) == 1  # they go around
+    gap = train[:4] + Shape(payload=bytes(1000), dont_fragment=False, identification=0x0FFE).train()[4:]
+    found = merge(gap, BOTH)
+    assert [getattr(item, "segments", 1) for item in found] == [4, 6]
+    assert apart(found) == gap
+
+
+@LANES
 def test_push_and_a_short_one_end_a_super_packet(merge: Merge) -> None:
     third = replace(NEXT, sequence=NEXT.sequence + 100, identification=NEXT.identification + 1)
     pushed = [ONE.packet(), replace(NEXT, flags=ACK | PSH).packet(), third.packet()]

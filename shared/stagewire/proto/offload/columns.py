@@ -47,7 +47,7 @@ class _Shape:
         transport = self.transport
         if self.protocol == UDP:
             return True
-        return head[transport + 12] << 8 == (self.headers - transport) << 10 and head[transport + 13] & ~PSH == ACK
+        return head[transport + 12] == (self.headers - transport) << 2 and head[transport + 13] & ~PSH == ACK
 
 
 def merge(packets: Bytes, padded_last: int, takes: int) -> list[Item] | None:
@@ -172,6 +172,12 @@ class _Run:
             total = (total & short) + (total >> 16 & short)
             total = (total & short) + (total >> 16 & short)
             differs |= (total ^ total >> bits) & stacked.field(headers, 10, 2, rest)
+            # A packet that may be fragmented has the identification after that of the one before it.
+            whole = stacked.repeated(bytes(6) + bytes([_DONT_FRAGMENT]) + bytes(headers - 7), rest)
+            if may := whole & ~rows:
+                counted = stacked.field(headers, 4, 2, rest)
+                identifications = (before & counted) + stacked.each(headers, 6, rest)
+                differs |= (identifications ^ rows) & (may << 2) * 0xFFFF  # that bit is 2 below the field's last
         return differs
 
     def _wrong(self) -> list[int]:
@@ -212,7 +218,8 @@ class _Run:
             if not shape.fits(head):
                 return None
             flow = head[shape.addresses : ports]
-            if span[0] in lone or (shape.version == 4 and self._is_odd(head, span)):
+            # An IPv4 header that is wrong: so are all that go on from it.
+            if span[0] in lone or (shape.version == 4 and checksum.remainder(head[:20])):
                 items += [[(row, row + 1)] for row in range(*span)]
                 last_of.pop(flow, None)
                 continue
@@ -223,16 +230,6 @@ class _Run:
                 last_of[flow] = item = [span]
                 items.append(item)
         return items
-
-    def _is_odd(self, head: bytes, span: Span) -> bool:
-        """Whether an IPv4 header is wrong, or packets that may be fragmented aren't numbered one after another."""
-        if checksum.remainder(head[:20]):
-            return True
-        if head[6] & _DONT_FRAGMENT or span[1] - span[0] == 1:
-            return False
-        first = int.from_bytes(head[4:6])
-        numbers = _numbers(self._heads, self._shape.headers, 4)[slice(*span)]
-        return numbers != [number & 0xFFFF for number in range(first, first + len(numbers))]
 
     def _follows(self, before: list[Span], span: Span) -> bool:
         """Whether a stretch goes on where those before it ended."""

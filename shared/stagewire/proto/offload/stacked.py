@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Final
 
 _CACHED: Final = 1024
-"""Numbers of up to 5 KB; a tunnel's traffic has some sizes of headers, each in runs of up to 64."""
+"""Numbers of up to 6 KB; a tunnel's traffic has some sizes of headers, each in runs of up to 64."""
 
 
 @lru_cache(_CACHED)
