@@ -127,10 +127,10 @@ class DeviceService:
         size, now = 0, boot_time()
         for data, start, end in frames:
             try:
-                lone = trains.lone_run_untrusted(data, now, start, end)
-                runs += (
-                    trains.unpack_cipher_untrusted(data, now, start, end) if lone is None else [(lone[0], [lone[1]])]
-                )
+                if (lone := trains.lone_run_untrusted(data, now, start, end)) is not None:
+                    runs.append((lone[0], [lone[1]]))
+                else:
+                    runs += trains.unpack_cipher_untrusted(data, now, start, end)
             except trains.BadTrain as bad:
                 self._stage.drop(bad)
                 continue
@@ -143,23 +143,20 @@ class DeviceService:
 
     def _packets(self, data: bytes, start: int, end: int, now: float) -> list[Packet]:
         """What is in a train. Raises BadTrain."""
-        lone = trains.lone_untrusted(data, now, start, end)
-        alike = self._alike(data, start, end, now) if lone is None else None
-        items = trains.unpack_plain_untrusted(data, now, start, end) if lone is None and alike is None else []
-        self._device.takes = trains.takes_of(data, start)
-        if lone is not None:
-            return [lone]
-        if alike is not None:
-            return [alike]
         packets: list[Packet] = []
-        for item in items:
-            if isinstance(item, bytes):
-                packets.append(item)
-                continue
-            try:
-                packets.append(segment.open_untrusted(item.header, item.packet))
-            except BadSuperPacket:
-                self._stage.counters["outbound_malformed"] += item.segments
+        if (lone := trains.lone_untrusted(data, now, start, end)) is not None:
+            packets.append(lone)
+        elif (alike := self._alike(data, start, end, now)) is not None:
+            packets.append(alike)
+        else:
+            for item in trains.unpack_plain_untrusted(data, now, start, end):
+                try:
+                    packets.append(
+                        item if isinstance(item, bytes) else segment.open_untrusted(item.header, item.packet)
+                    )
+                except BadSuperPacket:
+                    self._stage.counters["outbound_malformed"] += trains.weight([item])
+        self._device.takes = trains.takes_of(data, start)
         return packets
 
     @staticmethod
