@@ -181,7 +181,7 @@ class ConnService:
 
     def _send(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
         if self._blocked:
-            self._blocked.append((endpoint, datagrams))
+            self._keep(endpoint, datagrams)
             return
         if isinstance(datagrams, Block) and len(datagrams) > 1 and self._udp.goes_whole(datagrams.size, endpoint):
             try:
@@ -230,10 +230,16 @@ class ConnService:
             self._udp.routes_changed()
 
     def _hold(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
-        self._blocked.append((endpoint, datagrams))
+        self._keep(endpoint, datagrams)
         self._stage.loop.pause(self._cipher_out)
         opened = self._udp.socket_of(endpoint)
         self._stage.loop.when_writable(opened.fileno(), partial(self._on_room, opened))
+
+    def _keep(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
+        """A train's memory is its sender's again when it has been dealt with."""
+        if isinstance(datagrams, Block):
+            datagrams = Block(bytes(datagrams.data), datagrams.size)
+        self._blocked.append((endpoint, datagrams))
 
     def _on_room(self, opened: socket.socket, _now: float) -> None:
         waiting, self._blocked = self._blocked, deque()

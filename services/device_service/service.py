@@ -141,7 +141,7 @@ class DeviceService:
         if runs:
             self._emit(self._device.inbound(runs, now), now)
 
-    def _packets(self, data: bytes, start: int, end: int, now: float) -> list[Packet]:
+    def _packets(self, data: trains.Data, start: int, end: int, now: float) -> list[Packet]:
         """What is in a train. Raises BadTrain."""
         packets: list[Packet] = []
         if (lone := trains.lone_untrusted(data, now, start, end)) is not None:
@@ -160,7 +160,7 @@ class DeviceService:
         return packets
 
     @staticmethod
-    def _alike(data: bytes, start: int, end: int, now: float) -> "Uniform | None":
+    def _alike(data: trains.Data, start: int, end: int, now: float) -> "Uniform | None":
         """The whole train, if all its packets have one length and one destination, and are enough."""
         if uniform is None or end - start < uniform.LEAST * MIN_ITEM:
             return None

@@ -13,6 +13,7 @@ from stagewire.ipc import pushers
 from stagewire.ipc.endpoints import MAX_TRAIN, Pipes
 from stagewire.ipc.line import Line
 from stagewire.ipc.loop import Loop
+from stagewire.ipc.memory import LEAST, SLOTS
 
 
 class Lives:
@@ -83,7 +84,8 @@ def lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lives]:
     made.close()
 
 
-def test_what_waits_is_read_by_the_next_and_the_pusher_notices_nothing(lives: Lives) -> None:
+@pytest.mark.parametrize("times", [1_000, 20_000], ids=["in the socket", "in memory"])
+def test_what_waits_is_read_by_the_next_and_the_pusher_notices_nothing(lives: Lives, times: int) -> None:
     lives.send(b"first")
     lives.turn(lambda: lives.reader.trains, "the train")
     connection = lives.line._socket
@@ -92,7 +94,7 @@ def test_what_waits_is_read_by_the_next_and_the_pusher_notices_nothing(lives: Li
     for life in range(3):
         lives.die()
         for number in range(3):  # while nobody is there
-            sent.append(b"%d.%d" % (life, number) * 1000)
+            sent.append(b"%d.%d" % (life, number) * times)
             assert lives.line.send(sent[-1])
         reader = lives.begin()
         sent.append(b"and now")
@@ -100,8 +102,50 @@ def test_what_waits_is_read_by_the_next_and_the_pusher_notices_nothing(lives: Li
         lives.turn(lambda reader=reader: len(reader.trains) == 4, "what waited, and what came")  # type: ignore[misc]
         arrived += reader.trains
         assert not reader.bad
+        assert reader.laid == (3 if times * 3 >= LEAST else 0)
     assert arrived == sent
     assert lives.line._socket is connection
+
+
+def test_trains_in_hand_of_a_reader_that_died_take_their_slots_from_nobody(lives: Lives) -> None:
+    lives.send(b"first")
+    lives.turn(lambda: lives.reader.trains, "the train")
+    for _ in range(3):
+        sent = [os.urandom(LEAST) for _ in range(SLOTS)]
+        assert all(map(lives.line.send, sent))
+        (descriptor,) = lives.reader.inlet._pushers
+        lives.reader.broken = True
+        with pytest.raises(RuntimeError):
+            lives.loop._handlers[descriptor](0.0)
+        lives.die()
+        reader = lives.begin()
+        assert all(map(lives.line.send, sent))
+        lives.turn(lambda reader=reader: len(reader.trains) == SLOTS, "all of them")  # type: ignore[misc]
+        assert reader.laid == SLOTS
+        lives.reader = reader
+
+
+def test_a_version_without_memory_finds_nobody_to_read_on(lives: Lives) -> None:
+    """It would pass over what stands for a train, and all of them would be lost."""
+    lives.send(b"first")
+    lives.turn(lambda: any(name.startswith(pushers.SHARER) for name in lives.left), "the memory")
+    assert not any(name.startswith(pushers.PREFIX) for name in lives.left)
+    assert f"{pushers.MEMORY}0" in lives.left
+
+
+def test_who_left_no_memory_with_its_connection_connects_anew(lives: Lives) -> None:
+    lives.send(b"first")
+    lives.turn(lambda: any(name.startswith(pushers.SHARER) for name in lives.left), "the memory")
+    connection = lives.line._socket
+    assert lives.line.send(bytes(50_000))
+    lives.die()
+    os.close(lives.left.pop(f"{pushers.MEMORY}0"))
+    reader = lives.begin()
+    lives.turn(lambda: lives.line.connected and lives.line._socket is not connection, "another connection")
+    lives.send(b"x" * 50_000)
+    lives.turn(lambda: reader.trains, "a train")
+    assert reader.trains == [b"x" * 50_000]
+    assert not reader.bad
 
 
 def test_who_was_left_in_the_middle_of_a_message_connects_anew(lives: Lives) -> None:
@@ -141,12 +185,12 @@ def test_who_died_while_it_read_leaves_nothing_to_be_read_on(lives: Lives, monke
 def test_numbers_are_given_again_and_the_page_is_the_pipes_own(lives: Lives) -> None:
     lives.send(b"first")
     lives.turn(lambda: lives.reader.trains, "the train")
-    names = {name for name in lives.left if name.startswith(pushers.PREFIX)}
-    assert names == {f"{pushers.PREFIX}0:cipher-out"}
+    lives.turn(lambda: f"{pushers.SHARER}0:cipher-out" in lives.left, "the memory")
+    before = set(lives.left)
     lives.line._lost()
     lives.send(b"second")
     lives.turn(lambda: len(lives.reader.trains) == 2 and len(lives.reader.inlet._pushers) == 1, "the second train")
-    assert len([name for name in lives.left if name.startswith(pushers.PREFIX)]) == 1
+    lives.turn(lambda: len(lives.left) == len(before), "the memory")
     assert pushers.MARKS in lives.left
 
 

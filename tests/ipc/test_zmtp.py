@@ -26,6 +26,14 @@ def test_the_greeting_is_the_specifications() -> None:
     assert zmtp.PUSH[64:] == b"\x04\x1a\x05READY\x0bSocket-Type\x00\x00\x00\x04PUSH"
 
 
+@pytest.mark.parametrize(("greeting", "shares"), [(zmtp.PULL, False), (zmtp.PULL_SHARING, True)])
+def test_a_puller_says_whether_it_takes_memory(greeting: bytes, shares: bool) -> None:
+    stream = Stream(LIMIT)
+    assert stream.take_untrusted(greeting) == []
+    assert stream.ready
+    assert stream.shares == shares
+
+
 @given(st.lists(st.binary(max_size=LIMIT), max_size=8), st.lists(st.integers(0, 9000), max_size=20))
 def test_wherever_it_is_cut_the_messages_are_the_same(messages: list[bytes], cuts: list[int]) -> None:
     whole = said(*messages)
@@ -47,6 +55,8 @@ def test_short_messages_may_have_a_short_length_and_commands_are_passed_over() -
         pytest.param(zmtp.PUSH + b"\x01\x01a", id="a message of several frames"),
         pytest.param(zmtp.PUSH + b"\x80\x01a", id="a flag that there isn't"),
         pytest.param(zmtp.PUSH + zmtp.front(LIMIT + 1), id="too long, said before it is sent"),
+        pytest.param(zmtp.PUSH + zmtp.train_in(0, 5), id="a train in memory that there isn't"),
+        pytest.param(zmtp.PUSH + b"\x04\x06\x05TRAIN", id="a train in memory, nobody knows where"),
         pytest.param(zmtp.PUSH + b"\x06" + (2**63).to_bytes(8), id="a command without end"),
     ],
 )

@@ -3,13 +3,16 @@
 import os
 import signal
 import socket
+from collections import deque
 
 import pytest
 from tests.services.conn import PORT, V4, V6, Conn, Links, client, initiation, transport
 
+from conn_service.service import ConnService
 from stagewire.ipc import trains
 from stagewire.ipc.loop import boot_time
 from stagewire.proto.endpoint import Endpoint, unpack_untrusted
+from stagewire.proto.offload.block import Block
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs a service in a network namespace")
 
@@ -94,3 +97,14 @@ def test_what_the_link_cannot_take_by_the_run_goes_one_by_one(conn: Conn, links:
     assert [peer.recv(2000) for _ in small] == small
     conn.counters.wait_for(runs_in_pieces=before + (1 if offload() else 0))
     assert conn.counters.latest.get("runs_in_pieces", 0) == before + (1 if offload() else 0)
+
+
+def test_what_the_kernel_has_no_room_for_is_kept_as_it_was() -> None:
+    """A train's memory is its sender's again while what is in it still waits. No link here is slow enough to show it."""
+    service = object.__new__(ConnService)
+    service._blocked = deque()
+    memory = bytearray(b"a" * 300)
+    service._keep(b"place", Block(memoryview(memory)[:200], 100))
+    service._send(b"place", Block(memoryview(memory)[100:], 100))
+    memory[:] = b"b" * 300
+    assert list(service._blocked) == [(b"place", [b"a" * 100, b"a" * 100])] * 2

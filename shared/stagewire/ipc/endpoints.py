@@ -65,8 +65,9 @@ SESSIONS: Final = "key/sessions"
 TELEMETRY: Final = "status/telemetry"
 STATUS_QUERY: Final = "status/query"
 
-DATA_LIMITS: Final = Limits(MAX_TRAIN, 128 * 1024, 416 * 1024)
-"""A turn takes one long train, or many short ones; seven of 64 KB may wait, as net.core.wmem_max lets anybody have."""
+DATA_LIMITS: Final = Limits(MAX_TRAIN, 128 * 1024, 416 * 1024, memory=True)
+"""A turn takes one long train, or many short ones, and what lies in memory; beside that seven of 64 KB may wait, as
+net.core.wmem_max lets anybody have."""
 _HANDSHAKE_LIMITS: Final = Limits(MAX_TRAIN, 4 * 1024, 80 * 1024)
 """18 messages in a turn, which is 5 ms of key-service's work, and 64 that wait: the gate watches the queue before."""
 _LIMITS: Final = {HANDSHAKE_IN: _HANDSHAKE_LIMITS, HANDSHAKE_OUT: _HANDSHAKE_LIMITS}

@@ -8,6 +8,7 @@ from typing import Final
 
 from stagewire.ipc import zmtp
 from stagewire.ipc.loop import Loop
+from stagewire.ipc.memory import BadMemory, Memory
 from stagewire.ipc.pushers import MOST, Pushers, hang_up
 from stagewire.ipc.trains import BadTrain
 from stagewire.ipc.zmtp import BadStream, Frame, Stream
@@ -26,13 +27,18 @@ class Limits:
     """Taken from one pusher in a turn; then the other sources get theirs."""
     queue: int
     """What may wait in the kernel, which counts its own administration, some 1,000 bytes a message."""
+    memory: bool = False
+    """Whether long ones may lie in memory that both ends share, `memory.SLOTS` of them beside what is in the kernel."""
 
 
 Handler = Callable[[Sequence[Frame], float], None]
 
 
 class Inlet:
-    """Welcomes whoever connects. `source` is what the loop knows all its pushers by, to be paused together."""
+    """Welcomes whoever connects. `source` is what the loop knows all its pushers by, to be paused together.
+
+    What a handler gets may lie in memory that is the pusher's again when it returns.
+    """
 
     def __init__(
         self,
@@ -56,10 +62,12 @@ class Inlet:
         self._pushers: dict[int, sockets.socket] = {}
         self._marks: dict[int, int] = {}
         """The number that a pusher is kept under, by descriptor."""
+        self._memories: dict[int, Memory] = {}
+        """What the pusher shares with us, by descriptor."""
         self.source = listener.fileno()
         loop.add(self.source, self._welcome, pipe=True)
-        for pusher in self._kept.of(self._name):
-            self._begin(pusher, Stream(limits.message, ready=True))
+        for pusher, memory in self._kept.of(self._name):
+            self._begin(pusher, Stream(limits.message, ready=True, memory=memory))
 
     def close(self) -> None:
         """Hangs up; whoever else has a copy of the listening socket has it still."""
@@ -79,22 +87,24 @@ class Inlet:
                 continue
             pusher.setblocking(False)
             with suppress(OSError):  # gone again: the end comes to be read
-                pusher.send(zmtp.PULL)
+                pusher.send(zmtp.PULL_SHARING if self._limits.memory else zmtp.PULL)
             self._begin(pusher, Stream(self._limits.message))
 
     def _begin(self, pusher: sockets.socket, stream: Stream) -> None:
         descriptor, receive, most = pusher.fileno(), pusher.recv, self._limits.read
         take, handler, marks, numbers = stream.take_untrusted, self._handler, self._kept.marks, self._marks
+        shares, first = self._limits.memory, self._receive_first
         self._pushers[descriptor] = pusher
+        if stream.memory is not None:
+            stream.memory.begin()
         if stream.ready:
-            number = numbers[descriptor] = self._kept.enter(self._name, pusher)
-            marks[number] = 0
+            marks[self._enter(pusher, stream)] = 0
 
         def read(now: float) -> None:
             number = numbers.get(descriptor, MOST)
             marks[number] = 1  # before: who dies in the middle of this leaves nothing to be read on
             try:
-                data = receive(most)
+                data = first(pusher, stream) if shares and stream.memory is None else receive(most)
                 frames = take(data)
             except BlockingIOError:
                 marks[number] = stream.begun
@@ -108,17 +118,45 @@ class Inlet:
                 self._hang_up(descriptor)
                 return
             if number == MOST and stream.ready and descriptor not in numbers:
-                number = numbers[descriptor] = self._kept.enter(self._name, pusher)
+                number = self._enter(pusher, stream)
             marks[number] = stream.begun
             if frames:
                 handler(frames, now)
+                if stream.memory is not None:
+                    stream.memory.release()
 
         self._loop.add(descriptor, read, along=self.source)
+
+    def _enter(self, pusher: sockets.socket, stream: Stream) -> int:
+        """Leaves one who has said all that comes before trains to whoever takes over; returns the number of its byte."""
+        descriptor = pusher.fileno()
+        number = self._marks[descriptor] = self._kept.enter(self._name, pusher)
+        if stream.memory is not None:
+            self._share(descriptor, stream.memory)
+        return number
+
+    def _receive_first(self, pusher: sockets.socket, stream: Stream) -> bytes:
+        """What comes before the memory does, or with it. Raises OSError."""
+        data, descriptors, _, _ = sockets.recv_fds(pusher, self._limits.read, 1)
+        for each in descriptors:
+            with suppress(BadMemory):  # who isn't told that we have it lays nothing there
+                stream.memory = Memory(each)
+                self._share(pusher.fileno(), stream.memory)
+                stream.memory.begin()
+        return data
+
+    def _share(self, descriptor: int, memory: Memory) -> None:
+        self._memories[descriptor] = memory
+        if descriptor in self._marks:
+            self._kept.share(self._marks[descriptor], memory.descriptor)
 
     def _hang_up(self, descriptor: int) -> None:
         self._loop.remove(descriptor)
         pusher = self._pushers.pop(descriptor)
         number = self._marks.pop(descriptor, None)
         if number is not None:
-            self._kept.remove(self._name, number)
+            self._kept.remove(number)
+        memory = self._memories.pop(descriptor, None)
+        if memory is not None:
+            memory.close()
         hang_up(pusher)

@@ -9,10 +9,18 @@ before it is ready itself, was seen to leave them lying. A message is one frame:
     flags 1 | length 1 or, with the LONG flag, 8 | train
 
 libzmq at either end notices no difference; why the data pipes do without it, DESIGN tells (Pipes).
+
+A puller that can share memory (`memory`) says so by a property of its READY, and gets it, once, with a command to which the
+descriptor is attached. From then on a command may stand for a message that lies there:
+
+    MEMORY | TRAIN slot 1, length 4 | message | TRAIN …
 """
 
 import struct
 from typing import Final
+
+from stagewire.ipc.memory import Memory
+from stagewire.ipc.trains import Data
 
 _LONG: Final = 0x02
 _COMMAND: Final = 0x04
@@ -24,23 +32,38 @@ _READY: Final = b"\x05READY"
 _MAX_COMMAND: Final = 512
 """Bytes; a READY has some 30."""
 
-Frame = tuple[bytes, int, int]
-"""(data, start, end) of a train that lies in what was received."""
+_MEMORY: Final = b"\x06MEMORY"
+_TRAIN: Final = struct.Struct(">6sBI")
+_TRAIN_NAME: Final = b"\x05TRAIN"
+
+Frame = tuple[Data, int, int]
+"""(data, start, end) of a train that lies in what was received or in shared memory, until its handler returns."""
 
 
 class BadStream(Exception):  # noqa: N818 - it is the other end's error
     """What no PUSH socket of ZeroMQ says, or a message that is too long."""
 
 
-def _ready(kind: bytes) -> bytes:
-    name = b"Socket-Type"
-    body = _READY + bytes([len(name)]) + name + len(kind).to_bytes(4) + kind
+def _property(name: bytes, value: bytes) -> bytes:
+    return bytes([len(name)]) + name + len(value).to_bytes(4) + value
+
+
+_SHARES: Final = _property(b"X-Memory", b"1")
+
+
+def _command(body: bytes) -> bytes:
     return bytes([_COMMAND, len(body)]) + body
 
 
-PUSH: Final = _GREETING + _ready(b"PUSH")
+def _greeting(kind: bytes, properties: bytes = b"") -> bytes:
+    return _GREETING + _command(_READY + _property(b"Socket-Type", kind) + properties)
+
+
+PUSH: Final = _greeting(b"PUSH")
 """What a pusher begins with."""
-PULL: Final = _GREETING + _ready(b"PULL")
+PULL: Final = _greeting(b"PULL")
+PULL_SHARING: Final = _greeting(b"PULL", _SHARES)
+MEMORY: Final = _command(_MEMORY)
 
 
 def front(length: int) -> bytes:
@@ -48,10 +71,15 @@ def front(length: int) -> bytes:
     return _FRONT.pack(_LONG, length)
 
 
+def train_in(slot: int, length: int) -> bytes:
+    """What stands for a message that lies in shared memory."""
+    return _command(_TRAIN.pack(_TRAIN_NAME, slot, length))
+
+
 class Stream:
     """What the other end says, cut into messages."""
 
-    def __init__(self, limit: int, *, ready: bool = False) -> None:
+    def __init__(self, limit: int, *, ready: bool = False, memory: Memory | None = None) -> None:
         """`limit`: bytes of a message. `ready`: somebody else has read all before the next message."""
         self._limit = limit
         self._rest = b""
@@ -59,6 +87,10 @@ class Stream:
         self._greeted = ready
         self.ready = ready
         """Whether it has said all that comes before messages."""
+        self.shares = False
+        """Whether it takes trains in shared memory."""
+        self.memory = memory
+        """What it has handed over."""
 
     @property
     def begun(self) -> bool:
@@ -68,7 +100,7 @@ class Stream:
     def take_untrusted(self, data: bytes) -> list[Frame]:
         """The messages that are whole with what came now. Raises BadStream.
 
-        Hot: 0.5 us for one message, 3.8 us for ten.
+        Hot: 0.5 us for one message, 3.8 us for ten, and 1 us for one in memory.
         """
         if self._rest:
             data, self._rest = self._rest + data, b""
@@ -80,7 +112,7 @@ class Stream:
             if data[0] != 0xFF or data[9] != 0x7F or data[10] < 3 or data[12:32] != _GREETING[12:32]:
                 raise BadStream("no greeting of ZMTP 3 without security")
             self._greeted, offset = True, _GREETING_LENGTH
-        found = []
+        found: list[Frame] = []
         while offset + 2 <= total:
             flags = data[offset]
             if flags & _LONG:
@@ -97,8 +129,19 @@ class Stream:
                 break
             if not flags & _COMMAND:
                 found.append((data, start, end))
+            elif data.startswith(_TRAIN_NAME, start):
+                found.append(self._in_memory(data[start:end]))
             elif data.startswith(_READY, start):
                 self.ready = True
+                self.shares = data.find(_SHARES, start, end) >= 0
             offset = end
         self._rest = data[offset:] if offset < total else b""
         return found
+
+    def _in_memory(self, command: bytes) -> Frame:
+        if self.memory is not None and len(command) == _TRAIN.size:
+            _, slot, length = _TRAIN.unpack(command)
+            train = self.memory.take_untrusted(slot, length)
+            if train is not None:
+                return train
+        raise BadStream("a train in memory that we don't have")
