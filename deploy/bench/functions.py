@@ -105,7 +105,7 @@ def _whole(count: int, size: int) -> list[bytes | SuperPacket]:
     addresses = IPv4Address(_OURS).packed + IPv4Address(_THEIRS).packed
     ip = struct.pack("!BBHHHBBH", 0x45, 0, 40 + count * (size - 40), 1, 0x4000, 64, segment.TCP, 0) + addresses
     head = ip + struct.pack("!HHIIBBHHH", 5201, 40000, 1, 1, 0x50, segment.ACK, 1000, 0, 0)
-    whole = SuperPacket(head + bytes(count * (size - 40)), 20, 40, size - 40, segment.TCP)
+    whole = SuperPacket(head + bytes(count * (size - 40)), 20, 40, size - 40, segment.TCP, 4)
     return [whole] if count > 1 else [head + bytes(size - 40)]
 
 

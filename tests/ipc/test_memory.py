@@ -1,5 +1,6 @@
 """Memory that both ends of a pipe share: whose a slot is, and what neither end may be talked into."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,20 +107,33 @@ def test_a_pusher_that_tells_of_what_is_not_there_is_not_believed(ends: Ends, sl
     assert ends.take(0, 5000) is None  # once
 
 
-def test_what_may_become_shorter_is_not_taken(tmp_path: Path) -> None:
+def test_a_slot_is_taken_once_a_turn_whatever_its_pusher_makes_of_the_state(ends: Ends) -> None:
+    """Or one who sets it again and again has a reader handle gigabytes in a turn."""
+    ends.reader.begin()
+    assert ends.lay(bytes(5000)) == 0
+    assert ends.take(0, 5000) is not None
+    ends.pusher._map[0] = 1
+    assert ends.take(0, 5000) is None
+    ends.reader.release()
+    assert ends.lay(bytes(5000)) == 0
+    assert ends.take(0, 5000) is not None
+
+
+def test_what_may_become_shorter_or_is_no_memory_is_not_taken(tmp_path: Path) -> None:
     """Whoever reads where a file has ended is killed by the kernel."""
     good = Memory.make()
     size = os.fstat(good.descriptor).st_size
-    good.close()
     unsealed = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
     os.ftruncate(unsealed, size)
     plain = os.open(tmp_path / "plain", os.O_RDWR | os.O_CREAT)
     os.ftruncate(plain, size)
     short = os.memfd_create("short", os.MFD_ALLOW_SEALING)
-    _, pipe = os.pipe()
-    for descriptor in (unsealed, plain, short, pipe):
+    fcntl.fcntl(short, fcntl.F_ADD_SEALS, fcntl.fcntl(good.descriptor, fcntl.F_GET_SEALS))
+    good.close()
+    reading, writing = os.pipe()
+    device = os.open("/dev/null", os.O_RDWR)
+    for descriptor in (unsealed, plain, short, reading, writing, device):
         with pytest.raises(BadMemory):
             Memory(descriptor)
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)  # closed
-    os.close(_)

@@ -1,94 +1,19 @@
 """Pipes of trains, ours at one end or at both, and libzmq at the other: what goes through, what waits, what is refused."""
 
 import errno
-import mmap
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import zmq
-from tests.turning import turn_until
+from tests.ipc.pipe import PIPE, Bench
 
-from stagewire.ipc import endpoints, zmtp
-from stagewire.ipc.endpoints import MAX_TRAIN, Pipes
-from stagewire.ipc.inlet import MAX_PUSHERS, Inlet
-from stagewire.ipc.line import Line
-from stagewire.ipc.loop import Loop
-from stagewire.ipc.memory import LEAST, SLOTS, BadMemory, Memory
-from stagewire.ipc.trains import BadTrain
-from stagewire.ipc.zmtp import Frame
+from stagewire.ipc import zmtp
+from stagewire.ipc.endpoints import MAX_TRAIN
+from stagewire.ipc.inlet import MAX_PUSHERS
+from stagewire.ipc.memory import SLOTS
 
-PIPE = endpoints.CIPHER_OUT
 TRAINS = [b"", b"a", bytes(255), os.urandom(256), os.urandom(70_000), os.urandom(MAX_TRAIN), b"the last one"]
-
-
-class Reader:
-    """An inlet and what came out of it."""
-
-    def __init__(self, pipes: Pipes, loop: Loop) -> None:
-        self.trains: list[bytes] = []
-        self.bad: list[str] = []
-        self.turns = 0
-        self.laid = 0
-        """Trains that lay in shared memory."""
-        self.closed = self.broken = False
-        self.inlet: Inlet = pipes.inlet(loop, PIPE, self._take, self._drop)
-
-    def close(self) -> None:
-        if not self.closed:
-            self.inlet.close()
-        self.closed = True
-
-    def _take(self, frames: Sequence[Frame], _now: float) -> None:
-        if self.broken:
-            raise RuntimeError("a bug")
-        self.turns += 1
-        self.laid += sum(isinstance(data, mmap.mmap) for data, _, _ in frames)
-        self.trains += [data[start:end] for data, start, end in frames]
-
-    def _drop(self, bad: BadTrain) -> None:
-        self.bad.append(bad.reason)
-
-
-class Bench:
-    """One loop for both ends, turned by hand."""
-
-    def __init__(self, pipes: Pipes) -> None:
-        self.pipes, self.loop = pipes, Loop()
-        self._opened = ExitStack()
-
-    def reader(self) -> Reader:
-        reader = Reader(self.pipes, self.loop)
-        self._opened.callback(reader.close)
-        return reader
-
-    def line(self) -> Line:
-        line = self.pipes.line(self.loop, PIPE)
-        self._opened.callback(line.close)
-        return line
-
-    def close(self) -> None:
-        self._opened.close()
-        self.pipes.close_listeners()
-
-    def turn(self, condition: Callable[[], object], what: str) -> None:
-        turn_until(self.loop, condition, what)
-
-    def send(self, line: Line, train: bytes) -> None:
-        self.turn(lambda: line.send(train), "room")
-
-
-@pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    monkeypatch.chdir(tmp_path)  # a Unix socket's name has 107 bytes, which pytest's folders don't leave
-    (tmp_path / "conn").mkdir()
-    with zmq.Context() as context:
-        bench = Bench(Pipes(context, Path()))
-        yield bench
-        bench.close()
 
 
 def test_trains_of_all_lengths_arrive_whole_and_in_order(bench: Bench) -> None:
@@ -202,122 +127,16 @@ def test_a_full_pipe_holds_a_few_trains_only_and_tells_of_room(bench: Bench) -> 
     bench.turn(lambda: len(reader.trains) == 1 + sent, "all that was sent")
 
 
-def test_more_than_memory_holds_arrives_in_order(bench: Bench) -> None:
-    reader = bench.reader()
-    line = bench.line()
-    bench.send(line, b"first")
-    bench.turn(lambda: reader.trains, "the connection")
-    bench.loop.pause(reader.inlet.source)
-    sent = [os.urandom(40_000) for _ in range(SLOTS + 3)]
-    assert all(map(line.send, sent))
-    bench.loop.resume(reader.inlet.source)
-    bench.turn(lambda: len(reader.trains) == 1 + len(sent), "all")
-    assert reader.trains[1:] == sent
-    assert reader.laid == SLOTS
-
-
-def test_nothing_else_is_laid_where_a_train_lies_that_is_being_handled(bench: Bench) -> None:
-    line: Line | None = None
-    changed: list[bool] = []
-
-    def handle(frames: Sequence[Frame], _now: float) -> None:
-        before = [data[start:end] for data, start, end in frames]
-        assert line is not None
-        for _ in range(SLOTS if before[0] else 0):
-            line.send(os.urandom(len(before[0])))
-        changed.append(before != [data[start:end] for data, start, end in frames])
-        assert isinstance(frames[0][0], mmap.mmap) or len(before[0]) < LEAST
-
-    inlet = bench.pipes.inlet(bench.loop, PIPE, handle, lambda _bad: None)
-    line = bench.line()
-    bench.send(line, b"")
-    bench.turn(lambda: changed, "the connection")
-    bench.send(line, os.urandom(LEAST))
-    bench.turn(lambda: len(changed) > 4, "a few turns")
-    inlet.close()
-    assert not any(changed)
-
-
-def test_a_train_may_be_changed_by_its_sender_once_it_is_sent(bench: Bench) -> None:
-    reader = bench.reader()
-    line = bench.line()
-    bench.send(line, b"first")
-    bench.turn(lambda: reader.trains, "the connection")
-    train = bytearray(b"x" * 50_000)
-    assert line.send(memoryview(train))
-    train[:] = bytes(50_000)
-    bench.turn(lambda: len(reader.trains) == 2, "the train")
-    assert reader.trains[1] == b"x" * 50_000
-    assert reader.laid == 1
-
-
-@pytest.mark.parametrize("end", ["reader", "pusher"])
-def test_without_memory_trains_go_through_the_socket(bench: Bench, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+def test_a_line_that_finds_no_descriptor_tries_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise BadMemory("no descriptor is left") if end == "reader" else OSError(errno.EMFILE, "too many")
+        raise OSError(errno.EMFILE, "too many")
 
-    if end == "reader":
-        monkeypatch.setattr("stagewire.ipc.inlet.Memory", refuse)
-    else:
-        monkeypatch.setattr(Memory, "make", refuse)
     reader = bench.reader()
-    line = bench.line()
-    sent = [os.urandom(50_000) for _ in range(5)]
-    for train in sent:
-        bench.send(line, train)
-    bench.turn(lambda: len(reader.trains) == 5, "all trains")
-    assert reader.trains == sent
-    assert not reader.laid
-    assert not reader.bad
-
-
-def test_handshakes_are_never_laid_in_memory(bench: Bench) -> None:
-    """Memory is for what is long; and key-service takes as little as can be from the stage at the network."""
-    (bench.pipes.run / "key").mkdir()
-    trains: list[bool] = []
-    inlet = bench.pipes.inlet(
-        bench.loop,
-        endpoints.HANDSHAKE_IN,
-        lambda frames, _now: trains.extend(isinstance(data, mmap.mmap) for data, _, _ in frames),
-        lambda _bad: None,
-    )
-    line = bench.pipes.line(bench.loop, endpoints.HANDSHAKE_IN)
-    bench.send(line, bytes(LEAST))
-    bench.turn(lambda: trains, "it")
-    line.close()
-    inlet.close()
-    assert trains == [False]
-
-
-def test_a_pusher_that_tells_of_memory_it_does_not_share_is_hung_up_on(bench: Bench) -> None:
-    reader = bench.reader()
-    with socket.socket(socket.AF_UNIX) as liar:
-        liar.connect(str(bench.pipes.path(PIPE)))
-        liar.send(zmtp.PUSH + zmtp.MEMORY + zmtp.train_in(0, 5000))
-        liar.setblocking(False)
-        bench.turn(lambda: reader.bad, "its being refused")
-    assert reader.bad == ["train_malformed"]
-
-
-def test_memory_goes_with_its_connection(bench: Bench) -> None:
-    reader = bench.reader()
-    line = bench.line()
-    bench.send(line, bytes(50_000))
+    with monkeypatch.context() as out_of_descriptors:
+        out_of_descriptors.setattr("stagewire.ipc.line.sockets.socket", refuse)
+        line = bench.line()
+    bench.send(line, b"train")
     bench.turn(lambda: reader.trains, "the train")
-    held = _memory_files()
-    for _ in range(3):
-        line._lost()
-        bench.send(line, bytes(50_000))
-        bench.turn(lambda: len(reader.inlet._pushers) == 1, "one connection")
-    assert _memory_files() <= held
-
-
-def _memory_files() -> int:
-    """Of ours, opened or mapped."""
-    opened = sum(
-        "stagewire-trains" in str(each.readlink()) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()
-    )
-    return opened + Path("/proc/self/maps").read_text().count("stagewire-trains")
 
 
 def test_a_train_of_which_the_kernel_took_a_part_is_finished(bench: Bench) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import zmq
-from tests.ipc.test_pipe import PIPE, Reader
+from tests.ipc.pipe import PIPE, Reader
 from tests.turning import turn_until
 
-from stagewire.ipc import pushers
+from stagewire.ipc import pushers, zmtp
 from stagewire.ipc.endpoints import MAX_TRAIN, Pipes
 from stagewire.ipc.line import Line
 from stagewire.ipc.loop import Loop
@@ -131,6 +131,41 @@ def test_a_version_without_memory_finds_nobody_to_read_on(lives: Lives) -> None:
     lives.turn(lambda: any(name.startswith(pushers.SHARER) for name in lives.left), "the memory")
     assert not any(name.startswith(pushers.PREFIX) for name in lives.left)
     assert f"{pushers.MEMORY}0" in lives.left
+
+
+def test_who_was_welcomed_by_a_version_without_memory_is_asked_for_it(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr("stagewire.ipc.zmtp.PULL_SHARING", zmtp.PULL)
+        lives.send(b"first")
+        lives.turn(lambda: lives.reader.trains, "the train")
+    assert f"{pushers.PREFIX}0:cipher-out" in lives.left
+    connection = lives.line._socket
+    assert lives.line.send(b"x" * 50_000)
+    lives.die()
+    reader = lives.begin()
+    lives.turn(lambda: f"{pushers.SHARER}0:cipher-out" in lives.left, "the memory")
+    lives.send(b"y" * 50_000)
+    lives.turn(lambda: len(reader.trains) == 2, "both")
+    assert reader.trains == [b"x" * 50_000, b"y" * 50_000]
+    assert reader.laid == 1
+    assert lives.line._socket is connection
+
+
+def test_libzmq_is_read_on_and_passes_over_what_it_is_asked(lives: Lives) -> None:
+    pipes = Pipes(lives.context, Path())
+    with pipes.connect(zmq.PUSH, PIPE) as push:
+        lives.turn(lambda: push.poll(0, zmq.POLLOUT), "the connection")
+        push.send(b"first")
+        lives.turn(lambda: lives.reader.trains, "the train")
+        for life in range(2):
+            lives.die()
+            push.send(b"%d" % life * 50_000)
+            reader = lives.begin()
+            push.send(b"and on")
+            lives.turn(lambda reader=reader: len(reader.trains) == 2, "both trains")  # type: ignore[misc]
+            assert reader.trains == [b"%d" % life * 50_000, b"and on"]
 
 
 def test_who_left_no_memory_with_its_connection_connects_anew(lives: Lives) -> None:

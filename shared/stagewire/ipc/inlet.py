@@ -14,7 +14,7 @@ from stagewire.ipc.trains import BadTrain
 from stagewire.ipc.zmtp import BadStream, Frame, Stream
 
 MAX_PUSHERS: Final = 256
-"""Each costs a descriptor."""
+"""Each costs a descriptor, and three if it shares memory, as no more than `pushers.MOST` can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +95,11 @@ class Inlet:
         take, handler, marks, numbers = stream.take_untrusted, self._handler, self._kept.marks, self._marks
         shares, first = self._limits.memory, self._receive_first
         self._pushers[descriptor] = pusher
-        if stream.memory is not None:
-            stream.memory.begin()
         if stream.ready:
             marks[self._enter(pusher, stream)] = 0
+            if shares and stream.memory is None:  # it was welcomed by an older version
+                with suppress(OSError):
+                    pusher.send(zmtp.SHARING)
 
         def read(now: float) -> None:
             number = numbers.get(descriptor, MOST)
@@ -129,26 +130,34 @@ class Inlet:
 
     def _enter(self, pusher: sockets.socket, stream: Stream) -> int:
         """Leaves one who has said all that comes before trains to whoever takes over; returns the number of its byte."""
-        descriptor = pusher.fileno()
-        number = self._marks[descriptor] = self._kept.enter(self._name, pusher)
-        if stream.memory is not None:
-            self._share(descriptor, stream.memory)
+        number = self._marks[pusher.fileno()] = self._kept.enter(self._name, pusher)
+        self._share(pusher.fileno(), stream)
         return number
 
     def _receive_first(self, pusher: sockets.socket, stream: Stream) -> bytes:
         """What comes before the memory does, or with it. Raises OSError."""
         data, descriptors, _, _ = sockets.recv_fds(pusher, self._limits.read, 1)
         for each in descriptors:
-            with suppress(BadMemory):  # who isn't told that we have it lays nothing there
+            with suppress(BadMemory):
                 stream.memory = Memory(each)
-                self._share(pusher.fileno(), stream.memory)
-                stream.memory.begin()
+                self._share(pusher.fileno(), stream)
         return data
 
-    def _share(self, descriptor: int, memory: Memory) -> None:
+    def _share(self, descriptor: int, stream: Stream) -> None:
+        """Begins to use what a pusher has handed over, once there is a number to leave it under with its connection.
+
+        Who isn't told that we have it lays nothing there.
+        """
+        memory, number = stream.memory, self._marks.get(descriptor)
+        if memory is None or number is None:
+            return
+        if number == MOST:
+            stream.memory = None
+            memory.close()
+            return
         self._memories[descriptor] = memory
-        if descriptor in self._marks:
-            self._kept.share(self._marks[descriptor], memory.descriptor)
+        self._kept.share(number, memory.descriptor)
+        memory.begin()
 
     def _hang_up(self, descriptor: int) -> None:
         self._loop.remove(descriptor)

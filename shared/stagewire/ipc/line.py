@@ -99,13 +99,15 @@ class Line:
         self._lost()
 
     def _connect(self) -> None:
-        socket = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_NONBLOCK)
-        socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, self._queue // 2)  # Linux doubles it
+        socket = None
         try:
+            socket = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_NONBLOCK)
+            socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, self._queue // 2)  # Linux doubles it
             socket.connect(self._path)
             socket.send(zmtp.PUSH, _FLAGS)
-        except OSError:
-            socket.close()
+        except OSError:  # nobody, or no descriptor for it
+            if socket is not None:
+                socket.close()
             self._retry = boot_time() + self._pause
             self._pause = min(2 * self._pause, RECONNECT_MAX)
             return
@@ -127,11 +129,12 @@ class Line:
             said = b""
         if not said:
             self._lost()
-        elif self._greeting.ready and self._retry is not None:
-            self._retry = None
-            if self._greeting.shares:
+        elif self._greeting.ready:
+            if self._greeting.shares and self._memory is None and not self._rest:
                 self._share(self._socket)
-            self.when_room(self._waiter)
+            if self._retry is not None:
+                self._retry = None
+                self.when_room(self._waiter)
 
     def _share(self, socket: sockets.socket) -> None:
         """Hands the reader memory. Without it trains go through the socket, so a failure takes nothing but time."""

@@ -43,13 +43,10 @@ class Memory:
         """Of a memory file, which is ours to close from now on. Raises BadMemory."""
         self.descriptor = descriptor
         try:
-            fits = (
-                os.fstat(descriptor).st_size == _SIZE and fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS == _SEALS
-            )
-            self._map = mmap.mmap(descriptor, _SIZE if fits else -1)
-        except (OSError, ValueError) as error:  # ValueError: it isn't
+            self._map = _mapped_untrusted(descriptor)
+        except (OSError, ValueError) as error:
             self.close()
-            raise BadMemory(str(error) if fits else "of another size, or not sealed") from None
+            raise BadMemory(str(error)) from None
         self._view = memoryview(self._map)
         self._in_hand: list[int] = []
 
@@ -67,7 +64,7 @@ class Memory:
         return cls(descriptor)
 
     def close(self) -> None:
-        """Closes the descriptor, which is only needed to hand it on. The memory goes when nobody looks at it any more."""
+        """Closes the descriptor, only needed to hand it on; the one mmap keeps goes when nobody looks at the memory."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -101,7 +98,8 @@ class Memory:
 
     def take_untrusted(self, slot: int, length: int) -> tuple[Data, int, int] | None:
         """(memory, start, end) of a train, in hand until `release`; None if there can't be one."""
-        if slot >= SLOTS or length > SLOT or self._map[slot] != _TOLD:
+        # Once until `release`, whatever the byte says: who pushes could set it again and again.
+        if slot >= SLOTS or length > SLOT or self._map[slot] != _TOLD or slot in self._in_hand:
             return None
         self._map[slot] = _IN_HAND
         self._in_hand.append(slot)
@@ -112,6 +110,13 @@ class Memory:
         """What was in hand is the pusher's again."""
         while self._in_hand:
             self._map[self._in_hand.pop()] = _FREE
+
+
+def _mapped_untrusted(descriptor: int) -> mmap.mmap:
+    """Raises OSError if it is no memory file, ValueError if it is too short or may become so."""
+    if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+        raise ValueError("not sealed")
+    return mmap.mmap(descriptor, _SIZE)
 
 
 def _start(slot: int) -> int:

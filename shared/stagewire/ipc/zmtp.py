@@ -63,6 +63,8 @@ PUSH: Final = _greeting(b"PUSH")
 """What a pusher begins with."""
 PULL: Final = _greeting(b"PULL")
 PULL_SHARING: Final = _greeting(b"PULL", _SHARES)
+SHARING: Final = PULL_SHARING[_GREETING_LENGTH:]
+"""The READY alone, to be said again by one who takes a connection over: a pusher that can't share passes it over."""
 MEMORY: Final = _command(_MEMORY)
 
 

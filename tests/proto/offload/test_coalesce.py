@@ -75,7 +75,7 @@ def test_split_and_merged_it_is_one_again(merge: Merge, shape: Shape) -> None:
 
 
 def replace_packet(whole: SuperPacket, packet: bytes | memoryview) -> SuperPacket:
-    return SuperPacket(packet, whole.transport, whole.headers, whole.segment_size, whole.protocol)
+    return SuperPacket(packet, whole.transport, whole.headers, whole.segment_size, whole.protocol, whole.version)
 
 
 @LANES

@@ -3,8 +3,8 @@
 import random
 
 import pytest
-from tests.proto.byhand import ELSEWHERE, PEER, PLACE, T, facts, new_session, ours, theirs
-from tests.proto.offload.flows import UDP, Shape
+from tests.proto.byhand import ELSEWHERE, PEER, PLACE, T, facts, new_session, ours, theirs, tunnel_of
+from tests.proto.offload.flows import TCP, UDP, Shape
 from tests.proto.offload.test_lane import running, sent
 from tests.proto.offload.test_uniform import train_of
 
@@ -13,7 +13,7 @@ from stagewire.proto.device import Device
 from stagewire.proto.offload import segment, uniform
 from stagewire.proto.offload.block import Block
 from stagewire.proto.offload.coalesce import TAKES_TCP, Merged
-from stagewire.proto.tunnel import Packet
+from stagewire.proto.tunnel import Output, Packet
 
 SHAPES = {
     "super-packets": [Shape(size=500, payload=random.Random(at).randbytes(4_700), port=at) for at in range(3)],
@@ -65,3 +65,24 @@ def test_what_was_opened_is_a_copy(count: int, wide: bool) -> None:
     (item,) = out.packets
     packet = item.packet if isinstance(item, Merged) else item
     assert bytes(packet)[-500 * count :] == shape.payload
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_super_packet_that_changes_after_it_was_judged_ends_nobody(version: int, protocol: int) -> None:
+    """Only its own packets are wrong then, and go where they were to go."""
+    shape = Shape(version, protocol, 6, bytes(60))
+    rng = random.Random(1)
+    for _ in range(300):
+        header, packet = shape.as_read()
+        memory = bytearray(packet)
+        whole = segment.open_untrusted(header, memoryview(memory))
+        for at in [*rng.sample(range(60), 4), 0]:
+            memory[at] = rng.randrange(256)
+        assert isinstance(whole, segment.SuperPacket)
+        assert len(whole.packets()) == whole.count
+        assert whole.first()
+        one = running(wide=True)
+        out = Output()
+        tunnel_of(one).send([whole], T, out)
+        assert len(sent(out.runs)) == whole.count

@@ -41,11 +41,8 @@ class SuperPacket:
     """Payload of each packet but the last, which may have less."""
     protocol: int
     """TCP or UDP."""
-
-    @property
-    def version(self) -> int:
-        """4 or 6."""
-        return self.packet[0] >> 4
+    version: int
+    """4 or 6, as it was judged: where the packet lies somebody may change it."""
 
     @property
     def count(self) -> int:
@@ -108,7 +105,7 @@ def _judge(said: VirtioHeader, packet: bytes | memoryview) -> SuperPacket:
         raise BadSuperPacket("no payload")
     if headers + said.segment_size > 0xFFFF:
         raise BadSuperPacket("segments larger than a packet")
-    return SuperPacket(packet, transport, headers, said.segment_size, protocol)
+    return SuperPacket(packet, transport, headers, said.segment_size, protocol, version)
 
 
 def split(whole: SuperPacket) -> list[bytes]:

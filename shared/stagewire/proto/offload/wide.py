@@ -32,7 +32,7 @@ def alike(one: SuperPacket, other: SuperPacket) -> bool:
         and one.headers == other.headers
         and one.transport == other.transport
         and one.protocol == other.protocol
-        and one.packet[0] >> 4 == other.packet[0] >> 4
+        and one.version == other.version
     )
 
 
@@ -114,7 +114,7 @@ def _lay_headers(pieces: Sequence[Piece], inner: Bytes) -> None:
         ip_sums += [ip_sum] * count
         sequences += range(sequence, sequence + count * size, size)
     inner[:, :headers] = np.frombuffer(b"".join(made), np.uint8).reshape(-1, headers)
-    if heads[0][0] >> 4 == 4:
+    if whole.version == 4:
         numbers = np.array(identifications, np.uint32) & 0xFFFF
         inner[:, 4:6].view(">u2")[:, 0] = numbers
         numbers += np.array(ip_sums, np.uint32)
@@ -142,7 +142,7 @@ def _firsts(head: bytes, first: int, whole: SuperPacket) -> tuple[int, int, int]
     transport = whole.transport
     sequence = int.from_bytes(head[transport + 4 : transport + 8]) if whole.protocol != UDP else 0
     sequence = (sequence + first * whole.segment_size) & 0xFFFFFFFF
-    if head[0] >> 4 == 6:
+    if whole.version == 6:
         return 0, 0, sequence
     ip_sum = checksum.remainder(b"%b%b%b" % (head[:2], head[6:10], head[12:transport])) + whole.longest
     return int.from_bytes(head[4:6]) + first, ip_sum, sequence
@@ -152,7 +152,7 @@ def _headers(whole: SuperPacket, head: bytes) -> bytes:
     """What all packets have in common; `head` is the headers of one of several super-packets that are like `whole`."""
     transport = whole.transport
     length = whole.longest - transport
-    if head[0] >> 4 == 4:
+    if whole.version == 4:
         ip = b"%b%b%b" % (head[:2], whole.longest.to_bytes(2), head[4:transport])
     else:
         ip = b"%b%b%b" % (head[:4], (whole.longest - _V6_HEADER).to_bytes(2), head[6:transport])
@@ -173,7 +173,7 @@ def _end(piece: Piece, rest: int, row: memoryview) -> None:
     transport = whole.transport
     length = whole.headers + rest - transport
     put = _SHORT.pack_into
-    if row[0] >> 4 == 4:
+    if whole.version == 4:
         put(row, 2, length + transport)
         put(row, 10, 0)
         put(row, 10, -checksum.remainder(row[:transport]) % 0xFFFF)
