@@ -51,7 +51,7 @@ class Line:
     def send(self, *parts: Part) -> bool:
         """Whether a train is on its way, all of it or none. Its parts are the caller's again at once.
 
-        Hot: 2 us for 200 bytes, 8 us for 64 KB, both with the kernel's part; as much again, and 6 us, where it is read.
+        Hot: 2.7 us for 200 bytes; for 62 KB 4.4 us in memory and 6.2 through the socket. Where it is read, 2.5, 3.0 and 5.5.
         """
         socket = self._socket
         if socket is None or self._rest or not self._greeting.ready:

@@ -72,7 +72,7 @@ class Memory:
     # --- the pusher's --------------------------------------------------------------------------------------
 
     def lay(self, parts: Sequence[Part], length: int) -> int | None:
-        """Lays a train of so many bytes and returns its slot; None if it can't. Hot: 0.6 us and the copy."""
+        """Lays a train of so many bytes and returns its slot; None if it can't. Hot: 0.6 us for 4 KB, 1.9 us for 62."""
         slot = self._map.find(b"\0", 0, SLOTS)
         if slot < 0 or length > SLOT:
             return None

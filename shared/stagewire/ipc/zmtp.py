@@ -102,7 +102,7 @@ class Stream:
     def take_untrusted(self, data: bytes) -> list[Frame]:
         """The messages that are whole with what came now. Raises BadStream.
 
-        Hot: 0.5 us for one message, 3.8 us for ten, and 1 us for one in memory.
+        Hot: 0.5 us for one message, 3.8 us for ten, and 0.9 us for one in memory.
         """
         if self._rest:
             data, self._rest = self._rest + data, b""
