@@ -112,7 +112,7 @@ def _tcp(results: Results) -> Figure | None:
     said = f"; bare veth: {ceiling.median / 1e9:.1f} Gb/s with 1 stream" if ceiling else ""
     axes.set_title(f"TCP through one tunnel (medians, least to greatest run{said})")
     axes.grid(visible=False, axis="x")
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
