@@ -65,6 +65,13 @@ class Bench:
         self._opened.callback(line.close)
         return line
 
+    def connected(self) -> tuple[Reader, Line]:
+        """Both ends of a pipe that a first train has gone through."""
+        reader, line = self.reader(), self.line()
+        self.send(line, b"first")
+        self.turn(lambda: reader.trains, "the connection")
+        return reader, line
+
     def close(self) -> None:
         self._opened.close()
         self.pipes.close_listeners()

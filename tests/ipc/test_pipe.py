@@ -109,10 +109,7 @@ def test_nothing_waits_for_a_reader_that_is_not_there(bench: Bench) -> None:
 
 
 def test_a_full_pipe_holds_a_few_trains_only_and_tells_of_room(bench: Bench) -> None:
-    reader = bench.reader()
-    line = bench.line()
-    bench.send(line, b"first")
-    bench.turn(lambda: reader.trains, "the connection")
+    reader, line = bench.connected()
     bench.loop.pause(reader.inlet.source)
     sent, told = 0, list[float]()
     while line.send(bytes(64 * 1024)):
@@ -140,10 +137,7 @@ def test_a_line_that_finds_no_descriptor_tries_again(bench: Bench, monkeypatch: 
 
 
 def test_a_train_of_which_the_kernel_took_a_part_is_finished(bench: Bench) -> None:
-    reader = bench.reader()
-    line = bench.line()
-    bench.send(line, b"first")
-    bench.turn(lambda: reader.trains, "the connection")
+    reader, line = bench.connected()
     bench.loop.pause(reader.inlet.source)
     trains = [os.urandom(MAX_TRAIN - number) for number in range(5)]
     sent = [train for train in trains if line.send(train)]
@@ -176,10 +170,7 @@ def test_the_pushers_of_a_paused_pipe_wait_those_that_come_later_as_well(bench: 
 
 
 def test_a_reader_that_dies_takes_a_train_in_the_middle_with_it_and_no_more(bench: Bench) -> None:
-    reader = bench.reader()
-    line = bench.line()
-    bench.send(line, b"first")
-    bench.turn(lambda: reader.trains, "the connection")
+    reader, line = bench.connected()
     bench.loop.pause(reader.inlet.source)
     while line.send(b"x" * MAX_TRAIN):
         pass

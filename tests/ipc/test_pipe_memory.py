@@ -17,10 +17,7 @@ from stagewire.ipc.zmtp import Frame
 
 
 def test_more_than_memory_holds_arrives_in_order(bench: Bench) -> None:
-    reader = bench.reader()
-    line = bench.line()
-    bench.send(line, b"first")
-    bench.turn(lambda: reader.trains, "the connection")
+    reader, line = bench.connected()
     bench.loop.pause(reader.inlet.source)
     sent = [os.urandom(40_000) for _ in range(SLOTS + 3)]
     assert all(map(line.send, sent))
@@ -53,10 +50,7 @@ def test_nothing_else_is_laid_where_a_train_lies_that_is_being_handled(bench: Be
 
 
 def test_a_train_may_be_changed_by_its_sender_once_it_is_sent(bench: Bench) -> None:
-    reader = bench.reader()
-    line = bench.line()
-    bench.send(line, b"first")
-    bench.turn(lambda: reader.trains, "the connection")
+    reader, line = bench.connected()
     train = bytearray(b"x" * 50_000)
     assert line.send(memoryview(train))
     train[:] = bytes(50_000)
