@@ -151,6 +151,21 @@ def test_memory_goes_with_its_connection(bench: Bench) -> None:
     assert _memory_files() <= held
 
 
+def test_memory_of_one_who_goes_without_a_greeting_goes_with_him(bench: Bench) -> None:
+    """Or a reader could be made to run out of descriptors."""
+    reader = bench.reader()
+    memory = Memory.make()
+    held = _memory_files()
+    for _ in range(3):
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.connect(str(bench.pipes.path(PIPE)))
+            socket.send_fds(stranger, [zmtp.PUSH[:10]], [memory.descriptor])
+            bench.turn(lambda: reader.inlet._memories, "the memory")
+        bench.turn(lambda: not reader.inlet._pushers, "the end")
+    assert _memory_files() == held
+    memory.close()
+
+
 def _memory_files() -> int:
     """Of ours, opened or mapped."""
     opened = sum(

@@ -149,13 +149,15 @@ class Inlet:
         Who isn't told that we have it lays nothing there.
         """
         memory, number = stream.memory, self._marks.get(descriptor)
-        if memory is None or number is None:
+        if memory is None:
+            return
+        self._memories[descriptor] = memory
+        if number is None:
             return
         if number == MOST:
             stream.memory = None
-            memory.close()
+            self._memories.pop(descriptor).close()
             return
-        self._memories[descriptor] = memory
         self._kept.share(number, memory.descriptor)
         memory.begin()
 
