@@ -49,6 +49,7 @@ class Packets:
         self._frames: dict[int, PlainFrame] = {}
         self._last = 0
         """The worker whose train the last packet joined; the next one is read to where it will most likely stay."""
+        self._visited = 0.0
 
     def attached(self) -> None:
         """The device is there, and tells what it can do."""
@@ -62,6 +63,7 @@ class Packets:
         readv, device, taken = os.readv, self._tun, 0
         skip = 0 if self._header else _FRONT
         frame = self._frame(self._last)
+        rested, self._visited = now > self._visited + trains.REST, now
         for _ in range(trains.MAX_PACKETS):
             room = frame.room()
             try:
@@ -83,7 +85,7 @@ class Packets:
                 copy, frame, self._last = bytes(item), self._frame(worker), worker
                 frame.room()[:length] = copy
             frame.add(length, packets)
-            if frame.full:
+            if frame.full or (rested and packets == 1):
                 break
         self.counters["tun_packets_in"] += taken
         for worker, frame in self._frames.items():

@@ -71,15 +71,17 @@ def test_a_run_for_several_is_sorted(conn: Conn) -> None:
 
 
 def test_single_datagrams_of_one_size_become_a_run(conn: Conn) -> None:
-    """Those of somebody who sends one by one, too."""
+    """Those of somebody who sends one by one, too; but the first after a rest doesn't wait to learn whether it is alone."""
     os.kill(conn.program.process.pid, signal.SIGSTOP)
     peer = client(conn.namespace, V4[0])
     train = run_of(20)
     for datagram in train:
         peer.sendto(datagram, (V4[0], PORT))
     os.kill(conn.program.process.pid, signal.SIGCONT)
+    ((_, first),) = conn.runs()
     ((_, datagrams),) = conn.runs()
-    assert datagrams == train
+    assert first == train[:1]
+    assert datagrams == train[1:]
 
 
 def test_what_the_link_cannot_take_by_the_run_goes_one_by_one(conn: Conn, links: Links) -> None:

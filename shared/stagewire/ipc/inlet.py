@@ -93,7 +93,7 @@ class Inlet:
     def _begin(self, pusher: sockets.socket, stream: Stream) -> None:
         descriptor, receive, most = pusher.fileno(), pusher.recv, self._limits.read
         take, handler, marks, numbers = stream.take_untrusted, self._handler, self._kept.marks, self._marks
-        shares, first = self._limits.memory, self._receive_first
+        shares, first, gathering = self._limits.memory, self._receive_first, self._loop.gathering
         self._pushers[descriptor] = pusher
         if stream.ready:
             marks[self._enter(pusher, stream)] = 0
@@ -122,6 +122,8 @@ class Inlet:
                 number = self._enter(pusher, stream)
             marks[number] = stream.begun
             if frames:
+                for _, start, end in frames:
+                    gathering.carried += end - start
                 handler(frames, now)
                 if stream.memory is not None:
                     stream.memory.release()

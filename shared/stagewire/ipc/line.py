@@ -28,6 +28,7 @@ class Line:
 
     def __init__(self, loop: Loop, path: Path, limits: Limits) -> None:
         self._loop = loop
+        self._gathering = loop.gathering
         self._queue = limits.queue
         self._path = str(path)
         self._socket: sockets.socket | None = None
@@ -56,7 +57,7 @@ class Line:
         socket = self._socket
         if socket is None or self._rest or not self._greeting.ready:
             return False
-        length = sum(map(len, parts))
+        length = size = sum(map(len, parts))
         slot = self._memory.lay(parts, length) if self._memory is not None and length >= LEAST else None
         if slot is not None:
             front, length, parts = zmtp.train_in(slot, length), 0, ()
@@ -73,6 +74,7 @@ class Line:
         except OSError:
             self._lost()
             return False
+        self._gathering.carried += size
         if sent < len(front) + length:
             self._rest = memoryview(b"".join((front, *parts)))[sent:]
             self._loop.when_writable(socket.fileno(), self._on_room)

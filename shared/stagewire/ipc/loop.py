@@ -18,9 +18,12 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Final, Protocol
 
 import zmq
+
+from stagewire.ipc.gathering import Gathering
 
 Source = zmq.Socket[bytes] | int
 Handler = Callable[[float], None]
@@ -37,9 +40,8 @@ _READABLE: Final = int(zmq.POLLIN)
 _WRITABLE: Final = int(zmq.POLLOUT)
 
 
-def boot_time() -> float:
-    """s since boot, suspended time included: what ages are measured with."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+boot_time: Final[Callable[[], float]] = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+"""s since boot, suspended time included: what ages are measured with."""
 
 
 class Timed(Protocol):
@@ -58,6 +60,8 @@ class Loop:
     def __init__(self, heart: Callable[[float], None] = lambda _now: None) -> None:
         """`heart` is called once each turn, and at least every HEARTBEAT_INTERVAL."""
         self._heart = heart
+        self.gathering = Gathering()
+        """Whoever moves trains adds to it."""
         self._epoll = select.epoll()
         self._handlers: dict[Source, Handler] = {}
         self._writers: dict[Source, Handler] = {}
@@ -184,6 +188,8 @@ class Loop:
             when = timed.next_deadline()
             if when is not None and when <= now:
                 timed.act(now)
+        if now >= self.gathering.due:
+            self.gathering.look(now)
 
     def _serve(self, wait: float) -> bool:
         """Waits so long (s) at most, and calls the handlers of what is ready; whether there was anything."""
@@ -198,7 +204,8 @@ class Loop:
                 fired.append(source)
             elif source is not None:
                 self._unsure[source] = None  # it came just after the look
-        ready += self._look(fired)
+        if fired:
+            ready += self._look(fired)
         now = boot_time()
         self._heart(now)
         for source, events in ready:

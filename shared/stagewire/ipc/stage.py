@@ -200,10 +200,11 @@ class Stage:
         with suppress(AttributeError):  # not got as far as that
             self.bequest.close()
 
-    def _settle(self, _now: float) -> None:
+    def _settle(self, now: float) -> None:
         """What waited while one took over has been served."""
         if self.name in PACKETS:
-            privileges.let_trains_gather()
+            privileges.stop_going_first()
+            self.loop.gathering.begin(privileges.let_trains_gather, now)
         undertaker.appoint()
 
     def _push_counters(self) -> None:

@@ -27,6 +27,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from stagewire.proto import endpoint as places
+from stagewire.proto.constants import TRANSPORT_OVERHEAD
 from stagewire.proto.offload import virtio
 from stagewire.proto.offload.block import Block
 from stagewire.proto.offload.coalesce import Item, Merged
@@ -34,6 +35,9 @@ from stagewire.proto.offload.coalesce import Item, Merged
 VERSION: Final = 2
 MAX_PACKETS: Final = 64
 """A visit to the TUN device or a UDP socket takes this many at most: UDP GSO's limit, and fairness."""
+REST: Final = 0.001
+"""s without a packet after which one is passed on at once: whether it is alone is looked for in the next turn, as that costs
+a lone packet 1 % of its round trip at each of four visits."""
 MAX_RUN: Final = 65507
 """Bytes of one run: what one UDP GSO send can carry."""
 MAX_FRAME: Final = 160 * 1024
@@ -229,29 +233,57 @@ def takes_of(frame: Data, begin: int = 0) -> int:
     return frame[begin + 2]
 
 
-def pack_cipher(runs: Iterable[tuple[bytes, Sequence[bytes]]], now: float) -> bytes:
+def pack_cipher(runs: Sequence[tuple[bytes, Sequence[bytes]]], now: float) -> bytes:
     """A cipher train."""
     return b"".join(cipher_parts(runs, now))
 
 
-def cipher_parts(runs: Iterable[tuple[bytes, Sequence[bytes]]], now: float) -> list[Part]:
+def cipher_parts(runs: Sequence[tuple[bytes, Sequence[bytes]]], now: float) -> list[Part]:
     """A cipher train, in parts; datagrams of one endpoint are cut into runs of one size where sizes change.
 
-    Hot: 0.2 us per 1,452-byte datagram in a train of 64, 1.3 us for one alone, 0.5 us for a block.
+    Hot: 0.2 us per 1,452-byte datagram in a train of 64, 0.6 us for one alone, 0.5 us for a block.
     """
+    if len(runs) == 1 and len(runs[0][1]) == 1:
+        endpoint, (datagram,) = runs[0]
+        length = len(datagram)
+        return [_LONE_CIPHER.pack(VERSION, CIPHER, 1, now, endpoint, length, length), datagram]
     parts: list[Part] = [b""]
     count = 0
+    goes_on: tuple[bytes, Block] | None = None
+    """A run that a shorter datagram may end."""
     for endpoint, datagrams in runs:
         if isinstance(datagrams, Block):
             parts += (RUN.pack(endpoint, datagrams.size, len(datagrams.data)), datagrams.data)
             count += 1
+            goes_on = (endpoint, datagrams)
             continue
-        for size, run in _runs(datagrams):
+        rest = datagrams
+        if goes_on is not None and endpoint == goes_on[0] and _ends(goes_on[1], datagrams[0]):
+            block = goes_on[1]
+            parts[-2:] = (RUN.pack(endpoint, block.size, len(block.data) + len(datagrams[0])), block.data, datagrams[0])
+            rest = datagrams[1:]
+        for size, run in _runs(rest):
             parts.append(RUN.pack(endpoint, size, sum(map(len, run))))
             parts += run
             count += 1
+        goes_on = None
     parts[0] = HEADER.pack(VERSION, CIPHER, 0, count, now)
     return parts
+
+
+def _ends(block: Block, datagram: bytes) -> bool:
+    """Whether a datagram can be the last, shorter one of a run before it.
+
+    An acknowledgement, mostly, that so costs nobody a visit of its own. Not an empty packet, for which the receiver would
+    have to go through the run one by one.
+    """
+    size, length = block.size, len(block.data)
+    return (
+        TRANSPORT_OVERHEAD < len(datagram) <= size
+        and length % size == 0
+        and length + len(datagram) <= MAX_RUN
+        and length < size * MAX_PACKETS
+    )
 
 
 def _runs(datagrams: Sequence[bytes]) -> Iterable[tuple[int, Sequence[bytes]]]:

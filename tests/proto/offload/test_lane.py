@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.proto.byhand import ELSEWHERE, INDEX, PEER, PLACE, T, facts, new_session, ours, theirs, tunnel_of
 from tests.proto.offload.flows import TCP, UDP, Shape, supers
 
+from stagewire.ipc import trains
 from stagewire.proto import constants as c
 from stagewire.proto import ip
 from stagewire.proto.device import Device
@@ -115,6 +116,16 @@ def test_acknowledgements_do_not_cut_other_flows_data() -> None:
         assert [at for at, packet in enumerate(opened) if len(packet) < 100] == places
 
 
+def test_an_acknowledgement_ends_the_run_before_it_on_the_wire() -> None:
+    data = whole(Shape(size=1368, payload=bytes(40 * 1368), options=bytes(12)))
+    acknowledgements = [Shape(port=port, options=bytes(12)).packet() for port in (100, 101)]
+    out = running(wide=True).outbound([data, *acknowledgements], T)
+    frame = trains.pack_cipher(out.runs, T)
+    blocks = [block for _, block in trains.unpack_cipher_untrusted(frame, T)]
+    assert [(len(block), block.size) for block in blocks] == [(41, 1452), (1, 96)]
+    assert [ours(datagram)[:52] for block in blocks for datagram in block][40:] == acknowledgements
+
+
 def test_a_block_is_one_run_for_one_send() -> None:
     one = running(wide=True)
     out = one.outbound([whole(Shape(size=1368, payload=bytes(43 * 1368), options=bytes(12)))], T)
@@ -189,6 +200,20 @@ def test_a_run_comes_out_as_it_went_in(wide: bool, takes: int, version: int, pro
     assert tunnel_of(one).rx_bytes == len(block.data)
     assert one.inbound([(ELSEWHERE, block)], T).packets == []
     assert (dict(one.drops), tunnel_of(one).endpoint) == ({"replayed": 41}, PLACE)
+
+
+@LANES
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("port", [1, 2], ids=["its own flow's", "another flow's"])
+def test_a_run_may_end_with_an_acknowledgement(wide: bool, version: int, port: int) -> None:
+    """Which stays a packet: it may repeat another one, and says something by that."""
+    one = running(wide=wide, takes=BOTH)
+    data = Shape(version, size=1200, payload=random.Random(1).randbytes(40 * 1200), options=bytes(12))
+    acknowledgement = replace(data, payload=b"", port=port, sequence=data.sequence + 40 * 1200).packet()
+    out = one.inbound([(PLACE, run_of([*data.train(), acknowledgement]))], T)
+    merged, last = out.packets
+    assert apart([merged]) == data.train()
+    assert last == acknowledgement
 
 
 def changed(block: Block, at: int, by: int = 1) -> Block:
@@ -292,10 +317,16 @@ def test_malformed_packets_and_keepalives_in_a_run(wide: bool) -> None:
     st.randoms(use_true_random=False),
     st.integers(0, 3),
     st.lists(st.tuples(st.integers(0, 100000), st.integers(0, 255)), max_size=2),
+    st.none() | st.tuples(st.integers(0, 8), st.sampled_from([0, 20, 19])),
 )
 def test_both_lanes_open_the_same(
-    shapes: list[Shape], order: random.Random, takes: int, damage: list[tuple[int, int]]
+    shapes: list[Shape],
+    order: random.Random,
+    takes: int,
+    damage: list[tuple[int, int]],
+    end: tuple[int, int] | None,
 ) -> None:
+    """`end`: a last, shorter packet of (port, bytes of payload), which may go on one of the flows, or acknowledge alone."""
     size = 160
     trains = [replace(shape, size=20, payload=shape.payload[:100], port=at).train() for at, shape in enumerate(shapes)]
     packets = []
@@ -303,6 +334,11 @@ def test_both_lanes_open_the_same(
         packets.append(order.choice(trains).pop(0))
         trains = [train for train in trains if train]
     sealed = bytearray(b"".join(theirs(at, packet.ljust(size - 32, b"\0")) for at, packet in enumerate(packets)))
+    if end is not None:
+        like = shapes[end[0] % len(shapes)]
+        goes_on = like.sequence + len(like.payload[:100])
+        last = replace(like, payload=bytes(end[1]), port=end[0], sequence=goes_on & 0xFFFFFFFF).packet()
+        sealed += theirs(len(packets), last + bytes(-len(last) % 16))
     for at, value in damage:
         sealed[at % len(sealed)] ^= value
     results = []

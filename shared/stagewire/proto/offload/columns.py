@@ -63,7 +63,10 @@ def merge(packets: Bytes, padded_last: int, takes: int) -> list[Item] | None:
     lengths = _numbers(heads, shape.headers, 2 if shape.version == 4 else 4)
     if shape.version == 6:
         lengths = [length + _V6_HEADER for length in lengths]
-    if min(lengths) <= shape.headers or max(lengths) > packets.shape[1] or lengths[-1] > padded_last:
+    # The last may be an acknowledgement alone, which ends a run of others (`trains.cipher_parts`).
+    if min(lengths[:-1]) <= shape.headers or not shape.headers <= lengths[-1] <= padded_last:
+        return None
+    if max(lengths) > packets.shape[1]:
         return None
     if shape.protocol == UDP:
         said, sums = (_numbers(heads, shape.headers, shape.transport + at) for at in (4, 6))
@@ -129,7 +132,9 @@ class _Run:
         lone = self._wrong()
         starts = {0, count, *stacked.rows_with_any(self._differs(), self._shape.headers, count)}
         starts.update(lone, [row + 1 for row in lone])
-        if lengths.count(lengths[0]) != count:
+        if lengths[-1] == self._shape.headers:
+            starts.add(count - 1)  # what has no payload stays alone
+        if lengths[:-1].count(lengths[0]) != count - 1 or lengths[-1] > lengths[0]:
             # All of one size but the last: who goes on with less is the last.
             for row, (before, length) in enumerate(pairwise(lengths), 1):
                 if length > before:
@@ -194,9 +199,10 @@ class _Run:
         found = sums.tolist()
         rest = shape.protocol - shape.transport
         # Times 256, modulo 65,535, is the same as the two bytes swapped.
-        right = -256 * (lengths[0] + rest) % 0xFFFF
-        if found.count(right) == len(found) == lengths.count(lengths[0]):
-            return []
+        right, last = (-256 * (length + rest) % 0xFFFF for length in (lengths[0], lengths[-1]))
+        before = len(found) - 1
+        if found[:-1].count(right) == before == lengths[:-1].count(lengths[0]):
+            return [] if found[-1] == last else [before]
         return [
             row
             for row, (length, total) in enumerate(zip(lengths, found, strict=True))
@@ -238,7 +244,9 @@ class _Run:
         one, other, length = self._head(last), self._head(row), lengths[before[0][0]]
         if (int.from_bytes(one) ^ int.from_bytes(other)) & int.from_bytes(self._same):
             return False
-        if lengths[last] != length or lengths[row] > length or (lengths[row] < length and span[1] - row > 1):
+        if lengths[last] != length or not shape.headers < lengths[row] <= length:
+            return False
+        if lengths[row] < length and span[1] - row > 1:
             return False
         counted = shape.version == 4 and not other[6] & _DONT_FRAGMENT
         if counted and int.from_bytes(other[4:6]) != (int.from_bytes(one[4:6]) + 1) & 0xFFFF:

@@ -1,0 +1,36 @@
+"""Whether trains shall gather before the stages (`privileges.let_trains_gather`): while much is carried, and only then."""
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+MUCH: Final = 8_000_000
+"""Bytes of trains in a second, sent and received: 64 Mb/s, or 60,000 of the least packets. It takes a stage some hundredths
+of a core; below it there is nothing worth waiting for."""
+INTERVAL: Final = 0.02
+"""s between two looks at least."""
+
+
+class Gathering:
+    """Counts what a loop's pipes carry. `carried` is for them to add to, in bytes."""
+
+    def __init__(self) -> None:
+        self.carried = 0
+        self.due = math.inf
+        """When to look again (s)."""
+        self._looked = 0.0
+        self._gather: Callable[[bool], None] | None = None
+        self._gathering = False
+
+    def begin(self, gather: Callable[[bool], None], now: float) -> None:
+        """From now on `gather` is told whether to, when that changes; at first it isn't so."""
+        self._gather = gather
+        self.carried, self._looked, self.due = 0, now, now + INTERVAL
+
+    def look(self, now: float) -> None:
+        """To be called from `due` on, soon and also while nothing is carried."""
+        much = self.carried > MUCH * (now - self._looked)
+        self.carried, self._looked, self.due = 0, now, now + INTERVAL
+        if much != self._gathering and self._gather is not None:
+            self._gathering = much
+            self._gather(much)
