@@ -16,8 +16,8 @@ from stagewire.ipc.endpoints import MAX_TRAIN
 from stagewire.ipc.frames import MAX_READ, ONE_RUN, CipherFrame, PlainFrame
 from stagewire.ipc.trains import BadTrain
 from stagewire.proto import endpoint as places
+from stagewire.proto.constants import MAX_INNER
 from stagewire.proto.offload import virtio
-from stagewire.proto.offload.block import Block
 from stagewire.proto.offload.coalesce import Item, Merged
 from stagewire.proto.offload.rows import most, row_size
 
@@ -155,9 +155,19 @@ def test_a_cipher_train_can_be_made_where_it_is_received(arrivals: list[tuple[by
             assert next_block.size > block.size or len(block.data) % block.size
 
 
-def test_a_super_packet_fits_a_plain_train() -> None:
-    train = [bytes(65535), b"x"]
+def test_the_longest_packets_fit_a_plain_train() -> None:
+    kind = virtio.VirtioHeader(virtio.NEEDS_CSUM, virtio.GSO_TCPV4, 40, 1000, 20, 16).pack()
+    train: list[Item] = [Merged(kind, bytes(65535), 66), bytes(MAX_INNER), b"x"]
     assert trains.unpack_plain_untrusted(trains.pack_plain(train, NOW), NOW) == train
+
+
+@pytest.mark.parametrize("more", [[], [b"x"]], ids=["alone", "not alone"])
+def test_a_packet_that_no_datagram_carries_is_refused(more: list[bytes]) -> None:
+    frame = trains.pack_plain([bytes(MAX_INNER + 1), *more], NOW)
+    assert trains.lone_untrusted(frame, NOW, 0, len(frame)) is None
+    assert reason_of(trains.unpack_plain_untrusted, frame) == "train_malformed"
+    fits = trains.pack_plain([bytes(MAX_INNER)], NOW)
+    assert trains.lone_untrusted(fits, NOW, 0, len(fits)) == bytes(MAX_INNER)
 
 
 @given(runs)
@@ -165,48 +175,6 @@ def test_a_cipher_train_arrives_in_order(train: list[tuple[bytes, list[bytes]]])
     arrived = trains.unpack_cipher_untrusted(trains.pack_cipher(train, NOW), NOW)
     flat = [(place, datagram) for place, datagrams in train for datagram in datagrams]
     assert [(place, datagram) for place, datagrams in arrived for datagram in datagrams] == flat
-
-
-blocks = st.builds(
-    lambda size, count, cut: (
-        Block(bytes(range(1, 1 + count)) * size, size) if not cut else Block(bytes(size * count - 1), size)
-    ),
-    st.sampled_from([2, 33, 96, 1452]),
-    st.integers(1, 45),
-    st.booleans(),
-)
-singles = st.lists(st.sampled_from([31, 32, 33, 64, 96, 1452]).map(bytes), min_size=1, max_size=4)
-
-
-@given(st.lists(st.tuples(st.sampled_from(PLACES), blocks | singles), max_size=8))
-def test_blocks_and_what_comes_between_them_arrive_in_order(train: list[tuple[bytes, Sequence[bytes]]]) -> None:
-    arrived = trains.unpack_cipher_untrusted(trains.pack_cipher(train, NOW), NOW)
-    flat = [(place, datagram) for place, datagrams in train for datagram in datagrams]
-    assert [(place, datagram) for place, datagrams in arrived for datagram in datagrams] == flat
-    for _, block in arrived:
-        assert len(block) <= trains.MAX_PACKETS
-        assert len(block.data) <= trains.MAX_RUN
-
-
-@pytest.mark.parametrize(
-    ("block", "then", "ends_it"),
-    [
-        (Block(bytes(3 * 1452), 1452), [bytes(96)], True),
-        (Block(bytes(3 * 1452), 1452), [bytes(1452)], True),
-        (Block(bytes(3 * 1452), 1452), [bytes(96), bytes(96)], True),
-        (Block(bytes(3 * 1452), 1452), [bytes(32)], False),  # an empty packet
-        (Block(bytes(3 * 96), 96), [bytes(97)], False),
-        (Block(bytes(3 * 1452 - 1), 1452), [bytes(96)], False),  # has an end
-        (Block(bytes(64 * 96), 96), [bytes(96)], False),
-        (Block(bytes(45 * 1452), 1452), [bytes(168)], False),  # 65,508
-    ],
-)
-def test_a_shorter_datagram_ends_the_run_before_it(block: Block, then: list[bytes], ends_it: bool) -> None:
-    for place in PLACES[:2]:
-        arrived = trains.unpack_cipher_untrusted(trains.pack_cipher([(PLACES[0], block), (place, then)], NOW), NOW)
-        joined = ends_it and place == PLACES[0]
-        assert len(arrived[0][1]) == len(block) + joined
-        assert sum(len(run) for _, run in arrived) == len(block) + len(then)
 
 
 @given(st.binary(min_size=places.LENGTH, max_size=places.LENGTH), st.binary(min_size=1, max_size=200))

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.proto.offload.flows import Shape
 from tests.services.house import OURS, PLACE, THEIRS, House, packet
 from tests.services.surroundings import PATIENCE, surroundings
 
 from lab.wait import until
 from stagewire.ipc import trains
 from stagewire.ipc.loop import boot_time
+from stagewire.proto import constants as c
+from stagewire.proto.offload.coalesce import Merged
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs services as users of their own")
 
@@ -47,6 +50,18 @@ def test_what_is_replayed_foreign_or_too_old_is_counted_and_goes_nowhere(house: 
     assert not house.plain.poll(0)
 
     expected = {"replayed": 10, "inner_source_not_allowed": 2, "train_too_old": 2}
+    house.counters.wait_for(**{name: before.get(name, 0) + count for name, count in expected.items()})
+
+
+def test_packets_larger_than_any_datagram_cost_a_worker_nothing(house: House) -> None:
+    """tun-service, which knows that, passes none on; one that was broken into might."""
+    huge = packet(OURS, THEIRS, bytes(c.MAX_INNER + 1 - 20))
+    whole = Merged(*Shape(size=65460, payload=bytes(65490)).as_read(), 2)
+    before = house.counters.wait_for()
+    for train in ([huge], [huge, packet(OURS, THEIRS)], [whole]):
+        house.plain_out.send(trains.pack_plain(train, boot_time()))
+    house.works()
+    expected = {"train_malformed": 3, "outbound_malformed": 2}
     house.counters.wait_for(**{name: before.get(name, 0) + count for name, count in expected.items()})
 
 

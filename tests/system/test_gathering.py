@@ -33,15 +33,17 @@ def test_trains_gather_while_much_is_carried(network: Topology, hub: Hub) -> Non
     processes = [(stage, pid) for (stage, _), pid in hub.gateway.held().items() if stage in STAGES]
     gathering: set[str] = set()
 
-    def look(_received: int = 0) -> set[str]:
-        found = {stage for stage, pid in processes if os.sched_getscheduler(pid) == os.SCHED_BATCH}
-        gathering.update(found)
-        return found
+    def now_gathering() -> set[str]:
+        return {stage for stage, pid in processes if os.sched_getscheduler(pid) == os.SCHED_BATCH}
 
     with hub.wireguard_go(PEER, network.a):
-        until(lambda: {os.sched_getscheduler(pid) for _, pid in processes} == {os.SCHED_OTHER}, 5, "the stages to settle")
+        until(
+            lambda: {os.sched_getscheduler(pid) for _, pid in processes} == {os.SCHED_OTHER}, 5, "the stages to settle"
+        )
         assert ping(network.b, PEER.inner[0], count=5, interval=0.01).received == 5
-        assert look() == set()
-        tcp_fetch(network.b, network.a, PEER.gateway_inner[0], 100 << 20, 1, look)
+        assert now_gathering() == set()
+        tcp_fetch(
+            network.b, network.a, PEER.gateway_inner[0], 100 << 20, 1, lambda _: gathering.update(now_gathering())
+        )
         assert gathering == {*STAGES}
-        until(lambda: look() == set(), 5, "the stages to go back to a processor's usual share")
+        until(lambda: now_gathering() == set(), 5, "the stages to go back to a processor's usual share")

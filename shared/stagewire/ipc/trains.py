@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from stagewire.proto import endpoint as places
-from stagewire.proto.constants import TRANSPORT_OVERHEAD
+from stagewire.proto.constants import MAX_INNER, TRANSPORT_OVERHEAD
 from stagewire.proto.offload import virtio
 from stagewire.proto.offload.block import Block
 from stagewire.proto.offload.coalesce import Item, Merged
@@ -187,6 +187,8 @@ def spans_untrusted(frame: Data, now: float, begin: int = 0, end: int | None = N
         packet, packets = start + virtio.LENGTH, 1
         if frame[start:packet] != virtio.NONE:
             packets = virtio.count(frame[start:packet], offset - packet)
+        if packets == 1 and offset - packet > MAX_INNER:
+            raise BadTrain("train_malformed", count)  # no datagram carries it, which tun-service knows
         spans.append((start, offset, packets))
         counted += packets
     if count != counted:
@@ -204,7 +206,7 @@ def lone_untrusted(frame: Data, now: float, begin: int, end: int) -> bytes | Non
     if start > end:
         return None
     version, kind, count, stamp, length, header = _LONE_PLAIN.unpack_from(frame, begin)
-    if (version, kind, count, header) != _IS_LONE or start + length != end + virtio.LENGTH:
+    if (version, kind, count, header) != _IS_LONE or start + length != end + virtio.LENGTH or end - start > MAX_INNER:
         return None
     _check_age(stamp, now, 1)
     return frame[start:end]

@@ -14,6 +14,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from stagewire.proto.constants import MAX_INNER
 from stagewire.proto.offload import checksum, virtio
 from stagewire.proto.offload.virtio import BadSuperPacket, VirtioHeader
 
@@ -103,8 +104,8 @@ def _judge(said: VirtioHeader, packet: bytes | memoryview) -> SuperPacket:
     headers = transport + (_UDP_HEADER if udp else (packet[transport + 12] >> 4) * 4)
     if headers < transport + (_UDP_HEADER if udp else _V4_HEADER) or headers >= length:
         raise BadSuperPacket("no payload")
-    if headers + said.segment_size > 0xFFFF:
-        raise BadSuperPacket("segments larger than a packet")
+    if headers + said.segment_size > MAX_INNER:
+        raise BadSuperPacket("segments larger than a datagram carries")
     return SuperPacket(packet, transport, headers, said.segment_size, protocol, version)
 
 
