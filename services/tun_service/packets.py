@@ -50,6 +50,8 @@ class Packets:
         self._last = 0
         """The worker whose train the last packet joined; the next one is read to where it will most likely stay."""
         self._visited = 0.0
+        self._alone = False
+        """Whether the last visit took one packet and didn't look for another; the next one does."""
 
     def attached(self) -> None:
         """The device is there, and tells what it can do."""
@@ -63,7 +65,8 @@ class Packets:
         readv, device, taken = os.readv, self._tun, 0
         skip = 0 if self._header else _FRONT
         frame = self._frame(self._last)
-        rested, self._visited = now > self._visited + trains.REST, now
+        rested, self._visited = now > self._visited + trains.REST and not self._alone, now
+        self._alone = False
         for _ in range(trains.MAX_PACKETS):
             room = frame.room()
             try:
@@ -85,7 +88,10 @@ class Packets:
                 copy, frame, self._last = bytes(item), self._frame(worker), worker
                 frame.room()[:length] = copy
             frame.add(length, packets)
-            if frame.full or (rested and packets == 1):
+            if rested and taken == 1:
+                self._alone = True
+                break
+            if frame.full:
                 break
         self.counters["tun_packets_in"] += taken
         for worker, frame in self._frames.items():

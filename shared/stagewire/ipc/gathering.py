@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Final
 
 MUCH: Final = 8_000_000
-"""Bytes of trains in a second, sent and received: 64 Mb/s, or 60,000 of the least packets. It takes a stage some hundredths
-of a core; below it there is nothing worth waiting for."""
+"""Bytes of trains in a second, sent and received: 64 Mb/s, or 60,000 of the least packets; half as many for a worker, who
+receives what it sends. It takes some hundredths of a core; below it there is nothing worth waiting for."""
 INTERVAL: Final = 0.02
 """s between two looks at least."""
 
@@ -20,10 +20,9 @@ class Gathering:
         """When to look again (s)."""
         self._looked = 0.0
         self._gather: Callable[[bool], None] | None = None
-        self._gathering = False
 
     def begin(self, gather: Callable[[bool], None], now: float) -> None:
-        """From now on `gather` is told whether to, when that changes; at first it isn't so."""
+        """From now on `gather` is told whether to, each time it is looked: somebody else may have set another priority."""
         self._gather = gather
         self.carried, self._looked, self.due = 0, now, now + INTERVAL
 
@@ -31,6 +30,5 @@ class Gathering:
         """To be called from `due` on, soon and also while nothing is carried."""
         much = self.carried > MUCH * (now - self._looked)
         self.carried, self._looked, self.due = 0, now, now + INTERVAL
-        if much != self._gathering and self._gather is not None:
-            self._gathering = much
+        if self._gather is not None:
             self._gather(much)

@@ -36,8 +36,8 @@ VERSION: Final = 2
 MAX_PACKETS: Final = 64
 """A visit to the TUN device or a UDP socket takes this many at most: UDP GSO's limit, and fairness."""
 REST: Final = 0.001
-"""s without a packet after which one is passed on at once: whether it is alone is looked for in the next turn, as that costs
-a lone packet 1 % of its round trip at each of four visits."""
+"""s since the last visit to a device or a socket, after which one packet is passed on at once: whether it is alone is looked
+for in the next turn, as that costs a lone packet 1 % of its round trip at each of four visits."""
 MAX_RUN: Final = 65507
 """Bytes of one run: what one UDP GSO send can carry."""
 MAX_FRAME: Final = 160 * 1024
@@ -188,7 +188,7 @@ def spans_untrusted(frame: Data, now: float, begin: int = 0, end: int | None = N
         if frame[start:packet] != virtio.NONE:
             packets = virtio.count(frame[start:packet], offset - packet)
         if packets == 1 and offset - packet > MAX_INNER:
-            raise BadTrain("train_malformed", count)  # no datagram carries it, which tun-service knows
+            raise BadTrain("train_malformed")  # no datagram carries it
         spans.append((start, offset, packets))
         counted += packets
     if count != counted:

@@ -202,18 +202,39 @@ def test_a_run_comes_out_as_it_went_in(wide: bool, takes: int, version: int, pro
     assert (dict(one.drops), tunnel_of(one).endpoint) == ({"replayed": 41}, PLACE)
 
 
+DATA = Shape(size=1200, payload=random.Random(1).randbytes(40 * 1200), options=bytes(12), window=7)
+ENDS = {
+    "its own flow's": replace(DATA, payload=b"", sequence=DATA.sequence + 40 * 1200),
+    "another flow's": replace(DATA, payload=b"", port=9),
+    "other options": replace(DATA, payload=b"", port=9, options=bytes(20)),
+    "no options": replace(DATA, payload=b"", port=9, options=b""),
+    "UDP": Shape(protocol=UDP, payload=b"question"),
+}
+
+
 @LANES
 @pytest.mark.parametrize("version", [4, 6])
-@pytest.mark.parametrize("port", [1, 2], ids=["its own flow's", "another flow's"])
-def test_a_run_may_end_with_an_acknowledgement(wide: bool, version: int, port: int) -> None:
-    """Which stays a packet: it may repeat another one, and says something by that."""
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_run_may_end_with_something_else(wide: bool, version: int, end: Shape) -> None:
+    """It stays a packet: an acknowledgement may repeat another one, and says something by that."""
     one = running(wide=wide, takes=BOTH)
-    data = Shape(version, size=1200, payload=random.Random(1).randbytes(40 * 1200), options=bytes(12))
-    acknowledgement = replace(data, payload=b"", port=port, sequence=data.sequence + 40 * 1200).packet()
-    out = one.inbound([(PLACE, run_of([*data.train(), acknowledgement]))], T)
-    merged, last = out.packets
-    assert apart([merged]) == data.train()
-    assert last == acknowledgement
+    data, last = replace(DATA, version=version).train(), replace(end, version=version).packet()
+    out = one.inbound([(PLACE, run_of([*data, last]))], T)
+    assert apart(out.packets) == [*data, last]
+    assert len(out.packets) == 2
+
+
+@LANES
+@pytest.mark.parametrize("length", [20, 32, 40, 48, 59, 60])
+@pytest.mark.parametrize(
+    "front", [b"\x45" + bytes(8) + b"\x06", b"\x45" + bytes(8) + b"\x11", b"\x60" + bytes(5) + b"\x06"]
+)
+def test_headers_that_are_cut_short_harm_nobody(wide: bool, length: int, front: bytes) -> None:
+    one = running(wide=wide, takes=BOTH)
+    packet = front.ljust(length, b"\0")
+    block = Block(b"".join(theirs(at, packet) for at in range(10)), length + 32)
+    assert one.inbound([(PLACE, block)], T).packets == []
+    assert sum(one.drops.values()) == 10
 
 
 def changed(block: Block, at: int, by: int = 1) -> Block:
