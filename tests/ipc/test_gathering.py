@@ -40,11 +40,15 @@ def test_it_counts_by_the_time_that_has_passed(waited: float) -> None:
     assert said == [False, True]
 
 
-def test_before_it_begins_nobody_is_told() -> None:
+def test_before_it_begins_nobody_is_told_and_nothing_counts() -> None:
     gathering = Gathering()
     assert gathering.due > NOW + 1e9
     gathering.carried = 10 * MUCH
-    gathering.look(NOW)
+    said: list[bool] = []
+    gathering.begin(said.append, NOW)
+    assert said == []
+    gathering.look(gathering.due)
+    assert said == [False]
 
 
 @pytest.mark.parametrize("size", [100, 62_000], ids=["through the socket", "in memory"])

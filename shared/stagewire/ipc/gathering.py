@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Final
 
 MUCH: Final = 8_000_000
-"""Bytes of trains in a second, sent and received: 64 Mb/s, or 60,000 of the least packets; half as many for a worker, who
-receives what it sends. It takes some hundredths of a core; below it there is nothing worth waiting for."""
+"""Bytes of trains in a second, sent and received: 64 Mb/s, or half of it for a worker, who receives what it sends. With 10 s
+of CPU for a gigabyte (both ends, `make bench`) all stages together take a tenth of a core for it: nothing to wait for."""
 INTERVAL: Final = 0.02
 """s between two looks at least."""
 
