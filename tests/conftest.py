@@ -1,10 +1,27 @@
-"""What every test shares: one hypothesis profile, under which a run is the same each time, and patience."""
+"""Sets up every test: one hypothesis profile, which makes each run the same, and longer waits."""
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 from lab import wait
+
+pytest_plugins = ["side_by_side", "tests.attack.marks"]
 
 settings.register_profile("stagewire", derandomize=True, deadline=None, max_examples=60, database=None)
 settings.load_profile("stagewire")
 
 wait.slack = 3.0
+
+_NETWORK = Path("/proc/self/ns/net")
+_HERE = _NETWORK.stat()
+
+
+@pytest.fixture(autouse=True)
+def _stays_in_its_network() -> Iterator[None]:
+    """Fails a test that moves its process into another network, where the tests after it would run as well."""
+    yield
+    assert os.path.samestat(_NETWORK.stat(), _HERE), "the test has left its network namespace"

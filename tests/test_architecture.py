@@ -1,17 +1,24 @@
 """The rules of the house that a machine can check: how long a file and a function may be, and what is a package."""
 
 import ast
+import io
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("shared", "services", "deploy", "tests")
-MAX_FILE, MAX_FUNCTION = 400, 50
+PROTO = ROOT / "shared/stagewire/proto"
+HOMES = [ROOT / "shared/stagewire" / name for name in ("limits.py", "stages.py", "proto/packets/fields.py")]
+DISTINCTIVE = {"51820", "87", "1420", "65507", "65535", *map(str, range(64821, 64828)), "1879048192"}
+"""Values of those homes that mean nothing else. A mask is written 0xFFFF."""
+MAX_FILE, MAX_FUNCTION = 500, 50
 
 
-def sources() -> list[Path]:
-    return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders or FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
 def short(path: Path) -> str:
@@ -49,14 +56,46 @@ def test_every_service_is_a_program_of_supervisord_and_of_the_distribution() -> 
         assert f"[program:{service}]" in conf
         module = service.replace("-", "_")
         assert f'{service} = "{module}.__main__:main"' in project
-    assert conf.count("[program:") == len(services) == 5
+    assert conf.count("[program:") == len(services) == 7
 
 
 def test_the_core_knows_neither_clock_nor_chance() -> None:
     """Also where import-linter can't see it: nothing reads the time or draws a number by a name of its own."""
-    for path in (ROOT / "shared/stagewire/proto").glob("*.py"):
+    modules = sorted(PROTO.rglob("*.py"))
+    assert {path.parent.name for path in modules} == {"proto", "packets", "kernel"}
+    for path in modules:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 called = ast.unparse(node.func)
                 assert called not in {"os.urandom", "time.time", "time.monotonic", "random.random"}, short(path)
                 assert called != "X25519PrivateKey.generate", short(path)
+
+
+@pytest.mark.parametrize("path", sorted(PROTO.rglob("*.py")), ids=short)
+def test_every_module_of_the_core_has_its_test_file(path: Path) -> None:
+    if path.name != "__init__.py":
+        assert (ROOT / "tests/proto" / path.relative_to(PROTO).with_name(f"test_{path.name}")).exists()
+
+
+# --- facts have one home -----------------------------------------------------------------------------------
+
+
+def constants(path: Path) -> Iterator[tuple[str, int]]:
+    """Yields each constant's name, without underscores before it, and its line."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id.isupper():
+            yield node.id.lstrip("_"), node.lineno
+
+
+def numbers(path: Path) -> Iterator[tuple[str, int]]:
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+        if token.type == tokenize.NUMBER:
+            yield token.string.replace("_", ""), token.start[0]
+
+
+@pytest.mark.parametrize("path", [path for path in sources("shared", "services") if path not in HOMES], ids=short)
+def test_a_shared_fact_is_written_only_in_its_home(path: Path) -> None:
+    names = {name: short(home) for home in HOMES for name, _ in constants(home)}
+    again = [f"{short(path)}:{line}: {name} is {names[name]}'s" for name, line in constants(path) if name in names]
+    values = [f"{short(path)}:{line}: {value}" for value, line in numbers(path) if value in DISTINCTIVE]
+    assert again + values == []

@@ -5,14 +5,13 @@ import math
 from pathlib import Path
 
 import pytest
-
-from bench import latency, report, tcp, udp
-from bench.cost import Bill, Reading, name_of
-from bench.hubs import fairness
-from bench.publish import publish
-from bench.rows import ROWS, Row, derive, udp_key
-from bench.samples import Results, Sample, quantile, quantiles, steadiness, summarise
-from bench.udp_load import NUMBER, counted
+from tests.bench import latency, report, tcp, udp
+from tests.bench.cost import Bill, Reading, name_of
+from tests.bench.hubs import fairness
+from tests.bench.publish import publish
+from tests.bench.rows import ROWS, Row, derive, udp_key
+from tests.bench.samples import Results, Sample, quantile, quantiles, steadiness, summarise
+from tests.bench.udp_load import NUMBER, counted
 
 
 def sample(scenario: str, contestant: str, number: int, **values: float) -> Sample:

@@ -8,7 +8,8 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel shares by process alone")
 ASKS = (
-    "from stagewire import privileges as p; p.let_other_sessions_go_first(); print(open('/proc/self/autogroup').read())"
+    "from stagewire.linux import privileges; privileges.share_processors(privileges.NICE_SESSION);"
+    "print(open('/proc/self/autogroup').read())"
 )
 
 

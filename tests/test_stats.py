@@ -7,12 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from stagewire.stats import MEANINGS
+from stagewire.stats import COUNTERS, DROP, FAILURE, REPAIR, TRAFFIC, Kind, kind_of
 
 ROOT = Path(__file__).parents[1]
-COUNTERS = {"counters", "drops", "failures", "_drops"}
+DICTIONARIES = {"counters", "drops", "failures", "_drops"}
 """What a dictionary of counters is called."""
-REASONS = {"BadMessage", "BadTrain", "BadControl", "Outlet", "_refuse", "_drop_oldest", "open_untrusted"}
+REASONS = {
+    "BadMessage",
+    "BadTrain",
+    "BadControl",
+    "SendQueue",
+    "PutBack",
+    "_refuse",
+    "_drop",
+    "note",
+    "note_stranger",
+    "_drop_oldest",
+    "open_untrusted",
+    "require_newer",
+}
 """What takes the name of the counter that it adds to."""
 
 
@@ -35,7 +48,7 @@ def counted(tree: ast.AST) -> set[str]:
     """The names of counters in a module."""
     found: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Subscript) and named(node.value) in COUNTERS:
+        if isinstance(node, ast.Subscript) and named(node.value) in DICTIONARIES:
             key = node.slice  # it may be "this" if ... else "that"
             for each in (key.body, key.orelse) if isinstance(key, ast.IfExp) else (key,):
                 found.update(strings(each))
@@ -53,17 +66,42 @@ def test_the_source_was_understood() -> None:
 
 
 def test_every_counter_has_a_meaning() -> None:
-    assert sorted(USED - set(MEANINGS)) == []
+    assert sorted(USED - set(COUNTERS)) == []
 
 
 def test_every_meaning_has_a_counter() -> None:
-    assert sorted(set(MEANINGS) - USED) == []
+    assert sorted(set(COUNTERS) - USED) == []
 
 
-@pytest.mark.parametrize("name", MEANINGS)
+@pytest.mark.parametrize("name", COUNTERS)
 def test_names_and_meanings_have_one_form(name: str) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name)
-    meaning = MEANINGS[name]
+    meaning = COUNTERS[name].meaning
     assert "\n" not in meaning
     assert not meaning.endswith(".")
     assert meaning[0].islower()
+
+
+@pytest.mark.parametrize("name", COUNTERS)
+def test_what_to_do_is_said_for_what_went_wrong_and_for_nothing_else(name: str) -> None:
+    mend = COUNTERS[name].mend
+    assert bool(mend) == (COUNTERS[name].kind in (DROP, FAILURE))
+    assert not mend.endswith(".")
+    assert mend[:1] == mend[:1].lower()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("datagrams_out", TRAFFIC),
+        ("runs_in_pieces", TRAFFIC),
+        ("bad_mac1", DROP),
+        ("control_unexpected", DROP),
+        ("gave_up", FAILURE),
+        ("handshake_gave_up", DROP),
+        ("put_back_route", REPAIR),
+        ("of_a_version_to_come", DROP),
+    ],
+)
+def test_a_counter_has_a_kind(name: str, kind: Kind) -> None:
+    assert kind_of(name) is kind

@@ -1,8 +1,8 @@
-"""A sniffer on one interface, and the two oracles that read it: no nonce twice, no plain byte outside.
+"""Sniffs on one interface, and runs two oracles on the frames: no nonce twice, no plain byte outside.
 
-On a veth, a train of equal datagrams (UDP GSO) passes a tap as one frame of up to 64 KB that is never cut up:
-parsed as it is, it would hide all of its datagrams but the first. PACKET_VNET_HDR tells where the cuts
-belong, and they are made here, so the frames are those of a wire and offloads can stay on.
+A train of equal datagrams (UDP GSO) passes a tap on a veth as one frame of up to 64 KB. Parsed as one frame, it would
+hide all its datagrams but the first. PACKET_VNET_HDR tells where the cuts belong, and the capture makes them. So its
+frames are those of a wire, and offloads can stay on.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ Address = tuple[str, int]
 
 
 class Frame(NamedTuple):
-    """A frame as it was on the wire. `time` is in seconds since 1970, stamped by the kernel."""
+    """Holds a frame as it was on the wire. `time` is in seconds since 1970, stamped by the kernel."""
 
     time: float
     outgoing: bool
@@ -48,7 +48,7 @@ class Frame(NamedTuple):
 
 
 class Datagram(NamedTuple):
-    """The payload of a frame that is UDP in IPv4 or IPv6."""
+    """Holds the payload of a frame that is UDP in IPv4 or IPv6."""
 
     time: float
     source: Address
@@ -58,10 +58,9 @@ class Datagram(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DuplicateCounter:
-    """A (destination, receiver, counter) that was seen more than once.
+    """Names a (destination, receiver, counter) that the capture saw more than once.
 
-    `identical` tells a datagram that was duplicated or replayed on its way from a nonce used for two
-    plaintexts.
+    `identical` tells a datagram that was duplicated or replayed on its way from a nonce used for two plaintexts.
     """
 
     destination: Address
@@ -72,10 +71,10 @@ class DuplicateCounter:
 
 
 class Capture:
-    """Collects what passes an interface from the start of the context to its end, both ways.
+    """Collects all frames of an interface from the start of the context to its end, both ways.
 
-    `snap` keeps only the first bytes of each frame, for long runs: 128 are enough for the nonce oracle, and
-    take in 16 bytes of ciphertext by which it tells identical datagrams from others.
+    `snap` keeps only the first bytes of each frame, for long runs. 128 are enough for the nonce oracle: they include
+    16 bytes of ciphertext, which tell identical datagrams from others.
     """
 
     def __init__(self, namespace: Namespace, interface: str, buffer: int = 64 << 20, snap: int | None = None) -> None:
@@ -96,7 +95,7 @@ class Capture:
             tap.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
             tap.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
             tap.setblocking(False)
-            tap.bind((self.interface, ETH_P_ALL))  # before this it has no protocol and so gets no frames
+            tap.bind((self.interface, ETH_P_ALL))  # before it is bound the tap has no protocol, and so gets no frames
         except BaseException:
             tap.close()
             self._bell.close()
@@ -125,7 +124,7 @@ class Capture:
                 self._drain(time.time())
 
     def _drain(self, upto: float) -> bool:
-        """Takes a batch of frames; returns whether there may be more that were there before `upto`."""
+        """Takes a batch of frames. Returns whether more may wait that arrived before `upto`."""
         for _ in range(BATCH):
             try:
                 size, notes, _, address = self._socket.recvmsg_into([self._buffer], 64)
@@ -134,7 +133,7 @@ class Capture:
             except OSError as error:
                 if error.errno != errno.ENETDOWN:
                     raise
-                return True  # said once when the interface goes down; frames follow when it is up again
+                return True  # the kernel reports once that the interface went down; frames follow when it is up again
             seconds, nanoseconds = TIMESPEC.unpack(notes[0][2])
             stamp = seconds + nanoseconds / 1e9
             _, gso, _, gso_size, _, _ = VIRTIO_NET_HDR.unpack_from(self._buffer)
@@ -147,7 +146,7 @@ class Capture:
         return True
 
     def _cut(self, data: bytes, size: int) -> Iterator[bytes]:
-        """The frames that a UDP GSO frame stands for. UDP checksums stay as offloading leaves them."""
+        """Yields the frames of a UDP GSO frame. UDP checksums stay as offloading leaves them."""
         network = 14 if self._ethernet else 0
         version = data[network] >> 4
         transport = network + (40 if version == 6 else (data[network] & 15) * 4)
@@ -171,29 +170,29 @@ class Capture:
                     pass
 
     def _count_dropped(self) -> None:
-        if not self._closed:  # reading it sets it to zero
+        if not self._closed:  # reading the count sets it to zero
             statistics = self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8)
             self._dropped += struct.unpack("=II", statistics)[1]
 
     @property
     def dropped(self) -> int:
-        """Frames that the kernel could not keep for us. The oracles are worth nothing unless this is 0."""
+        """Counts the frames that the kernel could not keep. The oracles prove nothing unless it is 0."""
         self._count_dropped()
         return self._dropped
 
     def frames(self) -> list[Frame]:
-        """All frames until now, those still in the kernel's buffer included."""
+        """Returns all frames until now, with those still in the kernel's buffer."""
         self._catch_up()
         return self._frames.copy()
 
     def datagrams(self, port: int | None = None, since: float = 0) -> list[Datagram]:
-        """The UDP datagrams from or to `port`, in order; fragments are left out."""
+        """Returns the UDP datagrams from or to `port`, in order, without fragments."""
         parsed = (self._datagram(frame) for frame in self.frames() if frame.time >= since)
         return [each for each in parsed if each and port in (None, each.source[1], each.destination[1])]
 
     def _datagram(self, frame: Frame) -> Datagram | None:
         packet = frame.data[14:] if self._ethernet else frame.data
-        with contextlib.suppress(struct.error, IndexError):  # too short for what it says it is
+        with contextlib.suppress(struct.error, IndexError):  # the packet is shorter than its headers say
             if packet[0] >> 4 == 4:
                 fragment, protocol = struct.unpack_from("!H", packet, 6)[0] & 0x3FFF, packet[9]
                 at = (packet[0] & 15) * 4
@@ -215,7 +214,7 @@ class Capture:
         return None
 
     def duplicate_counters(self, port: int | None = None, source: str | None = None) -> list[DuplicateCounter]:
-        """The nonce oracle. `source` limits it to what one address sent: it can't help replays towards it."""
+        """Finds nonces used twice. `source` limits the search to one sender, which cannot help replays towards it."""
         seen: dict[tuple[Address, int, int], list[bytes]] = defaultdict(list)
         for datagram in self.datagrams(port):
             if len(datagram.payload) >= TRANSPORT_HEADER.size and source in (None, datagram.source[0]):
@@ -229,7 +228,7 @@ class Capture:
         ]
 
     def assert_no_duplicate_counters(self, port: int | None = None, source: str | None = None) -> None:
-        """Raises AssertionError unless every nonce was used once, and nothing escaped the capture."""
+        """Raises AssertionError if a nonce was used twice or the capture missed a frame."""
         duplicates = self.duplicate_counters(port, source)
         if duplicates:
             raise AssertionError(f"{len(duplicates)} nonces seen more than once, the first {duplicates[:5]}")
@@ -237,11 +236,11 @@ class Capture:
             raise AssertionError(f"the capture on {self.interface} missed {self.dropped} frames")
 
     def contains(self, plain: bytes) -> bool:
-        """Whether any frame carries these bytes as they are."""
+        """Tells whether any frame carries these bytes as they are."""
         return any(plain in frame.data for frame in self.frames())
 
     def write_pcap(self, path: Path) -> None:
-        """For Wireshark: nanosecond pcap."""
+        """Writes the frames as nanosecond pcap, for Wireshark."""
         link = LINKTYPE_ETHERNET if self._ethernet else LINKTYPE_RAW
         with path.open("wb") as file:
             file.write(struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 1 << 18, link))

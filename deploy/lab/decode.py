@@ -1,4 +1,4 @@
-"""Captured datagrams as somebody else reads them: scapy's WireGuard layer, which shares nothing with ours."""
+"""Decodes captured datagrams by scapy's WireGuard layer, which shares no code with Stagewire."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from lab.capture import Datagram
 
 
 class Decoded(NamedTuple):
-    """`fields` are scapy's, by scapy's names; `trailing` is what its layout has no place for."""
+    """Holds a decoded message. `fields` have scapy's names; `trailing` are the bytes beyond scapy's layout."""
 
     type: int
     fields: dict[str, Any]
@@ -17,7 +17,7 @@ class Decoded(NamedTuple):
 
 
 def decode(payload: bytes) -> Decoded:
-    """One message. A type that scapy doesn't know has no fields, and all of its bytes trail."""
+    """Decodes one message. A type that scapy does not know has no fields, and all its bytes trail."""
     message = Wireguard(payload)
     body = message.payload
     if not type(body).__name__.startswith("Wireguard"):
@@ -28,5 +28,4 @@ def decode(payload: bytes) -> Decoded:
 
 
 def decode_all(datagrams: Iterable[Datagram]) -> list[Decoded]:
-    """In the same order."""
     return [decode(datagram.payload) for datagram in datagrams]

@@ -1,4 +1,4 @@
-"""`make demo`: two gateways on one machine, and what they do, shown step by step and checked.
+"""Runs `make demo`: two gateways on one machine show what they do, step by step, and each claim is checked.
 
 python -m lab.demo           the show; removes everything at its end
 python -m lab.demo --keep    leaves the gateways running
@@ -23,14 +23,14 @@ from lab.stagewire import executable
 from lab.wait import NeverHappened
 
 LIMIT = 100
-"""s; the show ends by itself whatever happens, and then removes what it made."""
+"""s; then the show ends, and removes all that it made."""
 EXPECTED = (AssertionError, RuntimeError, OSError, subprocess.SubprocessError)
-"""How the lab says that something did not go as it should; anything else is a bug of the demo's."""
+"""Errors by which the lab reports that a step failed. Any other error is a bug of the demo's."""
 LAST_WORDS = 6
 
 
 class Ended(BaseException):
-    """A signal asked us to end; not an error to be caught on the way out."""
+    """Says that a signal asked the demo to end. No handler of errors may catch it on the way out."""
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
@@ -42,7 +42,7 @@ def _too_long(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def play(keep: bool) -> int:
-    """The whole show; returns the exit status."""
+    """Runs the show. Returns the exit status."""
     screen = Screen()
     for number in ENDING_SIGNALS:
         signal.signal(number, _end)
@@ -61,7 +61,7 @@ def play(keep: bool) -> int:
 
 
 def _show(screen: Screen, network: Network) -> None:
-    screen.title("Stagewire", "a WireGuard-compatible VPN gateway, one process per stage of a packet's way")
+    screen.title("Stagewire", "a WireGuard-compatible VPN gateway of small processes")
     try:
         network.build()
         slices = Slices(FILE_SIZE, FILE_SEED)
@@ -75,7 +75,7 @@ def _show(screen: Screen, network: Network) -> None:
 
 
 def _last_words(screen: Screen, network: Network) -> None:
-    """What the gateways complained of, before their logs are removed."""
+    """Prints the gateways' last complaints before their logs are removed."""
     for side in network.sides:
         for name, text in side.gateway.logs().items():
             lines = [line for line in text.splitlines() if "level=error" in line or "level=warning" in line]
@@ -84,7 +84,7 @@ def _last_words(screen: Screen, network: Network) -> None:
 
 
 def _explain(screen: Screen, network: Network) -> None:
-    """How to look around in what was kept, and how to be rid of it."""
+    """Prints how to look around in the kept gateways, and how to remove them."""
     a, b = network.sides
     script = a.directory / "in"
     supervisorctl = f"{script} supervisorctl -c {a.gateway.run_directory / INTERFACE / 'supervisord.conf'}"
@@ -99,7 +99,7 @@ def _explain(screen: Screen, network: Network) -> None:
         "replace a stage's processes": f"{script} stagewire restart tun",
         "more workers": f"{script} stagewire scale 3",
         "the logs": f"tail -f {a.gateway.log_directory / INTERFACE}/*.log",
-        "remove everything": "make demo STOP=1",
+        "remove everything": f"{executable('stagewire')} demo --stop",
     }.items():
         screen.gap()
         screen.say(what, "dim")
@@ -107,7 +107,6 @@ def _explain(screen: Screen, network: Network) -> None:
 
 
 def main() -> int:
-    """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m lab.demo", description="Two Stagewire gateways, shown at work.")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--keep", action="store_true", help="leave the gateways running after the show")

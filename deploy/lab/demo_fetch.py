@@ -1,4 +1,4 @@
-"""The demo's long transfer, on the way of which one process after another is killed or stopped."""
+"""Runs the demo's long transfer, and kills or stops one process after another while it lasts."""
 
 import signal
 import time
@@ -20,17 +20,17 @@ from lab.wait import until
 
 MIB = 1 << 20
 STRIDE = 8 * MIB
-"""So much flows before the first fault, and again after each."""
+"""Bytes that flow before the first fault, and again after each."""
 NOTABLE_STALL = 0.005
 PATIENCE = 60.0
 WINDOW = 1.0
 REPORT_EVERY = 0.25
-"""Of the file, where nothing can move on the screen."""
+"""Share of the file between two lines, where nothing can move on the screen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The process at work as `stage`, which something happens to."""
+    """Names the process at work as `stage`, and the signal that it gets."""
 
     side: Side
     stage: str
@@ -39,13 +39,13 @@ class Target:
 
     @property
     def name(self) -> str:
-        """As the processes' picture calls it."""
+        """Names the process as the table of stages does."""
         return f"{self.stage}-service" + (f" {self.number}" if self.stage == "device" else "")
 
 
 @dataclass(slots=True)
 class Fault:
-    """What became of one. The time is in seconds since the transfer began."""
+    """Tells how a gateway took a fault. Times are in seconds since the transfer began."""
 
     target: Target
     old_pid: int
@@ -55,11 +55,11 @@ class Fault:
     """s from the signal until another process had the place."""
     bytes_then: int
     stall: float = 0.0
-    """The longest time without a byte from then until the next fault."""
+    """The longest time without a byte from the fault until the next one."""
 
 
 class Fetch:
-    """One download by A from B. After `run`, `report` and `faults` tell how it went."""
+    """Downloads a file by A from B. After `run`, `report` and `faults` tell how it went."""
 
     def __init__(self, screen: Screen, client: Side, server: Side, size: int, seed: int) -> None:
         self._screen, self._client, self._server = screen, client, server
@@ -74,7 +74,7 @@ class Fetch:
         self._announced = 0.0
 
     def run(self, targets: Sequence[Target]) -> None:
-        """Fetches, and lets the faults happen, at once; raises when a byte is wrong or missing."""
+        """Downloads while the faults happen. Raises AssertionError if a byte is wrong or missing."""
         columns = (
             TextColumn("   fetching"),
             BarColumn(bar_width=32, complete_style="cyan", finished_style="green"),
@@ -98,7 +98,7 @@ class Fetch:
             fault.stall = max((long for at, long in self._stalls if fault.at - long < at < end), default=0.0)
 
     def rate(self) -> float | None:
-        """Bits/s of the last second; None when nothing came in it."""
+        """Returns the bits/s of the last second, or None if no byte came in it."""
         now, recent = self._now(), self._recent
         at, then = next(((at, then) for at, then in list(recent) if at >= now - WINDOW), (now, self.received))
         return (self.received - then) * 8 / (now - at) if self.received > then else None
@@ -112,9 +112,8 @@ class Fetch:
         self.report = tcp_fetch(*spaces, self._server.inner4, self._size, self._seed, self._note, PATIENCE)
 
     def _note(self, received: int) -> None:
-        """Called after each read, which is often."""
         now = self._now()
-        if self.received == 0:  # the file was made first
+        if self.received == 0:  # the time before the first byte went into making the file
             self._begun += now
             now = 0.0
         elif now - self._last >= NOTABLE_STALL:
@@ -155,13 +154,13 @@ class Fetch:
 
 
 def _another(gateway: Gateway, place: tuple[str, int], old_pid: int) -> int:
-    """The process that has the place, once it isn't the old one any more."""
+    """Returns the process that has the place, or 0 while it is still the old one."""
     pid = gateway.held().get(place, old_pid)
     return 0 if pid == old_pid else pid
 
 
 def table_of(faults: Sequence[Fault]) -> Table:
-    """What happened to whom, and what came of it."""
+    """Makes a table of the faults and their pauses."""
     table = grid("at", "signal", "to", "of", "pid", "pid now", "after", "pause", right=(0, 4, 5, 6, 7))
     for each in faults:
         table.add_row(
@@ -183,7 +182,7 @@ class _Amount(ProgressColumn):
 
 
 class _Rate(ProgressColumn):
-    """The rate now, also when no bytes come."""
+    """Shows the current rate, also when no bytes come."""
 
     def __init__(self, fetch: Fetch) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The demo's two gateways: a network namespace each, a veth pair between them, everything below one directory."""
+"""Sets up the demo's two gateways: a namespace each, a veth pair between them, all files below one directory."""
 
 import base64
 import contextlib
@@ -25,14 +25,14 @@ WORKERS: Final = 2
 SPARES: Final = 1
 SIDES: Final = ("a", "b")
 PARENT: Final = Path("/run")
-"""Only root can make a name there, and it is short, which the pipes' paths must be."""
+"""Only root can make a name there. It is short, as the paths of pipes must be."""
 DIRECTORY_PREFIX: Final = "sw-demo-"
 ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(slots=True)
 class Side:
-    """One gateway with its addresses: `outer` on the veth, the others in the tunnel."""
+    """Describes one gateway. `outer` is its address on the veth, the others are in the tunnel."""
 
     label: str
     namespace: Namespace
@@ -44,25 +44,25 @@ class Side:
 
     @property
     def directory(self) -> Path:
-        """Where its configuration, pipes, state and logs are."""
+        """Returns the folder of its configuration, pipes, state and logs."""
         return self.gateway.config_path.parent
 
     def processes(self) -> dict[tuple[str, int], int]:
-        """The pids of those at work by stage and number."""
+        """Returns the pids of the holders by stage and number."""
         return self.gateway.held()
 
     def spares(self) -> list[int]:
-        """The pids of those that wait."""
+        """Returns the pids of the spares."""
         return sorted({*self.gateway.processes()} - {*self.gateway.held().values()})
 
     def peer(self) -> dict[str, Any]:
-        """What its status says of the other side."""
+        """Returns what its status says of the other side."""
         peer: dict[str, Any] = self.gateway.status()["peers"][0]
         return peer
 
 
 def _keys_that_move() -> KeyPair:
-    """Of a peer that another worker is home to when there is one more: one in three is."""
+    """Makes keys of a peer whose home worker changes when `stagewire scale` adds one. A third of all keys do."""
     while True:
         keys = new_key_pair()
         if home_of(base64.b64decode(keys.public), WORKERS + 1) == WORKERS:
@@ -70,10 +70,10 @@ def _keys_that_move() -> KeyPair:
 
 
 class Network:
-    """Nothing at first, then what `build` and `start` made; leaving the context removes it all."""
+    """Builds nothing at first; `build` and `start` do. Leaving the context removes it all."""
 
     def __init__(self, removing: Callable[[], AbstractContextManager[None]]) -> None:
-        """`removing` is entered while all is removed."""
+        """Takes `removing`, a context that is entered while the network is removed."""
         self._removing = removing
         self.directory = PARENT / f"{DIRECTORY_PREFIX}{os.getpid()}"
         self._stack, self._kept = contextlib.ExitStack(), False
@@ -92,7 +92,8 @@ class Network:
             f"Address = 10.9.0.{mine}/24, fd09::{mine}/64",
         ]
         peer = Peer(others.public, [f"10.9.0.{theirs}/32", f"fd09::{theirs}/128"], f"192.0.2.{theirs}:{PORT}")
-        text = "\n".join([*interface, "", peer.section(), ""])
+        name = f"# Name = gateway {SIDES[1 - number]}"
+        text = "\n".join([*interface, "", name, peer.section(), ""])
         gateway = Gateway(namespace, INTERFACE, self.directory / label, text, WORKERS, SPARES)
         return Side(label, namespace, keys, f"192.0.2.{mine}", f"10.9.0.{mine}", f"fd09::{mine}", gateway)
 
@@ -104,7 +105,7 @@ class Network:
         return self
 
     def _down(self) -> None:
-        """Both at once: most of it is waiting."""
+        """Takes both gateways down at once: each mostly waits."""
         with ThreadPoolExecutor() as threads:
             for side in self.sides:
                 if side.namespace.exists():
@@ -113,26 +114,26 @@ class Network:
     def __exit__(self, *_: object) -> None:
         if self._kept:
             return
-        for number in (*ENDING_SIGNALS, signal.SIGALRM):  # whoever is impatient now would leave half of it behind
+        for number in (*ENDING_SIGNALS, signal.SIGALRM):  # a second signal would leave half of it behind
             signal.signal(number, signal.SIG_IGN)
         with self._removing():
             self._stack.close()
 
     def build(self) -> None:
-        """The directory, the namespaces and the wire."""
+        """Makes the directory, the namespaces and the wire."""
         for side in self.sides:
             side.directory.mkdir(parents=True)
-            side.namespace.__enter__()  # its end is on the stack already
+            side.namespace.__enter__()  # __enter__ put its end on the stack
         self.link = veth(self.a.namespace, self.b.namespace, [f"{self.a.outer}/24"], [f"{self.b.outer}/24"])
 
     def start(self, side: Side) -> float:
-        """`stagewire up`; returns the seconds that it took."""
+        """Runs `stagewire up`. Returns the seconds that it needed."""
         begun = time.monotonic()
-        side.gateway.__enter__()  # its end is on the stack already
+        side.gateway.__enter__()  # __enter__ put its end on the stack
         return time.monotonic() - begun
 
     def keep(self) -> None:
-        """Leaves everything as it is when the context ends, with a script on each side to enter it by."""
+        """Leaves everything as it is when the context ends, with a script on each side that enters it."""
         for side in self.sides:
             script = side.directory / "in"
             programs = shlex.quote(str(executable("stagewire").parent))
@@ -142,7 +143,7 @@ class Network:
 
 
 def environment(side: Side) -> dict[str, str]:
-    """What the gateway's operator has to set, beyond what everybody has."""
+    """Returns the variables that the gateway's operator sets."""
     gateway = side.gateway
     return {
         "STAGEWIRE_RUN_DIR": str(gateway.run_directory),
@@ -152,13 +153,13 @@ def environment(side: Side) -> dict[str, str]:
 
 
 def entering(side: Side) -> str:
-    """The start of a shell command that acts in the gateway's namespace and environment."""
+    """Returns the start of a shell command that acts in the gateway's namespace and environment."""
     variables = [f"{name}={value}" for name, value in environment(side).items()]
     return shlex.join(["ip", "netns", "exec", side.namespace.name, "env", *variables])
 
 
 def remove_kept() -> list[str]:
-    """Removes what earlier runs kept, or left behind when they were killed. Returns what that was."""
+    """Removes what earlier runs kept, or left behind when they were killed. Returns the removed names."""
     removed = []
     for path in sorted(Path("/run/netns").glob("sw-*-demo-[ab]")):
         pid, label = path.name.removeprefix("sw-").split("-", 1)
@@ -175,7 +176,7 @@ def remove_kept() -> list[str]:
 
 
 def _plays(pid: str) -> bool:
-    """Whether the demo with this pid is still running its show."""
+    """Tells whether the demo with this pid still runs."""
     try:
         return b"lab.demo" in (Path("/proc") / pid / "cmdline").read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""What the demo's viewer sees: numbered steps, claims that are checked, and a summary."""
+"""Prints numbered steps, checked claims and a summary for the demo's viewer."""
 
 import os
 import sys
@@ -17,10 +17,10 @@ INDENT = 4
 
 
 class Screen:
-    """One per show. In a pipe, or with NO_COLOR, it writes plain text: no colours, no moving parts."""
+    """Writes one show. In a pipe, or with NO_COLOR, it writes plain text: no colours, no moving parts."""
 
     def __init__(self) -> None:
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # for who has no UTF-8
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # for terminals without UTF-8
         plain = bool(os.environ.get("NO_COLOR")) or not sys.stdout.isatty()
         self.console = Console(color_system=None, force_terminal=False) if plain else Console()
         self.console.width = min(self.console.width, WIDEST) if sys.stdout.isatty() else WIDEST
@@ -32,7 +32,7 @@ class Screen:
         self._begun = time.monotonic()
 
     def gap(self) -> None:
-        """One empty line, not two."""
+        """Prints an empty line unless the last line is one."""
         if not self._gap:
             self.console.print()
         self._gap = True
@@ -42,38 +42,36 @@ class Screen:
         self._gap = False
 
     def title(self, name: str, what: str) -> None:
-        """The first line."""
         self.gap()
         self._print(f"[bold]{name}[/]  [dim]{what}[/]")
 
     def heading(self, text: str) -> None:
-        """A rule with a text in it."""
+        """Prints a rule with a text in it."""
         self.gap()
         self._print(Rule(text, align="left", style="dim"))
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the show began."""
         return time.monotonic() - self._begun
 
     def say(self, text: str = "", style: str = "") -> None:
-        """A paragraph, in markup."""
+        """Prints a paragraph, in markup."""
         self._print(Padding(Text.from_markup(text, style=style), (0, 0, 0, INDENT), expand=False))
 
     def say_exactly(self, text: str | Text, indent: int = INDENT) -> None:
-        """Lines that are never broken, whatever the width."""
+        """Prints lines and never breaks them, whatever the width."""
         for line in text.split() if isinstance(text, Text) else map(Text, text.splitlines()):
             self._print(Text(" " * indent) + line, exactly=True)
 
     def table(self, table: Table) -> None:
-        """A table of ours, with some air around it."""
+        """Prints a table between empty lines."""
         self.gap()
         self._print(Padding(table, (0, 0, 0, INDENT), expand=False))
         self.gap()
 
     @contextmanager
     def step(self, title: str, why: str) -> Iterator[None]:
-        """A numbered heading with what is shown and why it matters."""
+        """Prints a numbered heading with what the step shows and why that matters."""
         self._title = title
         failed_before = len(self.failures)
         number = len(self._steps) + 1
@@ -87,7 +85,7 @@ class Screen:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Says what goes on, while it does."""
+        """Prints a line or a spinner while the context lasts."""
         if self.moves:
             with self.console.status(Text(what, style="dim"), spinner="dots", spinner_style="cyan"):
                 yield
@@ -97,7 +95,7 @@ class Screen:
 
     @contextmanager
     def removing(self) -> Iterator[None]:
-        """The end, which takes its seconds too."""
+        """Reports the removal at the end of the show, and its time."""
         self.gap()
         begun = time.monotonic()
         with self.waiting("removing namespaces, processes and files"):
@@ -105,23 +103,23 @@ class Screen:
         self.say(f"removed namespaces, processes and files ({time.monotonic() - begun:.1f} s)", style="dim")
 
     def conclude(self, shown: str) -> None:
-        """What the summary says of this step."""
+        """Sets the summary's words for this step."""
         self._steps[-1] = (self._title, shown, self._steps[-1][2])
 
     def check(self, holds: bool, claim: str) -> None:
-        """States a claim as kept, or in red as broken; a broken one makes the show fail."""
+        """States a claim as kept, or in red as broken. A broken one makes the show fail."""
         if holds:
             self.say(f"[green]✓[/] {claim}")
         else:
             self.fail(f"not so: {claim}")
 
     def fail(self, what: str) -> None:
-        """One red line, which the exit status remembers."""
+        """Prints one red line. The show will exit with 1."""
         self.failures.append(what)
         self.say(f"✗ {what}", style="bold red")
 
     def summary(self) -> None:
-        """All steps in a table, and the verdict."""
+        """Prints all steps in a table, and the verdict."""
         table = Table("", "step", "shown", box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
         for number, (title, shown, kept) in enumerate(self._steps, 1):
             mark = "[green]✓[/]" if kept else "[bold red]✗[/]"
@@ -131,11 +129,11 @@ class Screen:
         if self.failures:
             self.say(f"{_counted(len(self.failures), 'check')} failed  ({self.elapsed:.0f} s)", style="bold red")
         else:
-            self.say(f"[bold green]Everything that was claimed was checked and held[/]  ({self.elapsed:.0f} s)")
+            self.say(f"[bold green]Every claim was checked and held[/]  ({self.elapsed:.0f} s)")
 
 
 def grid(*headings: str, right: tuple[int, ...] = ()) -> Table:
-    """An empty table in the demo's look; the columns numbered in `right` hold figures."""
+    """Makes an empty table in the demo's look. The columns numbered in `right` hold figures."""
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number in right else "left", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The demo's steps, in their order: each shows one thing and checks what it claims."""
+"""Runs the demo's steps in order: each shows one thing and checks its own claims."""
 
 import datetime
 import fcntl
@@ -28,39 +28,42 @@ FILE_SEED = 20
 PINGS = 5
 SCALE_RATE = 200
 """Packets/s each way."""
+ELSEWHERE = "10.9.0.9"
 PAIRED = "marker"
 MARKER = b"Meet me at the old mill at noon, and bring the map with you."
 MARKERS = {PAIRED: MARKER, "ping": bytes(range(0x18, 0x38))}
 """The second is what ping fills its packets with."""
 ENOUGH_SLICES = 0.9
-"""Some lie across the border of two packets, where nobody can find them."""
+"""Share of the slices that the search must find. The others lie across two packets."""
 RTT = re.compile(r"time=([\d.]+) ms")
 
 ROLES = {
-    "tun": "the TUN device, plain packets",
+    "tun": "reads and writes the TUN device",
     "device": "seals and opens packets",
-    "conn": "UDP sockets, the gate before all",
-    "key": "long-term keys, handshakes",
-    "status": "counters; no keys, no packets",
+    "conn": "uses UDP sockets, guards the gate",
+    "key": "holds long-term keys, shakes hands",
+    "status": "adds up the counters",
+    "host": "sets addresses, routes and rules",
+    "resolver": "looks up names of endpoints",
 }
 STAGES = tuple(ROLES)
 PICTURE = """\
-[green]plain[/]              gateway a                                  gateway b              [green]plain[/]
-[green]──▶[/] TUN ─ tun ─ device x2 ─ conn [red]════ UDP, ciphertext ════[/] conn ─ device x2 ─ tun ─ TUN [green]──▶[/]
-                     └─ key ─┘                              └─ key ─┘"""
+[green]plain[/]      gateway a                                    gateway b     [green]plain[/]
+[green]──▶[/] TUN─tun─device x2─conn [red]══ UDP, ciphertext ══[/] conn─device x2─tun─TUN [green]──▶[/]
+               └─ key ─┘                           └─ key ─┘"""
 TEXTS = (
     (
         "Two gateways, one process per stage",
         (
-            "Each stage is a process with a uid of its own: what reads the network holds no long-term key. "
-            "Beside each waits a spare, which takes its place when it dies and kills it when it hangs."
+            "Each stage is a process with a uid of its own: the stage that reads the network holds no long-term key. "
+            "Beside each process waits a spare. It takes over when the process dies, and kills it when it hangs."
         ),
     ),
     (
         "The handshake",
         (
-            "Nothing is sent until there is something to send. "
-            "The first packet waits while two messages make the session's keys."
+            "A gateway sends nothing before its first packet. "
+            "That packet waits while two messages make the session's keys."
         ),
     ),
     (
@@ -70,35 +73,44 @@ TEXTS = (
     (
         "A file over TCP while processes are killed",
         (
-            "A process that dies costs only the packets in its hands, and one that is stopped those that it keeps waiting. "
-            "TCP sends them again: the connection notices a pause, and nothing else."
+            "A killed process loses only the packets in its hands, a stopped one those that it keeps waiting. "
+            "TCP sends them again: the connection notices only a pause."
         ),
     ),
     (
         "One more crypto worker, and one fewer",
-        "`stagewire scale` moves peers to other crypto workers and back while numbered packets flow both ways.",
+        "`stagewire scale` moves a peer to another crypto worker and back while numbered packets flow both ways.",
     ),
     (
         "What a listener on the wire sees",
         (
-            "A listener took every frame between the gateways since before they were started. It searches them for "
-            "plain text, and searches the TUN device in the same way, to show that the search can find it."
+            "A listener has taken every frame between the gateways since before they started. It searches them for "
+            "plain text. It searches the TUN device in the same way, to show that the search can find it."
         ),
     ),
     ("What the operator sees", f"`stagewire status {INTERFACE}` on gateway a."),
+    (
+        "A broken peer, and why",
+        (
+            "A slip in gateway b's file: the allowed-IPs of its peer a lose an address. The handshake still works, and "
+            "traffic does not. `stagewire why` names the cause, and what to do."
+        ),
+    ),
 )
 
 
 class Show:
-    """All steps share the network, the listener on its wire, and the screen."""
+    """Runs the steps, which share the network, the listener on its wire, and the screen."""
 
     def __init__(self, screen: Screen, network: Network, watch: Watch, slices: int) -> None:
         self._screen, self._network, self._watch, self._slices = screen, network, watch, slices
         self._a, self._b = network.sides
 
     def run(self) -> None:
-        """Every step; raises when one cannot go on."""
-        steps = (self._bring_up, self._handshake, self._pings, self._fetch, self._scale, self._secrecy, self._status)
+        """Runs every step. Raises an error of EXPECTED if a step cannot go on."""
+        steps = (
+            self._bring_up, self._handshake, self._pings, self._fetch, self._scale, self._secrecy, self._status, self._why,
+        )  # fmt: skip
         for step, (title, why) in zip(steps, TEXTS, strict=True):
             with self._screen.step(title, why):
                 step()
@@ -112,27 +124,28 @@ class Show:
             took = dict(zip(("a", "b"), both.map(self._network.start, sides), strict=True))
         self._watch.listen_inside(INTERFACE)
         processes = [side.processes() for side in self._network.sides]
-        table = grid("stage", "what it does", "uid", "pid on a", "pid on b", right=(2, 3, 4))
-        uids: dict[str, set[int]] = {}
+        table = grid("stage", "what it does", "uid on a", "pid on a", "pid on b", right=(2, 3, 4))
+        uids: set[int] = set()
         for stage, number in sorted(processes[0], key=lambda place: (STAGES.index(place[0]), place[1])):
             pids = [each[stage, number] for each in processes]
-            found = {_uid(each) for each in pids}
-            uids.setdefault(stage, set()).update(found)
+            uids.update(map(_uid, pids))
             shown = f" {number}" if stage == "device" else ""
-            table.add_row(f"[bold]{stage}[/]{shown}", ROLES[stage], _listed(found), *map(str, pids))
+            table.add_row(f"[bold]{stage}[/]{shown}", ROLES[stage], str(_uid(pids[0])), *map(str, pids))
         screen.table(table)
-        different = {uid for found in uids.values() for uid in found}
+        count = sum(map(len, processes))
         screen.check(
-            0 not in different and len(different) == len(uids),
-            f"no stage is root, and no two of the {len(uids)} kinds share a uid",
+            0 not in uids and len(uids) == count,
+            f"no stage runs as root, and each of the {count} processes has a uid of its own",
         )
         screen.check(
-            all(len(each) == len(uids) - 1 + WORKERS for each in processes),
+            all(len(each) == len(STAGES) - 1 + WORKERS for each in processes),
             f"{len(processes[0])} processes at work on each gateway, {WORKERS} of them crypto workers",
         )
         with screen.waiting("waiting for the spares"):
-            until(lambda: all(len(side.spares()) == len(uids) for side in self._network.sides), 30, "the spares")
-        screen.check(True, f"{len(uids)} spares wait on each, one of each kind: pids on a {_listed(self._a.spares())}")
+            until(lambda: all(len(side.spares()) == len(STAGES) for side in self._network.sides), 30, "the spares")
+        screen.check(
+            True, f"{len(STAGES)} spares wait on each gateway, one of each stage; on a: {_listed(self._a.spares())}"
+        )
         screen.check(
             all(side.gateway.status()["ready"] for side in self._network.sides),
             f"ready for traffic: a after {took['a']:.1f} s, b after {took['b']:.1f} s",
@@ -163,7 +176,7 @@ class Show:
         screen.table(table)
         kinds = [(owners[source], kind) for _, source, kind in seen[:2]]
         if kinds != [("a", "initiation"), ("b", "response")]:
-            raise AssertionError(f"this is no handshake of one initiation and one response: {kinds}")
+            raise AssertionError(f"expected one initiation of a and one response of b, the wire had {kinds}")
         later = f"{(seen[1][0] - seen[0][0]) * 1000:.1f} ms"
         screen.check(True, f"a initiated, b responded {later} later")
         table = grid("as status tells it", "peer", "its endpoint", "last handshake")
@@ -220,7 +233,7 @@ class Show:
             "each time a spare took over, and the one TCP connection went on",
         )
         again = len(self._watch.report().handshakes) - handshakes
-        screen.check(again > 0, f"the worker took its session keys with it: {again} messages of new handshakes since")
+        screen.check(again > 0, f"the worker's session keys died with it: {again} messages of new handshakes since")
         report = fetch.report
         screen.check(report.size == FILE_SIZE, f"SHA-256 at both ends: [dim]{report.sha256}[/]")
         rate = report.size * 8 / report.seconds / 1e6
@@ -275,7 +288,7 @@ class Show:
         screen.conclude(f"{report.wire.frames:,} frames, no plain byte, no nonce twice")
 
     def _send_marker(self) -> None:
-        """A sentence in a UDP datagram, from a to b through the tunnel."""
+        """Sends a sentence in a UDP datagram from a to b, through the tunnel."""
         receiver = self._b.namespace.udp_socket(self._b.inner4)
         receiver.settimeout(5)
         self._a.namespace.udp_socket(self._a.inner4).sendto(MARKER, receiver.getsockname())
@@ -289,7 +302,7 @@ class Show:
         for kind in KINDS.values():
             table.add_row(f"WireGuard {kind}", f"{report.kinds[kind]:,}")
         table.add_row("  of them keepalives", f"{report.keepalives:,}")
-        table.add_row("ARP and IPv6 neighbours, of the link itself", f"{report.link:,}")
+        table.add_row("ARP and IPv6 neighbour discovery on the link", f"{report.link:,}")
         table.add_row("ICMP, sent while conn-service was away", f"{report.refused:,}")
         table.add_row("anything else", f"{len(report.unexpected):,}")
         screen.table(table)
@@ -298,9 +311,7 @@ class Show:
             not missed, "the listener missed no frame" if not missed else f"the listener missed {missed:,} frames"
         )
         others = f": {report.unexpected[0]}" if report.unexpected else ""
-        screen.check(
-            not others, f"between the gateways nothing but WireGuard's messages, and what IP itself needs{others}"
-        )
+        screen.check(not others, f"the wire carries only WireGuard's messages, and what IP itself needs{others}")
         screen.check(
             not report.nonces_again and report.nonces > 0,
             f"{report.nonces:,} transport messages, no (receiver index, counter) twice",
@@ -320,18 +331,18 @@ class Show:
         inside, wire = report.inside, report.wire
         screen.check(
             len(inside.pieces) >= ENOUGH_SLICES * all_slices and all(inside.markers[name] for name in MARKERS),
-            f"inside, it finds {len(inside.pieces) / all_slices:.1%} of the slices; the others lie across two packets",
+            f"in the TUN it finds {len(inside.pieces) / all_slices:.1%} of the slices; the others lie across two packets",
         )
         screen.check(not wire.pieces and not wire.markers.total(), "on the wire, the same search finds nothing")
 
     def _pair(self, report: Report) -> None:
-        """The sentence as both sides saw it."""
+        """Prints the sentence in the TUN and on the wire."""
         if report.pair is None:
             return
         inner, outer = report.pair
         for title, data in (
             ("the sentence, as it entered the TUN", inner),
-            ("the datagram that took it over the wire", outer),
+            ("the datagram that carried it over the wire", outer),
         ):
             self._screen.gap()
             self._screen.say(title, "dim")
@@ -339,7 +350,7 @@ class Show:
 
     def _status(self) -> None:
         screen = self._screen
-        ours, theirs = pty.openpty()  # it looks at the terminal's width
+        ours, theirs = pty.openpty()  # `stagewire status` fits its table to the terminal's width
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 50, screen.console.width - 4, 0, 0))
         variables = [f"{name}={value}" for name, value in environment(self._a).items()]
         process = self._a.namespace.popen(
@@ -350,7 +361,7 @@ class Show:
         try:
             while more := os.read(ours, 4096):
                 said += more
-        except OSError:  # how a terminal says that nobody writes to it any more
+        except OSError:  # EIO: the last writer has closed the terminal
             pass
         os.close(ours)
         screen.say_exactly(Text.from_ansi(said.decode().replace("\r\n", "\n")), 3)
@@ -358,15 +369,32 @@ class Show:
         status = self._a.gateway.status()
         services, peer = status["services"], status["peers"][0]
         screen.gap()
-        screen.check(
-            process.wait(5) == 0 and status["ready"], "stagewire status answers, and says that all stages are ready"
-        )
+        screen.check(process.wait(5) == 0 and status["ready"], "stagewire status says that all stages are ready")
         screen.check(
             all(each["state"] == "RUNNING" and not each["fault"] for each in services),
             "every process runs, without a fault",
         )
         screen.check(peer["rx_bytes"] >= FILE_SIZE, f"its counters agree: {peer['rx_bytes'] / MIB:.0f} MiB received")
         screen.conclude(f"{len(services)} processes running, {peer['rx_bytes'] / MIB:.0f} MiB received")
+
+    def _why(self) -> None:
+        screen, a, b = self._screen, self._a, self._b
+        path = b.gateway.config_path
+        right = path.read_text()
+        path.write_text(right.replace(f"{a.inner4}/32", f"{ELSEWHERE}/32"))
+        b.gateway.command("reload", INTERFACE)
+        lost = ping(a.namespace, b.inner4, PINGS, timeout=0.2)
+        screen.check(not lost.received, f"gateway a pings {b.inner4}: {lost.received} of {lost.sent} answered")
+        screen.say("stagewire why 'gateway a'", "dim")
+        said = b.gateway.command("why", "gateway a", INTERFACE, check=False)
+        screen.say_exactly(said.stdout.rstrip(), 3)
+        screen.gap()
+        screen.check(a.inner4 in said.stdout, f"it names {a.inner4}, which the file lacks")
+        path.write_text(right)
+        b.gateway.command("reload", INTERFACE)
+        mended = ping(a.namespace, b.inner4, PINGS)
+        screen.check(mended.received == mended.sent, f"mended: {mended.received} of {mended.sent} answered")
+        screen.conclude(f"the cause named, and mended: {mended.received} of {mended.sent} pings answered")
 
 
 def _dump(data: bytes) -> str:

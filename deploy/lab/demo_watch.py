@@ -1,8 +1,7 @@
-"""The demo's listener: a process of its own that reads the wire and one TUN device while they are used.
+"""Listens for the demo in a process of its own: it reads the wire and one TUN device while the show runs.
 
-Every frame is judged as it comes and then forgotten, so a long transfer takes no memory. The plain text that is
-looked for is the same on both sides of the encryption: a search that finds it inside and not outside can be
-believed.
+It judges each frame at once and then forgets it, so a long transfer takes no memory. It searches both sides of the
+encryption for the same plain text: what it finds inside proves that the search outside works.
 """
 
 import multiprocessing
@@ -22,7 +21,7 @@ from lab.capture import TRANSPORT_HEADER, Capture, Datagram, Frame
 from lab.namespaces import Namespace
 
 BUFFER: Final = 256 << 20
-"""The listener yields the processor to the gateways, so for a while all of it may have to wait in the kernel."""
+"""Bytes that the kernel keeps while the listener yields the processor to the gateways."""
 NICE: Final = 5
 TURN: Final = 0.1
 BLOCK: Final = 1 << 20
@@ -35,13 +34,13 @@ TAG: Final = 16
 ETHERTYPE_IPV4, ETHERTYPE_ARP, ETHERTYPE_IPV6 = 0x0800, 0x0806, 0x86DD
 ICMP_NO_PORT: Final = bytes([3, 3])
 ICMPV6_LINK: Final = range(130, 144)
-"""Neighbours, routers and multicast groups: what a link's ends say among themselves."""
+"""Types by which a link's ends find neighbours, routers and multicast groups."""
 
 
 class Slices:
-    """Pieces of the file that `tcp_fetch` serves, thousands of them and all over it, found in one pass.
+    """Finds thousands of pieces of the file that `tcp_fetch` serves, spread all over it, in one pass.
 
-    All begin with the same two bytes, so what is searched is those two, and the rest is one look-up.
+    All begin with the same two bytes, so a search for these and one look-up find a piece.
     """
 
     LENGTH: Final = 16
@@ -56,7 +55,7 @@ class Slices:
             self.pieces.update(self.found_in(block, anything=True))
 
     def found_in(self, data: bytes, *, anything: bool = False) -> set[bytes]:
-        """The pieces in `data`; or anything that could be one."""
+        """Returns the pieces in `data`, or with `anything` all that could be one."""
         found = set()
         at = data.find(self._start)
         while at >= 0:
@@ -69,54 +68,54 @@ class Slices:
 
 @dataclass(slots=True)
 class Findings:
-    """Of plain text on one side of the encryption."""
+    """Counts plain text on one side of the encryption."""
 
     frames: int = 0
     size: int = 0
     pieces: set[bytes] = field(default_factory=set)
     markers: Counter[str] = field(default_factory=Counter)
     missed: int = 0
-    """Frames that the kernel could not keep for us: nothing is proven unless it is 0."""
+    """Frames that the kernel could not keep; the search proves nothing unless it is 0."""
 
 
 @dataclass(slots=True)
 class Report:
-    """All until now. Times are in seconds since 1970, by the kernel."""
+    """Holds all findings until now. Times are in seconds since 1970, by the kernel."""
 
     wire: Findings = field(default_factory=Findings)
     inside: Findings = field(default_factory=Findings)
     kinds: Counter[str] = field(default_factory=Counter)
     keepalives: int = 0
     handshakes: list[tuple[float, str, str]] = field(default_factory=list)
-    """Time, address of the sender, and kind of all that is not transport."""
+    """Time, address of the sender, and kind of all messages but transport."""
     link: int = 0
-    """What the link's ends say to find one another."""
+    """Frames by which the link's ends find one another."""
     refused: int = 0
-    """ICMP for a datagram that met no socket, which it quotes as it was: encrypted."""
+    """ICMP for a datagram that met no socket. It quotes the datagram as it was: encrypted."""
     unexpected: list[str] = field(default_factory=list)
     nonces: int = 0
     nonces_again: int = 0
     pair: tuple[bytes, bytes] | None = None
-    """The packet that carried `Watch.paired` in the TUN, and the datagram that took it over the wire."""
+    """The packet that carried `Watch.paired` in the TUN, and the datagram that carried it over the wire."""
 
 
 class Tap(Capture):
-    """A capture that forgets what it has handed out."""
+    """Captures frames, and forgets each frame that it hands out."""
 
     def take(self) -> list[Frame]:
-        """The frames since the last time."""
+        """Returns the frames since the last call."""
         self._catch_up()
         with self._lock:
             taken, self._frames = self._frames, []
         return taken
 
     def datagram(self, frame: Frame) -> Datagram | None:
-        """The frame's payload if it is UDP."""
+        """Returns the frame's payload if it is UDP."""
         return self._datagram(frame)
 
 
 class _Listener:
-    """What runs in the process."""
+    """Judges the frames within the listener's process."""
 
     def __init__(self, slices: Slices, markers: Mapping[str, bytes], paired: str, port: int) -> None:
         self._slices, self._markers, self._paired, self._port = slices, markers, paired, port
@@ -125,7 +124,7 @@ class _Listener:
         self.report = Report()
 
     def turn(self, wire: Tap, inside: Tap | None) -> None:
-        # The wire is taken first and judged last, so that what caused a datagram is known by then.
+        # The wire is taken first and judged last: by then the packet that caused a datagram is known.
         outer = wire.take()
         if inside:
             for frame in inside.take():
@@ -197,13 +196,13 @@ class _Listener:
 def _finds_neighbours(packet: bytes) -> bool:
     if len(packet) <= 48:
         return False
-    # Multicast listeners report with a hop-by-hop header of 8 bytes before.
+    # MLD reports have a hop-by-hop header of 8 bytes before ICMPv6.
     protocol, at = (packet[40], 48) if packet[6] == socket.IPPROTO_HOPOPTS else (packet[6], 40)
     return protocol == socket.IPPROTO_ICMPV6 and packet[at] in ICMPV6_LINK
 
 
 class Watch:
-    """The process, from the start of the context to its end. Make it before any thread: it is a fork."""
+    """Runs the listener's process from the start of the context to its end. It forks: make it before any thread."""
 
     def __init__(
         self,
@@ -214,7 +213,10 @@ class Watch:
         markers: Mapping[str, bytes],
         paired: str,
     ) -> None:
-        """`wire` is the interface. `markers` are plain texts by name; of `paired` both forms are reported."""
+        """Takes the interface `wire` and `markers`, plain texts by name.
+
+        `paired` names the marker reported in both forms.
+        """
         self._namespace, self._wire = namespace, wire
         self._listener = _Listener(slices, markers, paired, port)
 
@@ -224,7 +226,7 @@ class Watch:
         self._process = fork.Process(target=self._run, args=(theirs, self._pipe), name="demo-watch", daemon=True)
         self._process.start()
         theirs.close()
-        self.report()  # so that it listens when we go on
+        self.report()  # its answer shows that it listens
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -233,11 +235,10 @@ class Watch:
         self._process.kill()
 
     def listen_inside(self, interface: str) -> None:
-        """From now on also to a TUN device of the same namespace."""
+        """Listens from now on also to a TUN device of the same namespace."""
         self._ask(interface)
 
     def report(self) -> Report:
-        """All until now."""
         return self._ask(None)
 
     def _ask(self, question: str | None) -> Report:
@@ -250,7 +251,7 @@ class Watch:
         return answer
 
     def _run(self, pipe: Connection, other_end: Connection) -> None:
-        other_end.close()  # else we would never see it closed
+        other_end.close()  # else the pipe would never end here
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
@@ -259,7 +260,7 @@ class Watch:
             self._serve(pipe)
         except EOFError:
             pass
-        except Exception as error:  # noqa: BLE001 - told to who asks next
+        except Exception as error:  # noqa: BLE001 - it becomes the answer to the next question
             pipe.send(repr(error))
 
     def _serve(self, pipe: Connection) -> None:

@@ -1,8 +1,8 @@
-"""Network namespaces: hosts of a small network inside one machine.
+"""Makes network namespaces: hosts of a small network inside one machine.
 
-A namespace's name carries the pid of the run (`sw-<pid>-<label>`), so two runs can be side by side. Leaving
-the context closes the sockets made here, ends the processes started here, kills whatever else still lives in
-the namespace (daemons, their children), and deletes it, each step even when the one before failed.
+A namespace's name carries the pid of the run (`sw-<pid>-<label>`), so several runs can share a machine. Leaving the
+context closes its sockets, ends its processes, kills all other processes in the namespace, and deletes it. Each step
+happens even if an earlier one failed.
 """
 
 import contextlib
@@ -25,16 +25,18 @@ T = TypeVar("T")
 CLONE_NEWNET: Final = 0x40000000
 SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
-"""As SO_RCVBUF, beyond rmem_max, which is too small for a burst while Python is busy elsewhere."""
+"""As SO_RCVBUF, beyond rmem_max. A buffer of rmem_max overflows in a burst while Python is busy."""
 NETLINK_NETFILTER: Final = 12
 CTNETLINK_DELETE: Final = 1 << 8 | 2
 NLM_F_REQUEST_ACK: Final = 1 | 4
+STARTED_IN: Final = "LAB_NAMESPACE"
+"""Variable that names the namespace in which a command was started."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Namespace:
-    """One network namespace, with `lo` up and without IPv6 duplicate address detection."""
+    """Makes a network namespace, with `lo` up and without IPv6 duplicate address detection."""
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -50,7 +52,7 @@ class Namespace:
         _ip("netns", "add", self.name)
         try:
             self.run("ip", "link", "set", "lo", "up")
-            # An address under duplicate address detection cannot be bound for a second or two.
+            # No socket can bind an address while the kernel looks for duplicates of it.
             for scope in ("all", "default"):
                 self.sysctl(f"net.ipv6.conf.{scope}.accept_dad", 0)
                 self.sysctl(f"net.ipv6.conf.{scope}.dad_transmits", 0)
@@ -66,7 +68,7 @@ class Namespace:
         """Ends everything in the namespace and removes it. Does nothing the second time."""
         if not self.exists():
             return
-        with contextlib.ExitStack() as steps:  # runs from the last to the first, whatever one of them raises
+        with contextlib.ExitStack() as steps:  # steps run from last to first, even if one raises
             steps.callback(_ip, "netns", "delete", self.name)
             steps.callback(self._kill_everything)
             for process in self._processes:
@@ -75,22 +77,28 @@ class Namespace:
                 steps.callback(opened.close)
 
     def exists(self) -> bool:
-        """Whether the namespace is there now."""
         return self.path.exists()
 
     @property
     def path(self) -> Path:
-        """The file that names the namespace."""
+        """Returns the file that names the namespace."""
         return Path("/run/netns") / self.name
 
+    def udp_overflows(self) -> int:
+        """Counts the datagrams that a full socket in the namespace has cost."""
+        text = self.run("cat", "/proc/net/snmp", "/proc/net/snmp6").stdout
+        names, values = (line.split() for line in text.splitlines() if line.startswith("Udp: "))
+        six = next(line.split()[1] for line in text.splitlines() if line.startswith("Udp6RcvbufErrors"))
+        return int(values[names.index("RcvbufErrors")]) + int(six)
+
     def pids(self) -> list[int]:
-        """The processes that live in the namespace now, this one excepted."""
-        found = _ip("netns", "pids", self.name).stdout.split()
-        return [pid for pid in map(int, found) if pid != os.getpid()]
+        """Returns the processes in the namespace, and those started here that left it for an empty one, without this one."""
+        found = {*map(int, _ip("netns", "pids", self.name).stdout.split()), *_away(self.name)}
+        return sorted(found - {os.getpid()})
 
     def _kill_everything(self) -> None:
         def none_left() -> bool:
-            # Asked again after each round: a supervisor may have started another child meanwhile.
+            # A supervisor may have started another child since the last round.
             pids = self.pids()
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
@@ -109,16 +117,16 @@ class Namespace:
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command to its end in the namespace. `env` adds to the environment."""
         result = subprocess.run(
-            self._entering(argv),
+            self.entering(argv),
             check=False,
             timeout=timeout,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, STARTED_IN: self.name, **(env or {})},
             input=input,
             stdin=None if input is not None else subprocess.DEVNULL,
             capture_output=True,
             text=True,
         )
-        return _checked(result) if check else result
+        return checked(result) if check else result
 
     def popen(
         self,
@@ -129,11 +137,12 @@ class Namespace:
     ) -> subprocess.Popen[bytes]:
         """Starts a command, which ends with the namespace at the latest. `output` gets stdout and stderr.
 
-        In a session of its own: Linux shares processors by session, and it would have to share ours.
+        The command gets a session of its own: Linux shares processors by session, and it would have to share the
+        test's.
         """
         process = subprocess.Popen(
-            self._entering(argv),
-            env={**os.environ, **(env or {})},
+            self.entering(argv),
+            env={**os.environ, STARTED_IN: self.name, **(env or {})},
             stdin=stdin,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -142,20 +151,20 @@ class Namespace:
         self._processes.append(process)
         return process
 
-    def _entering(self, argv: Sequence[str | Path]) -> list[str]:
-        # `ip netns exec` becomes the command (no fork), so the pid is the command's own.
+    def entering(self, argv: Sequence[str | Path]) -> list[str]:
+        # `ip netns exec` becomes the command without a fork, so the pid is the command's.
         return ["ip", "netns", "exec", self.name, *map(str, argv)]
 
     def call(self, function: Callable[[], T]) -> T:
-        """Calls `function` inside the namespace, in a thread of its own, so the caller stays where it is.
+        """Calls `function` inside the namespace, in a thread of its own, so the caller stays outside.
 
-        A socket (or TUN device) belongs to the namespace where it was made, whoever uses it afterwards.
+        A socket or TUN device belongs to the namespace that made it, whichever process uses it later.
         """
 
         def entered() -> T:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                # os.setns is there only from Python 3.12 on.
+                # Python has os.setns only since 3.12.
                 if _libc.setns(descriptor, CLONE_NEWNET) != 0:
                     error = ctypes.get_errno()
                     raise OSError(error, os.strerror(error), self.name)
@@ -167,7 +176,7 @@ class Namespace:
             return one_thread.submit(entered).result()
 
     def udp_socket(self, address: str = "0.0.0.0", port: int = 0, buffer: int = 8 << 20) -> socket.socket:
-        """A UDP socket bound in the namespace, with large buffers; closed with it at the latest."""
+        """Binds a UDP socket in the namespace, with large buffers. The namespace closes it at the latest."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         made = self.call(lambda: socket.socket(family, socket.SOCK_DGRAM))
         self._sockets.append(made)
@@ -178,26 +187,28 @@ class Namespace:
 
     def sysctl(self, key: str, value: int | str) -> None:
         """Sets a `net.` kernel parameter of the namespace."""
-        # /proc/sys/net shows the namespace of the thread that looks.
+        # /proc/sys/net shows the namespace of the reading thread.
         self.call(lambda: Path("/proc/sys", *key.split(".")).write_text(f"{value}\n"))
 
     @contextlib.contextmanager
     def etc(self, **files: str) -> Iterator[Path]:
-        """What commands started meanwhile find in /etc: `hosts="..."`, `resolv_conf="..."`. Yields their folder."""
-        # ip-netns(8) binds what is here over /etc, in a mount namespace of the command's own.
+        """Shows files in /etc to later commands: `hosts="..."`, `resolv_conf="..."`. Yields their folder."""
+        # ip-netns(8) binds these files over /etc, in a mount namespace of the command's own.
         folder = Path("/etc/netns") / self.name
-        folder.mkdir(parents=True)
+        while not folder.exists():
+            with contextlib.suppress(FileNotFoundError):  # another run may remove the parent meanwhile
+                folder.mkdir(parents=True)
         try:
             for name, text in files.items():
                 (folder / name.replace("_", ".")).write_text(text)
             yield folder
         finally:
             shutil.rmtree(folder)
-            with contextlib.suppress(OSError):  # somebody else's are still in it
+            with contextlib.suppress(OSError):  # another run's files are still in it
                 folder.parent.rmdir()
 
     def new_interface_name(self, wanted: str) -> str:
-        """`wanted`, or `wanted` and a number when a link already has that name; at most 15 characters."""
+        """Returns `wanted`, with a number if a link already has that name; at most 15 characters."""
         name, number = wanted[:15], 2
         while name in self._interfaces:
             name, number = f"{wanted[:12]}{number}", number + 1
@@ -205,15 +216,37 @@ class Namespace:
         return name
 
 
+def is_inside(pid: int, namespace: Namespace) -> bool:
+    """Tells whether a process is in a namespace, or was started there and has left for one of its own. Raises OSError."""
+    process = Path(f"/proc/{pid}")
+    if (process / "ns/net").stat().st_ino == namespace.path.stat().st_ino:
+        return True
+    return _mark(namespace.name) in (process / "environ").read_bytes()
+
+
+def _mark(name: str) -> bytes:
+    return f"{STARTED_IN}={name}\0".encode()
+
+
+def _away(name: str) -> Iterator[int]:
+    """Yields the processes that were started in a namespace, and are in none that has a name now."""
+    mark, folder = _mark(name), Path("/run/netns")
+    named = {path.stat().st_ino for path in (*folder.iterdir(), Path("/proc/thread-self/ns/net")) if path.exists()}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # gone
+            if (process / "ns/net").stat().st_ino not in named and mark in (process / "environ").read_bytes():
+                yield int(process.name)
+
+
 class Link:
-    """Two namespaces joined by a veth pair, which goes when either of them does."""
+    """Joins two namespaces by a veth pair, which goes with either of them."""
 
     def __init__(self, a: Namespace, a_interface: str, b: Namespace, b_interface: str) -> None:
         self.a, self.a_interface = a, a_interface
         self.b, self.b_interface = b, b_interface
 
     def up(self) -> None:
-        """Sets both ends up and waits for the carrier; IPv6 sends nothing before it."""
+        """Sets both ends up and waits for the carrier: IPv6 sends nothing before it."""
         self.a.run("ip", "link", "set", self.a_interface, "up")
         self.b.run("ip", "link", "set", self.b_interface, "up")
         until(self._carrier, 5, f"the link {self.a.name} - {self.b.name} to be up")
@@ -249,7 +282,7 @@ def add_addresses(namespace: Namespace, interface: str, addresses: Sequence[str]
 
 
 class Topology:
-    """A - C - B, where C routes. Documentation addresses: what has one is recognisably the outer network."""
+    """Makes A - C - B, where C routes. All outer addresses are documentation addresses."""
 
     A4: Final = "192.0.2.1"
     A6: Final = "2001:db8:a::1"
@@ -262,7 +295,7 @@ class Topology:
     CB6: Final = "2001:db8:b::fe"
 
     def __init__(self, label: str = "", mtu: int = 1500) -> None:
-        """`label` tells the topologies of one process apart."""
+        """Takes a label that tells the topologies of one process apart."""
         self.a, self.b, self.c = (Namespace(f"{label}{letter}") for letter in "abc")
         self._mtu = mtu
         self._stack = contextlib.ExitStack()
@@ -295,13 +328,13 @@ def _pair(end4: str, end6: str, router4: str, router6: str) -> tuple[Sequence[st
 
 
 class Nat:
-    """Source address translation of what leaves a router by one interface."""
+    """Translates the source addresses of packets that leave a router by one interface."""
 
     def __init__(self, namespace: Namespace, interface: str) -> None:
         self._namespace, self._interface = namespace, interface
 
     def apply(self, udp_ports: tuple[int, int] | None = None) -> None:
-        """(Re)places the rules. `udp_ports` is the range that UDP source ports are mapped to."""
+        """Sets or replaces the rules. UDP source ports are mapped into the range `udp_ports`."""
         rule = f'add rule inet lab_nat out oifname "{self._interface}"'
         lines = [
             "add table inet lab_nat",
@@ -314,28 +347,28 @@ class Nat:
         self._namespace.run("nft", "-f", "-", input="\n".join(lines))
 
     def remove(self) -> None:
-        """Takes the rules away; flows that are mapped already stay so until `forget`."""
+        """Removes the rules. Flows that are mapped already stay so until `forget`."""
         self._namespace.run("nft", "delete", "table", "inet", "lab_nat")
 
     def forget(self) -> None:
-        """Drops every mapping, as a restarting router does. The next one often gets the same port again."""
+        """Drops every mapping, as a restarting router does. A flow's next mapping often gets the same port again."""
         self._namespace.call(_flush_conntrack)
 
     def rebind(self, port: int, last: int | None = None) -> None:
-        """Drops every mapping; from now on UDP flows get `port` (up to `last`, when there are several)."""
+        """Drops every mapping. UDP flows get `port` from now on, or a port up to `last`."""
         self.apply((port, last or port))
         self.forget()
 
 
 def masquerade(namespace: Namespace, interface: str) -> Nat:
-    """Makes a router hide what is behind it from the network at `interface`, in IPv4 and IPv6."""
+    """Makes a router hide its other networks from the network at `interface`, in IPv4 and IPv6."""
     nat = Nat(namespace, interface)
     nat.apply()
     return nat
 
 
 def _flush_conntrack() -> None:
-    """Deletes all of the namespace's connections (Debian's `conntrack -F`, which is not always installed)."""
+    """Deletes all of the namespace's connections, as `conntrack -F` does, which Debian installs only on demand."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
         # nlmsghdr (length, type, flags, sequence, port) and nfgenmsg (family, version, resource).
         netlink.send(struct.pack("=IHHIIBBH", 20, CTNETLINK_DELETE, NLM_F_REQUEST_ACK, 1, 0, 0, 0, 0))
@@ -357,11 +390,11 @@ def stop(process: subprocess.Popen[bytes], patience: float = 3) -> int:
 
 
 def _ip(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return _checked(subprocess.run(["ip", *arguments], check=False, timeout=10, capture_output=True, text=True))
+    return checked(subprocess.run(["ip", *arguments], check=False, timeout=10, capture_output=True, text=True))
 
 
-def _checked(result: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
-    """As `check=True`, and with the command's own words in the message."""
+def checked(result: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """Raises RuntimeError with the command's own output if it failed."""
     if result.returncode != 0:
         said = (result.stderr + result.stdout).strip()
         raise RuntimeError(f"{' '.join(map(str, result.args))} exited {result.returncode}: {said}")

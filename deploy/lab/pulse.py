@@ -1,8 +1,8 @@
-"""How long a tunnel stands still: a steady stream of small packets whose ends are processes of their own.
+"""Measures how long a tunnel stands still, by a steady stream of small packets between processes of their own.
 
-`NumberedStream` measures from threads of the test's own process, which stand still themselves while the test reads an
-answer of 6 MB. These go before everybody else, and what is told is how much longer a gap between two packets was when they
-arrived than when they were sent.
+`NumberedStream` measures from threads of the test's own process. They stand still whenever the test is busy, for
+example with a long answer. A pulse's processes precede all others. A stall is how much longer the gap between two
+packets was at the receiver than at the sender.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from lab.namespaces import Namespace, stop
 
 COUNT: Final = struct.Struct("@Q")
 STARVED: Final = 0.02
-"""s that our sender, or a process that only sleeps, is late: then the machine has no CPU to give in time."""
+"""s by which the sender or an idle process may be late; beyond that the machine lacks CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class PulseReport:
-    """Times are in seconds. All flows together."""
+    """Reports all flows together. Times are in seconds."""
 
     sent: int
     received: int
@@ -38,24 +38,24 @@ class PulseReport:
     longest_latency: float
     longest_send_gap: float
     longest_oversleep: float
-    """Of a process that has nothing to do, in a session of its own as the gateway's stages are."""
+    """Of an idle process, in a session of its own as the gateway's stages are."""
 
     @property
     def starved(self) -> bool:
-        """Whether a stall may be the machine's."""
+        """Tells whether a stall may be the machine's fault."""
         return max(self.longest_send_gap, self.longest_oversleep) >= STARVED
 
     def __str__(self) -> str:
         times = (self.longest_stall, self.longest_latency, self.longest_send_gap, self.longest_oversleep)
         stall, latency, ours, machine = (each * 1000 for each in times)
         return (
-            f"stood still for {stall:.0f} ms at most, latency up to {latency:.0f} ms (our sender {ours:.0f} ms, an idle "
+            f"stood still for {stall:.0f} ms at most, latency up to {latency:.0f} ms (the sender {ours:.0f} ms, an idle "
             f"process {machine:.0f} ms late), {self.lost} of {self.sent} lost"
         )
 
 
 class Pulse:
-    """`rate` packets/s in all, of `size` bytes of UDP payload, to each of `destinations` in turn."""
+    """Sends `rate` packets/s in all, of `size` bytes of UDP payload, to each of `destinations` in turn."""
 
     def __init__(
         self, sender: Namespace, receiver: Namespace, destinations: Sequence[str], rate: float = 1000, size: int = 100
@@ -97,16 +97,16 @@ class Pulse:
 
     @property
     def sent(self) -> int:
-        """Packets so far."""
+        """Counts the packets sent so far."""
         return self._sent.value
 
     @property
     def received(self) -> int:
-        """Packets so far."""
+        """Counts the packets received so far."""
         return self._received.value
 
     def finish(self) -> PulseReport:
-        """Stops sending, waits for what is under way, and reports."""
+        """Stops sending, waits for packets under way, and reports."""
         sent, arrived = _end(self._sending), _end(self._receiving)["arrived"]
         stall = latency = 0.0
         distinct = 0
@@ -123,7 +123,7 @@ class Pulse:
 
 
 class _Shared:
-    """A number that a child counts up."""
+    """Holds a number that a child counts up."""
 
     def __init__(self) -> None:
         self.descriptor = os.memfd_create("progress")
@@ -145,7 +145,7 @@ def _start(*arguments: str, inherits: Sequence[int] = ()) -> "subprocess.Popen[b
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         pass_fds=inherits,
-        start_new_session=True,  # as `favour` says: what else we start must not hold them up
+        start_new_session=True,  # see `favour`: the test's other processes must not hold them up
     )
 
 
@@ -155,11 +155,10 @@ def _end(process: "subprocess.Popen[bytes]") -> Any:
 
 
 def favour(*processes: int) -> None:
-    """Gives the far end of a tunnel a greater priority: it stands for another machine, and it is ours that is measured."""
+    """Raises the priority of a tunnel's far end: it stands for another machine, and only the gateway is measured."""
     for process in processes:
         for thread in Path(f"/proc/{process}/task").iterdir():
             os.setpriority(os.PRIO_PROCESS, int(thread.name), -15)
-        # Where sessions are scheduled against each other, priorities count within one of them alone (sched(7)); it should
-        # therefore have one of its own.
+        # With autogroup, priorities count only within a session (sched(7)), so the process should have one of its own.
         with contextlib.suppress(OSError):
             Path(f"/proc/{process}/autogroup").write_text("-15")

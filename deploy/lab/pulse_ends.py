@@ -1,11 +1,11 @@
-"""The two ends of a `Pulse`, each a process of its own. Run by path, with nothing but the standard library.
+"""Runs one end of a `Pulse` as a process of its own. Run by path, it needs only the standard library.
 
     pulse_ends.py send RATE SIZE PROGRESS SOCKET ADDRESS PORT [SOCKET ADDRESS PORT ...]
     pulse_ends.py receive PROGRESS SOCKET [SOCKET ...]
     pulse_ends.py witness
 
-SOCKET and PROGRESS are inherited descriptors; PROGRESS is eight bytes of shared memory, the packets so far. Each ends when
-its standard input does, and prints what it saw as one JSON object.
+SOCKET and PROGRESS are inherited descriptors. PROGRESS is eight bytes of shared memory with the number of packets so far.
+Each end runs until its standard input ends. Then it prints its measurements as one JSON object.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ RECEIVING_FOR = 0.5
 
 
 def go_first() -> None:
-    """Before everybody else on this machine, where that is allowed: what is measured must not be ourselves."""
+    """Precedes all other processes of the machine, if the kernel allows it: the ends' own delays must not count."""
     gc.disable()
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
@@ -39,12 +39,12 @@ def go_first() -> None:
 
 
 def over() -> bool:
-    """Whether standard input has ended."""
+    """Tells whether standard input has ended."""
     return bool(select.select([0], [], [], 0)[0])
 
 
 def send(rate: float, size: int, progress: mmap.mmap, flows: list[tuple[socket.socket, tuple[str, int]]]) -> object:
-    """One packet of each flow in turn, `rate` a second in all."""
+    """Sends one packet of each flow in turn, `rate` a second in all."""
     padding, sent, refused, interval = bytes(size - HEADER.size), 0, 0, 1 / rate
     numbers = [0] * len(flows)
     longest, last = 0.0, time.monotonic()
@@ -52,7 +52,7 @@ def send(rate: float, size: int, progress: mmap.mmap, flows: list[tuple[socket.s
     while not over():
         time.sleep(max(0.0, due - time.monotonic()))
         now = time.monotonic()
-        # What it owes is forgotten: a burst would measure the queues.
+        # A late sender skips the packets it owes: a burst would measure the queues.
         due = max(due + interval, now)
         which = sent % len(flows)
         opened, destination = flows[which]
@@ -69,7 +69,7 @@ def send(rate: float, size: int, progress: mmap.mmap, flows: list[tuple[socket.s
 
 
 def receive(progress: mmap.mmap, flows: list[socket.socket]) -> object:
-    """Until nothing has come for a while after the end of standard input."""
+    """Receives until no packet has come for a while after the end of standard input."""
     arrived: list[list[tuple[int, int, int]]] = [[] for _ in flows]
     poll = select.poll()
     poll.register(0, select.POLLIN)
@@ -97,7 +97,7 @@ def receive(progress: mmap.mmap, flows: list[socket.socket]) -> object:
 
 
 def witness() -> object:
-    """How much longer than asked for a process slept that has nothing to do: what the machine itself adds to any gap."""
+    """Measures how much longer than asked an idle process sleeps: the machine itself adds that to any gap."""
     longest = 0.0
     while not over():
         begun = time.monotonic()
@@ -107,7 +107,6 @@ def witness() -> object:
 
 
 def main() -> None:
-    """Reads its arguments, and says what it saw."""
     role, *arguments = sys.argv[1:]
     if role == "witness":
         json.dump(witness(), sys.stdout)

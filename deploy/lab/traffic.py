@@ -1,4 +1,4 @@
-"""What goes through a tunnel to see whether it works: numbered packets, pings, and a large download."""
+"""Tests a tunnel with numbered packets, pings and a large download."""
 
 import errno
 import hashlib
@@ -23,9 +23,9 @@ TIMESPEC: Final = struct.Struct("@ll")
 HEADER: Final = struct.Struct("!16sQQ")
 """Marker of the stream, number, time of sending (ns since 1970)."""
 NOTABLE_GAP: Final = 0.02
-"""Gaps from this long on are listed one by one (seconds)."""
+"""s from which on a gap is listed."""
 ARREARS: Final = 0.05
-"""A sender that fell behind by more seconds than this forgets what it owes, which would be a burst."""
+"""s by which a sender may fall behind; beyond that it skips the packets it owes, which would be a burst."""
 UNSENDABLE: Final = {
     *(errno.EAGAIN, errno.ENOBUFS, errno.EPERM),
     *(errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.EINVAL),
@@ -34,7 +34,7 @@ UNSENDABLE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A time without arrivals. `start` is in seconds since 1970."""
+    """Describes a time without arrivals. `start` is in seconds since 1970."""
 
     start: float
     seconds: float
@@ -42,7 +42,10 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class StreamReport:
-    """`sent` = `received` - `duplicates` + `lost`. Times are in seconds, of arrival by the kernel."""
+    """Counts a stream's packets: `sent` = `received` - `duplicates` + `lost`.
+
+    Times are in seconds; the kernel stamps arrivals.
+    """
 
     sent: int
     received: int
@@ -52,20 +55,20 @@ class StreamReport:
     foreign: int
     """Datagrams on the stream's port that were not the stream's, or damaged."""
     refused: int
-    """Packets that the sender's kernel did not take (no route, no room); they are not in `sent`."""
+    """Packets that the sender's kernel did not take (no route, no room); `sent` does not count them."""
     longest_gap: float
     longest_send_gap: float
-    """How long our own sender stood still: a longest_gap near this says nothing about the tunnel."""
+    """How long the sender itself stood still; a longest_gap near this says nothing about the tunnel."""
     longest_latency: float
     gaps: tuple[Gap, ...]
-    """Those from NOTABLE_GAP on, in order, to be matched with the faults that caused them."""
+    """Gaps from NOTABLE_GAP on, in order, to be matched with the faults that caused them."""
 
 
 class NumberedStream:
-    """A constant rate of UDP packets, each with its own number, over whatever routes lead to `destination`.
+    """Sends UDP packets at a constant rate, each with its own number, over any route to `destination`.
 
-    Good for some thousands of packets/s: sender and receiver are threads of one Python process. `marker` is
-    in every packet in the clear, for a capture to look for on the wrong side of the tunnel.
+    It manages some thousands of packets/s: sender and receiver are threads of one Python process. Every packet
+    carries `marker` in the clear, so a capture can look for it outside the tunnel.
     """
 
     def __init__(
@@ -77,14 +80,14 @@ class NumberedStream:
         size: int = 200,
         port: int = 0,
     ) -> None:
-        """`size` is of the UDP payload; `port` is the receiver's, 0 for any."""
+        """Takes the `size` of the UDP payload, and the receiver's `port`, 0 for any."""
         self._sender_namespace, self._receiver_namespace = sender, receiver
         self._destination, self._rate, self._port = (destination, port), rate, port
         self.marker = secrets.token_bytes(16)
         self._padding = bytes(size - HEADER.size)
         self._anywhere = "::" if ":" in destination else "0.0.0.0"
         self.sent = self.received = 0
-        self._arrived = bytearray()  # by number: how often, up to 255
+        self._arrived = bytearray()  # by number: arrivals, up to 255
         self._duplicates = self._out_of_order = self._foreign = self._refused = 0
         self._longest_send_gap = self._longest_latency = 0.0
         self._first_sent = self._last_sent = self._last_arrival = 0.0
@@ -180,7 +183,7 @@ class NumberedStream:
         self._last_arrival = max(until_time, self._last_arrival)
 
     def finish(self, quiet: float = 0.3) -> StreamReport:
-        """Stops sending, waits until all are here or none came for `quiet` seconds, and reports."""
+        """Stops sending, waits until all packets are here or none came for `quiet` seconds, and reports."""
         self._stop.set()
         self._threads[1].join()
         last = [self.received, time.monotonic()]
@@ -193,7 +196,7 @@ class NumberedStream:
         until(settled, 60, "the stream's last packets")
         self._bell.ring()
         self._threads[0].join()
-        if self._last_sent > self._last_arrival:  # the end was lost
+        if self._last_sent > self._last_arrival:  # the last packets were lost
             self._note_gap(self._last_sent)
         return StreamReport(
             sent=self.sent,
@@ -212,7 +215,7 @@ class NumberedStream:
 
 @dataclass(frozen=True, slots=True)
 class PingReport:
-    """What `ping` counted."""
+    """Holds the counts of `ping`."""
 
     sent: int
     received: int
@@ -229,13 +232,13 @@ def ping(
     interval: float = 0.05,
     cut: bool | None = None,
 ) -> PingReport:
-    """Sends `count` echo requests, waiting up to `timeout` seconds for each answer. `family` is 4 or 6.
+    """Sends `count` echo requests and waits up to `timeout` seconds for each answer. `family` is 4 or 6.
 
-    `cut` says whether a request may be sent in fragments; None leaves that to the kernel.
+    `cut` says whether a request may be fragmented; None leaves that to the kernel.
     """
     chosen = ([f"-{family}"] if family else []) + (["-s", str(size)] if size is not None else [])
     chosen += [] if cut is None else ["-M", "dont" if cut else "do"]
-    # One process each: for the last of several answers, ping(8) waits no longer than two round trips of the others.
+    # Each request has its own process: for the last of several, ping(8) waits only two round trips of the others.
     command = ["ping", "-n", *chosen, "-c", "1", "-W", str(timeout), destination]
     sent = received = 0
     output = ""
@@ -252,7 +255,7 @@ def ping(
 
 @dataclass(frozen=True, slots=True)
 class FetchReport:
-    """A completed download whose bytes were the right ones."""
+    """Describes a completed download whose bytes were right."""
 
     size: int
     seconds: float
@@ -268,10 +271,9 @@ def tcp_fetch(
     progress: Callable[[int], None] | None = None,
     timeout: float = 60,
 ) -> FetchReport:
-    """Downloads `size` pseudo-random bytes over TCP from `address` (the server's) and compares their SHA-256.
+    """Downloads `size` pseudo-random bytes over TCP from the server's `address` and compares their SHA-256.
 
-    `progress` is called with the bytes so far after each read. All lie ready in memory before the clock
-    starts.
+    It calls `progress` with the bytes so far after each read. All bytes are in memory before the clock starts.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     content, digest = _pseudo_random_file(size, seed)
@@ -287,7 +289,7 @@ def tcp_fetch(
                 with connection:
                     connection.settimeout(timeout)
                     connection.sendfile(file)
-            except OSError as error:  # the client sees a short download; this says why
+            except OSError as error:  # the client only sees a short download; this tells why
                 failures.append(error)
 
         server = threading.Thread(target=serve, name="tcp-fetch-server", daemon=True)
@@ -300,7 +302,7 @@ def tcp_fetch(
                 client.connect(listener.getsockname())
                 received, found = _download(client, begun + timeout, progress)
         finally:
-            # Wakes an accept that nobody will answer any more.
+            # Wakes an accept that no client will answer.
             listener.shutdown(socket.SHUT_RDWR)
             server.join()
     if (received, found) != (size, digest):
@@ -316,7 +318,7 @@ def _download(client: socket.socket, deadline: float, progress: Callable[[int], 
         if progress:
             progress(received)
         if time.monotonic() > deadline:
-            raise NeverHappened(f"the end of a download, {received} bytes so far")
+            raise NeverHappened(f"the download did not end in time: {received} bytes so far")
     return received, digest.hexdigest()
 
 

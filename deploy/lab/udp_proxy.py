@@ -1,10 +1,9 @@
-"""A user-space UDP proxy that loses, duplicates, reorders, damages and replays datagrams, reproducibly.
+"""Proxies UDP in user space: it loses, duplicates, reorders, damages and replays datagrams, reproducibly.
 
     client <--> front | proxy | back <--> target       forward: client to target; backward: target to client
 
-Each direction draws from a generator of its own, the same number of times for each datagram, so what happens
-to the nth datagram of a direction depends on the seed alone, not on timing or on the other faults'
-probabilities.
+Each direction draws from a generator of its own, the same number of times for each datagram. So the fate of the nth datagram
+of a direction depends on the seed alone, not on timing or on other faults' probabilities.
 """
 
 import contextlib
@@ -28,13 +27,13 @@ from lab.wait import Bell
 Direction = Literal["forward", "backward"]
 
 QUIET: Final = 0.05
-"""A datagram held back leaves at the latest when its direction has been quiet for this long (seconds)."""
+"""s without a datagram after which a direction lets its held datagrams go."""
 BATCH: Final = 64  # datagrams taken from one side before the other has its turn
 
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What befalls a direction's datagrams: probabilities from 0 to 1, each judged on its own."""
+    """Lists the faults of a direction's datagrams: probabilities from 0 to 1, each judged on its own."""
 
     loss: float = 0
     duplicate: float = 0
@@ -46,7 +45,7 @@ class Faults:
 
 
 class Recorded(NamedTuple):
-    """A datagram as it arrived at the proxy. `time` is time.monotonic()."""
+    """Holds a datagram as it arrived at the proxy. `time` is time.monotonic()."""
 
     direction: Direction
     time: float
@@ -54,7 +53,7 @@ class Recorded(NamedTuple):
 
 
 class _Lane:
-    """One direction: its faults, its luck and what it is holding back."""
+    """Carries one direction, with its faults, its luck and its held datagrams."""
 
     def __init__(self, seed: str, send: Callable[[bytes], None]) -> None:
         self.faults = Faults()
@@ -66,7 +65,7 @@ class _Lane:
         self._delayed: deque[tuple[float, bytes]] = deque()
 
     def take(self, data: bytes, now: float) -> None:
-        """A datagram's way: corrupt, truncate, lose or duplicate, reorder, delay, send."""
+        """Passes a datagram: corrupts, truncates, loses or duplicates, reorders, delays, sends."""
         faults, counts, draw = self.faults, self.counts, self._random.random
         lose, corrupt, where, truncate, cut, duplicate, *late, depth = [draw() for _ in range(9)]
         counts["received"] += 1
@@ -91,13 +90,13 @@ class _Lane:
             self._leave(heapq.heappop(self._held)[1], now)
 
     def _leave(self, data: bytes, now: float) -> None:
-        if self.faults.delay or self._delayed:  # behind those that wait already, even when it is 0 again
+        if self.faults.delay or self._delayed:  # datagrams that wait already go first, even when the delay is 0 again
             self._delayed.append((now + self.faults.delay, data))
         else:
             self._send(data)
 
     def release(self, now: float) -> float:
-        """Lets go what is due by time. Returns when to be called next."""
+        """Sends datagrams whose time has come. Returns when to be called next."""
         if now >= self._last + QUIET:
             while self._held:
                 self._leave(heapq.heappop(self._held)[1], now)
@@ -110,7 +109,7 @@ class _Lane:
 class UdpProxy:
     """Stands between a client, whose peer seems to be `listen`, and `target`, whose peer seems to be `back`.
 
-    The client is whoever sent last to `listen`, so it may roam; name it if the target is to speak first.
+    The last sender to `listen` is the client, so it may roam. Give `client` if the target is to speak first.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class UdpProxy:
         seed: int | None = None,
         record: int = 200_000,
     ) -> None:
-        """`back` is where the proxy speaks to the target from; it remembers the last `record` datagrams."""
+        """Takes `back`, its address towards the target. It remembers the last `record` datagrams."""
         self.seed = secrets.randbits(32) if seed is None else seed
         self.listen, self.target, self.client = listen, target, client
         self._namespace = namespace
@@ -149,16 +148,16 @@ class UdpProxy:
             opened.close()
 
     def set_faults(self, faults: Faults) -> None:
-        """The same for both directions; for one, set the `faults` of `forward` or `backward`."""
+        """Sets the same faults for both directions. For one, set the `faults` of `forward` or `backward`."""
         self.forward.faults = self.backward.faults = faults
 
     def recorded(self, direction: Direction | None = None) -> list[Recorded]:
-        """What has arrived so far, before any fault befell it."""
+        """Returns the datagrams so far, as they were before any fault."""
         return [each for each in self._recorded.copy() if direction in (None, each.direction)]
 
     def replay(self, records: Iterable[Recorded], port: int | None = None, rate: float = 4000) -> None:
         """Sends datagrams again, unharmed, from the usual port or another (0 for any)."""
-        due = time.monotonic()  # all at once they'd overflow the receiver's socket, and so test nothing
+        due = time.monotonic()  # sent all at once they would overflow the receiver's socket and test nothing
         for direction, group in itertools.groupby(records, key=lambda each: each.direction):
             source = usual = self._back if direction == "forward" else self._front
             if port is not None:
@@ -171,7 +170,7 @@ class UdpProxy:
                 source.close()
 
     def _send(self, source: socket.socket, destination: tuple[str, int] | None, data: bytes) -> None:
-        with contextlib.suppress(OSError):  # no route or no room for the moment: a network would lose it too
+        with contextlib.suppress(OSError):  # without a route or room a network would lose it too
             if destination is not None:
                 source.sendto(data, destination)
 

@@ -1,4 +1,4 @@
-"""Waiting: always for a condition, never for a while."""
+"""Waits always for a condition, never for a fixed time."""
 
 import os
 import time
@@ -9,23 +9,23 @@ T = TypeVar("T")
 
 
 slack = 1.0
-"""What each wait is multiplied with, up to LONG. Tests set more: they wait only so as not to hang, and a busy machine is no
-fault."""
+"""Factor of each wait, up to LONG. Tests raise it: they wait only so as not to hang, and a busy machine is no fault."""
+LONGEST_PAUSE = 0.05
+"""s between two looks: a look may ask several processes, which others then do without."""
 LONG = 60.0
-"""s; pytest-timeout ends a test without a word after 120."""
+"""s; pytest-timeout ends a test without explanation soon after."""
 
 
 class NeverHappened(AssertionError):  # noqa: N818 - what did not happen is the message
-    """A condition that was waited for did not come true in time."""
+    """Says that an awaited condition did not come true in time."""
 
 
 def until(condition: Callable[[], T], timeout: float, what: str, *, promptly: bool = False) -> T:
-    """Polls `condition` until it is truthy and returns its value; after `timeout` s raises NeverHappened with `what`.
+    """Polls `condition` until it is truthy and returns its value. Raises NeverHappened with `what` after `timeout` s.
 
-    `promptly`: the time is what is asked for, and has no slack.
+    `promptly` measures the time itself, without slack.
 
-    The polls begin 1 ms apart, for what is about to happen, and slow down to 20 ms, so that a long wait takes
-    no CPU from the processes that it waits for.
+    The pauses grow: a condition that is about to come true is seen soon, and a long wait takes no CPU from others.
     """
     if not promptly:
         timeout = max(timeout, min(timeout * slack, LONG))
@@ -35,7 +35,7 @@ def until(condition: Callable[[], T], timeout: float, what: str, *, promptly: bo
         if time.monotonic() >= deadline:
             raise NeverHappened(f"waited {timeout:g} s for {what}")
         time.sleep(pause)
-        pause = min(pause * 1.5, 0.02)
+        pause = min(pause * 1.5, LONGEST_PAUSE)
     return value
 
 
@@ -47,14 +47,13 @@ class Bell:
         self.rung = False
 
     def fileno(self) -> int:
-        """The descriptor to poll; it stays readable once rung."""
         return self._descriptor
 
     def ring(self) -> None:
-        """May be called from any thread, any number of times."""
+        """Wakes the poller. Any thread may call it, any number of times."""
         self.rung = True
         os.eventfd_write(self._descriptor, 1)
 
     def close(self) -> None:
-        """To be called when no thread polls it any more."""
+        """Closes the descriptor. No thread may poll it any more."""
         os.close(self._descriptor)

@@ -1,12 +1,11 @@
-"""Gateways that Debian's `wg` speaks to: `stagewire up FILE` and a bare `stagewire INTERFACE`, at the socket's usual place.
+"""Runs gateways that Debian's `wg` speaks to: `stagewire up FILE` and a bare `stagewire INTERFACE`.
 
-That place is shared by all network namespaces, so each interface here has a name of its own on the whole machine.
+All network namespaces share the usual place of their sockets, so each interface has a unique name on the machine.
 """
 
 import base64
 import contextlib
 import itertools
-import json
 import os
 import socket
 import subprocess
@@ -23,20 +22,20 @@ from lab.wireguard_go import SOCKETS, Dump, parse_dump
 
 TIMEOUT: Final = 60
 GATEWAY: Final = {4: Topology.B4, 6: f"[{Topology.B6}]"}
-"""Where a gateway in B is, as an endpoint names it."""
+"""Host part of the endpoint of a gateway in B."""
 INNER: Final = {4: 0, 6: 1}
-"""Which of a spoke's two inner addresses is of a family."""
+"""Index of a family among a spoke's two inner addresses."""
 _WG: Final = {"STAGEWIRE_WG_DIR": str(SOCKETS)}
 _numbers = itertools.count(1)
 
 
 def unique_name() -> str:
-    """Of an interface: at most 15 characters, nobody else's."""
+    """Returns an interface's name that no other process uses; at most 15 characters."""
     return f"sw{os.getpid()}h{next(_numbers)}"
 
 
 class Bare(Gateway):
-    """`stagewire INTERFACE`: without a configuration, until somebody sets it through its socket."""
+    """Runs `stagewire INTERFACE`, which has no configuration until a program sets it through its socket."""
 
     def __init__(
         self, namespace: Namespace, directory: Path, workers: int = 1, env: Mapping[str, str] | None = None
@@ -45,22 +44,21 @@ class Bare(Gateway):
 
     @property
     def socket(self) -> Path:
-        """Where `wg` finds it."""
+        """Returns the socket's path, where `wg` looks for it."""
         return SOCKETS / f"{self.name}.sock"
 
     def up(self) -> None:
-        """Returns when it is ready."""
         self.command(self.name)
 
     def gone(self) -> bool:
-        """Whether neither process, socket, run directory nor device are left."""
+        """Tells whether process, socket, run directory and device are all gone."""
         named = [pid for pid in self.namespace.pids() if self.name in _command_line(pid)]
         link = self.namespace.run("ip", "link", "show", self.name, check=False).returncode == 0
         run = self.run_directory / self.name
         return not (named or link or run.exists() or self.socket.exists())
 
     def close(self) -> None:
-        """Ends every process at once; the keeper sees that and removes the rest."""
+        """Ends every process at once. The keeper sees that and removes the rest."""
         self.cut_off()
         with contextlib.suppress(AssertionError):
             until(self.gone, 10, f"{self.name} to clean up")
@@ -68,9 +66,10 @@ class Bare(Gateway):
 
 
 def is_ready(gateway: Gateway) -> bool:
-    """Whether every stage is at work."""
-    answer = gateway.command("status", "--json", gateway.name, check=False).stdout
-    return bool(answer) and json.loads(answer)["ready"] is True
+    """Tells whether every stage is at work."""
+    with contextlib.suppress(RuntimeError, OSError):
+        return bool(gateway.status()["ready"])
+    return False
 
 
 def _command_line(pid: int) -> str:
@@ -82,7 +81,7 @@ def _command_line(pid: int) -> str:
 
 
 def over_both_families(first: int, of_ipv6: Mapping[str, Any]) -> dict[str, Spoke]:
-    """A peer over IPv4 and the next over IPv6, both in A; `of_ipv6` is what the second has besides."""
+    """Returns a peer over IPv4 and the next over IPv6, both in A. `of_ipv6` adds to the second."""
     return {
         "over IPv4": Spoke(first, Topology.A4),
         "over IPv6": Spoke(first + 1, f"[{Topology.A6}]", **of_ipv6),
@@ -91,7 +90,7 @@ def over_both_families(first: int, of_ipv6: Mapping[str, Any]) -> dict[str, Spok
 
 @contextlib.contextmanager
 def both_kinds(namespace: Namespace, directory: Path, **of_ipv6: Any) -> Iterator[dict[str, "WgHub"]]:
-    """A gateway of each kind, "up" and "bare", with the same two peers each but for their numbers."""
+    """Runs a gateway of each kind, "up" and "bare", with equal peers that differ only in number."""
     hubs = {
         "up": WgHub(namespace, directory / "u", over_both_families(1, of_ipv6)),
         "bare": BareHub(namespace, directory / "d", over_both_families(11, of_ipv6)),
@@ -101,7 +100,7 @@ def both_kinds(namespace: Namespace, directory: Path, **of_ipv6: Any) -> Iterato
 
 
 class WgHub(Hub):
-    """`stagewire up` and its spokes, within reach of `wg`."""
+    """Runs `stagewire up` and its spokes, within reach of `wg`."""
 
     def __init__(
         self,
@@ -122,36 +121,36 @@ class WgHub(Hub):
         (SOCKETS / f"{self.name}.sock").unlink(missing_ok=True)
 
     def over(self, family: int) -> Spoke:
-        """The peer whose outer packets are IPv4's or IPv6's."""
+        """Returns the peer whose outer packets are IPv4's or IPv6's."""
         return self.spokes[f"over IPv{family}"]
 
     def wg(self, *arguments: str, data: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """`wg <arguments>`, with `data` at its /dev/stdin."""
+        """Runs `wg <arguments>`, with `data` at its /dev/stdin."""
         return self.namespace.run("wg", *arguments, input=data, check=check, timeout=TIMEOUT)
 
     def set(self, *arguments: str, data: str | None = None) -> None:
-        """`wg set <interface> <arguments>`."""
+        """Runs `wg set <interface> <arguments>`."""
         self.wg("set", self.name, *arguments, data=data)
 
     def show(self, field: str) -> str:
-        """`wg show <interface> <field>`."""
+        """Runs `wg show <interface> <field>`."""
         return self.wg("show", self.name, field).stdout
 
     def dump(self) -> Dump:
-        """What `wg show` knows now."""
+        """Returns the current state as `wg show` knows it."""
         return parse_dump(self.show("dump"))
 
     def section(self, spoke: Spoke) -> str:
-        """A spoke as `wg setconf` reads it."""
+        """Returns a spoke as `wg setconf` reads it."""
         return spoke.peer().section() + "\n"
 
     def stripped(self) -> str:
-        """The configuration without what only wg-quick knows."""
+        """Returns the configuration without the settings that only wg-quick knows."""
         return "".join(f"{line}\n" for line in self.config.splitlines() if not line.startswith("Address"))
 
 
 class BareHub(WgHub):
-    """A bare interface, made into the same by `wg setconf` and `ip`, which is all that wg-quick does."""
+    """Runs a bare interface, which `wg setconf` and `ip` configure, as wg-quick would."""
 
     def __init__(
         self, namespace: Namespace, directory: Path, spokes: Mapping[str, Spoke], *, port: int = PORT + 100
@@ -174,7 +173,7 @@ class BareHub(WgHub):
         self.bare.close()
 
     def address(self, namespace: Namespace) -> None:
-        """Gives the interface its addresses, where it is now."""
+        """Gives the interface its addresses, in its current namespace."""
         for spoke in self.spokes.values():
             pairs = zip(spoke.gateway_inner, spoke.networks, strict=True)
             inner = [f"{address}/{ip_network(network).prefixlen}" for address, network in pairs]
@@ -184,7 +183,7 @@ class BareHub(WgHub):
 
 @contextlib.contextmanager
 def connected(name: str) -> Iterator[socket.socket]:
-    """A client of an interface's socket that isn't `wg`."""
+    """Connects to an interface's socket as a client other than `wg`."""
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(SOCKETS / f"{name}.sock"))
         client.settimeout(TIMEOUT)
@@ -192,7 +191,7 @@ def connected(name: str) -> Iterator[socket.socket]:
 
 
 def say(name: str, text: str | bytes) -> bytes:
-    """Sends this and the end; returns all that is answered."""
+    """Sends a text and the end. Returns the whole answer."""
     with connected(name) as client:
         client.sendall(text.encode() if isinstance(text, str) else text)
         client.shutdown(socket.SHUT_WR)
@@ -200,5 +199,5 @@ def say(name: str, text: str | bytes) -> bytes:
 
 
 def hexadecimal(key: str) -> str:
-    """A key in base64 as the socket has it."""
+    """Converts a key from base64 to the socket's hexadecimal."""
     return base64.b64decode(key).hex()

@@ -1,9 +1,10 @@
-"""Debian's wireguard-go, the honest peer: an implementation not ours at the other end of the tunnel."""
+"""Runs Debian's wireguard-go, an independent implementation at the other end of the tunnel."""
 
 import base64
 import itertools
 import os
 import secrets
+import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,37 +17,34 @@ from lab.namespaces import Namespace, add_addresses, stop
 from lab.wait import until
 
 SOCKETS: Final = Path("/var/run/wireguard")
-"""Shared by all network namespaces, so the interfaces' names must differ across the whole machine."""
+"""All network namespaces share it, so interfaces' names must differ across the whole machine."""
 
-_LISTENS: Final = "00010000"
-"""__SO_ACCEPTCON among the flags in /proc/net/unix."""
 
 _numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """A long-term key pair in the base64 of configuration files."""
+    """Holds a long-term key pair in the base64 of configuration files."""
 
     private: str = field(repr=False)
     public: str
 
 
 def new_key_pair() -> KeyPair:
-    """A key pair of its own for every run."""
     key = X25519PrivateKey.generate()
     private, public = key.private_bytes_raw(), key.public_key().public_bytes_raw()
     return KeyPair(base64.b64encode(private).decode(), base64.b64encode(public).decode())
 
 
 def new_preshared_key() -> str:
-    """32 random bytes in base64."""
+    """Returns 32 random bytes in base64."""
     return base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A [Peer] section."""
+    """Describes a [Peer] section."""
 
     public_key: str
     allowed_ips: Sequence[str]
@@ -54,10 +52,10 @@ class Peer:
     preshared_key: str | None = field(default=None, repr=False)
     persistent_keepalive: int | None = None
     response_timestamp: bool = False
-    """Stagewire's own; a comment to others."""
+    """Stagewire's own setting; other implementations read a comment."""
 
     def section(self) -> str:
-        """As `wg setconf` and Stagewire read it."""
+        """Returns the section as `wg setconf` and Stagewire read it."""
         lines = ["[Peer]", f"PublicKey = {self.public_key}", f"AllowedIPs = {', '.join(self.allowed_ips)}"]
         if self.endpoint:
             lines.append(f"Endpoint = {self.endpoint}")
@@ -72,7 +70,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class PeerState:
-    """A peer's line of `wg show dump`. `latest_handshake` is in seconds since 1970, 0 for never."""
+    """Holds a peer's line of `wg show dump`. `latest_handshake` is in seconds since 1970, 0 for never."""
 
     public_key: str
     preshared_key: str | None = field(repr=False)
@@ -86,7 +84,7 @@ class PeerState:
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """The whole of `wg show dump`; `peers` is by public key."""
+    """Holds the output of `wg show dump`. `peers` is by public key."""
 
     public_key: str
     listen_port: int
@@ -94,7 +92,7 @@ class Dump:
 
 
 def parse_dump(text: str) -> Dump:
-    """Reads the output of `wg show <interface> dump`, of any implementation that `wg` can speak with."""
+    """Reads the output of `wg show <interface> dump`, of any implementation."""
     interface, *lines = (line.split("\t") for line in text.splitlines())
     peers = {}
     for public, preshared, endpoint, allowed, handshake, received, sent, keepalive in lines:
@@ -112,7 +110,7 @@ def parse_dump(text: str) -> Dump:
 
 
 class WireguardGo:
-    """One wireguard-go with its interface, addresses and routes, in a namespace."""
+    """Runs one wireguard-go with its interface, addresses and routes, in a namespace."""
 
     def __init__(
         self,
@@ -123,7 +121,7 @@ class WireguardGo:
         listen_port: int | None = None,
         mtu: int = 1420,
     ) -> None:
-        """`addresses` carry their prefix length; peers' allowed IPs become routes."""
+        """Takes `addresses` with their prefix length. The peers' allowed IPs become routes."""
         self.namespace, self.keys = namespace, keys
         self.interface = f"sw{os.getpid()}g{next(_numbers)}"  # pids have 7 digits, so at most 15 characters
         self._addresses, self._peers, self._listen_port, self._mtu = addresses, peers, listen_port, mtu
@@ -145,27 +143,24 @@ class WireguardGo:
         self.close()
 
     def close(self) -> None:
-        """Ends the process; the interface goes with it. What it wrote stays readable in `logs`."""
+        """Ends the process. The interface goes with it; `logs` stays readable."""
         stop(self._process)
         self._last_words = self.logs()
         self._log.close()
-        (SOCKETS / f"{self.interface}.sock").unlink(missing_ok=True)  # left behind when it had to be killed
+        (SOCKETS / f"{self.interface}.sock").unlink(missing_ok=True)  # a killed wireguard-go leaves it behind
 
     @property
     def pid(self) -> int:
-        """The process."""
         return self._process.pid
 
     def _answers(self) -> bool:
         if (status := self._process.poll()) is not None:
             raise RuntimeError(f"wireguard-go exited {status}: {self.logs()}")
-        # `wg` takes a socket that is bound but doesn't listen yet for a dead one, and removes it.
+        # `wg` removes a socket that is bound but doesn't listen yet: it seems dead.
         try:
-            sockets = Path(f"/proc/{self.pid}/net/unix").read_text().splitlines()
-        except OSError:  # it has just ended
-            return False
-        ours = f"/{SOCKETS.name}/{self.interface}."  # what follows may have been something else when it was bound
-        if not any(f" {_LISTENS} " in line and ours in line for line in sockets):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(str(SOCKETS / f"{self.interface}.sock"))
+        except OSError:
             return False
         return self.namespace.run("wg", "show", self.interface, check=False).returncode == 0
 
@@ -180,16 +175,16 @@ class WireguardGo:
             self.namespace.run("ip", "route", "replace", allowed, "dev", self.interface)
 
     def set(self, *arguments: str, input: str | None = None) -> None:  # noqa: A002 - as in Namespace.run
-        """`wg set <interface> <arguments>`; a key file may be /dev/stdin, which is `input` (no key: /dev/null)."""
+        """Runs `wg set <interface> <arguments>`. A key file may be /dev/stdin, which is `input` (no key: /dev/null)."""
         self.namespace.run("wg", "set", self.interface, *arguments, input=input)
 
     def dump(self) -> Dump:
-        """What `wg show` knows now."""
+        """Returns the current state as `wg show` knows it."""
         return parse_dump(self.namespace.run("wg", "show", self.interface, "dump").stdout)
 
     def logs(self) -> str:
-        """Everything that the process has written."""
+        """Returns the whole output of the process."""
         if self._log.closed:
             return self._last_words
-        # Not by the file's own position, which is the process's too.
+        # The process shares the file's position, so this reads without it.
         return os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0).decode(errors="replace")

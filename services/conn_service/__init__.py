@@ -1,1 +1,1 @@
-"""conn-service: the UDP sockets, and the gate in front of everything that comes through them. It holds no keys."""
+"""Uses the UDP sockets, and judges each handshake message before key-service sees it. conn-service holds no keys."""

@@ -1,18 +1,22 @@
-"""`conn-service`: runs one, in the foreground, until SIGTERM."""
+"""Runs a conn-service in the foreground until SIGTERM."""
 
 import sys
 
-from conn_service import names
 from conn_service.service import ConnService
-from stagewire.ipc.stage import Stage
-from stagewire.privileges import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE
+from stagewire.process.stage import EXIT_MISTAKE, Stage
+from stagewire.proto.kernel import rule
 
 
 def main() -> int:
     """Returns the exit status."""
-    stage = Stage("conn", warm_up=names.warm_up)
-    # NET_ADMIN for large socket buffers and the mark on outer packets, NET_BIND_SERVICE for ports below 1,024.
-    return stage.run(ConnService(stage).set_up, CAP_NET_ADMIN, CAP_NET_BIND_SERVICE)
+    stage = Stage("conn")
+    try:
+        kernel = rule.load(stage.environment.kernel, "stagewire.linux.udp_trains")
+    except ImportError as error:
+        stage.log.error("cannot work", reason=f"STAGEWIRE_KERNEL: the compiled kernel can't be loaded: {error}")
+        return EXIT_MISTAKE
+    # It keeps no capability: an attacker who takes conn-service over can change nothing of the host.
+    return stage.run(ConnService(stage, kernel).set_up)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""By which interface the kernel would send to a place, and when that may have changed (rtnetlink(7))."""
+"""Asks the kernel by which interface it would send to an endpoint, and tells when the answer may change (rtnetlink(7))."""
 
-import ctypes
 import errno
 import socket
 import struct
@@ -9,7 +8,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from stagewire.ipc.loop import Loop
+from stagewire.limits import ROUTE_PROTOCOL
+from stagewire.linux import links, socket_filter
+from stagewire.linux.netlink import Netlink
+from stagewire.loop import Loop, boot_time
 from stagewire.proto.endpoint import Endpoint
 
 _RTMGRP_LINK: Final = 1
@@ -30,45 +32,50 @@ _RTA_DPORT: Final = 29
 _HEADER: Final = struct.Struct("=IHHII")
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")
 _ATTRIBUTE: Final = struct.Struct("=HH")
-_OURS: Final = 87
-"""The protocol number of tun-service's routes: there may be 130,000 of them, and none leads to a peer's outer address."""
-_SO_ATTACH_FILTER: Final = 26
+_OWN_LOOK: Final = 0.1
+"""s between two looks for changes of our own routes: host-service may make many at once."""
+_OWN_BUFFER: Final = 1
+"""Bytes; the kernel takes its least instead. One event is enough: only that there was a change matters."""
 _HEADER_KIND: Final = 4
-_ROUTE_PROTOCOL: Final = 5
-"""Where in a message its type is, and where in a route its protocol."""
+_PROTOCOL_PLACE: Final = 5
+"""Offsets of the type in a message, and of the protocol in a route."""
 _EVENTS_PER_TURN: Final = 64
+_DROP: Final = 0
+_TAKE: Final = 0xFFFFFFFF
 
 
 class Egress:
-    """Asks the routing table. `on_change` is told when its answers may have become others."""
+    """Asks the routing table. Calls `on_change` when its answers may have changed."""
 
     def __init__(self, loop: Loop, tunnel: str, on_change: Callable[[], None]) -> None:
-        """`tunnel` is the interface that our own packets must not go into."""
+        """Takes the name of our own interface as `tunnel`."""
         self._tunnel = tunnel
         self._on_change = on_change
         self._ask = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        self._ask.settimeout(1.0)  # the kernel answers at once; this is for the case that it never does
+        self._ask.settimeout(1.0)  # the kernel answers at once; a kernel that never does must not stop conn-service
         self._asked = 0
-        self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
-        # A route that goes with its link is no event of IPv4's, so links and addresses are asked about as well.
-        # Only more work where the kernel can't. The buffer is only read while the call lasts.
-        program = ctypes.create_string_buffer(_unless_ours())
-        with suppress(OSError):
-            self._events.setsockopt(
-                socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, ctypes.addressof(program))
-            )
-        self._events.bind((0, _RTMGRP_LINK | _RTMGRP_ADDRESSES | _RTMGRP_ROUTES | _RTMGRP_RULES))
+        self._links = Netlink()
+        # IPv4 sends no event for a route that goes with its link, so links and addresses are watched as well.
+        self._events = _listen(
+            _RTMGRP_LINK | _RTMGRP_ADDRESSES | _RTMGRP_ROUTES | _RTMGRP_RULES, _filter(ours=_DROP, others=_TAKE)
+        )
         loop.add(self._events.fileno(), self._on_events)
+        self._own = _listen(_RTMGRP_ROUTES, _filter(ours=_TAKE, others=_DROP))
+        self._own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _OWN_BUFFER)
+        self._loop = loop
+        self._rests_until: float | None = None
+        loop.add(self._own.fileno(), self._on_events_of_ours)
+        loop.add_timed(self)
 
     def close(self) -> None:
-        """Asks no longer; to be called once the loop knows nothing of it."""
-        self._ask.close()
-        self._events.close()
+        """Closes the sockets. The loop must have forgotten them before."""
+        for opened in (self._ask, self._events, self._own, self._links):
+            opened.close()
 
     def interface(self, endpoint: Endpoint, mark: int, port: int) -> int | None:
-        """Its number, for datagrams from the endpoint's source and our port; None when there is no way.
+        """Returns the interface's number for datagrams from the endpoint's source and our port; None without a route.
 
-        17 us. Raises OSError (ELOOP) when the way leads into the tunnel itself.
+        Hot.
         """
         family = socket.AF_INET if len(endpoint.address) == 4 else socket.AF_INET6
         body = _ROUTE.pack(family, len(endpoint.address) * 8, len(endpoint.source) * 8, 0, 0, 0, 0, 0, 0)
@@ -86,34 +93,68 @@ class Egress:
         try:
             self._ask.send(_HEADER.pack(_HEADER.size + len(body), _RTM_GETROUTE, _NLM_F_REQUEST, self._asked, 0) + body)
             while _HEADER.unpack_from(answer := self._ask.recv(65536))[3] != self._asked:
-                pass  # to a question that we had given up
+                pass  # it answers an earlier question, which timed out
         except OSError:
             return None
-        found = _oif(answer)
-        if found is not None and found == self._own_number():
-            raise OSError(errno.ELOOP, f"{endpoint} lies in the tunnel itself")
-        return found
+        return _oif(answer)
 
-    def _own_number(self) -> int | None:
+    def tunnel(self) -> int | None:
+        """Returns the tunnel's number; None while this network namespace has no such interface."""
         try:
             return socket.if_nametoindex(self._tunnel)
-        except OSError:  # not made yet, or moved to another network namespace
+        except OSError:
             return None
 
+    def mtu_of_other_tunnel(self, number: int) -> int | None:
+        """Returns the MTU of an interface if it is a tunnel other than ours."""
+        try:
+            link = links.at(self._links, number)
+        except OSError:
+            return None
+        return link.mtu if link is not None and link.tunnel and link.name != self._tunnel else None
+
     def _on_events(self, _now: float) -> None:
-        changed = False
-        for _ in range(_EVENTS_PER_TURN):
-            try:
-                self._events.recv(65536)
-                changed = True
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                changed = True  # more came than could be kept; it may have been among them
-        if changed:
+        if _any(self._events):
             self._on_change()
+
+    def _on_events_of_ours(self, _now: float) -> None:
+        self._loop.pause(self._own.fileno())
+        self._rests_until = boot_time() + _OWN_LOOK
+
+    def next_deadline(self) -> float | None:
+        """Returns when changes of our own routes count, _OWN_LOOK after the first."""
+        return self._rests_until
+
+    def act(self, _now: float) -> None:
+        """Takes the changes of our own routes as one."""
+        self._rests_until = None
+        self._loop.resume(self._own.fileno())
+        if _any(self._own):
+            self._on_change()
+
+
+def _listen(groups: int, program: socket_filter.Program) -> socket.socket:
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+    with suppress(OSError):  # without the filter there is only more work
+        socket_filter.attach(opened, socket_filter.SO_ATTACH_FILTER, program)
+    opened.bind((0, groups))
+    return opened
+
+
+def _any(events: socket.socket) -> bool:
+    """Tells whether an event has come. Reads a bounded number of them."""
+    found = False
+    for _ in range(_EVENTS_PER_TURN):
+        try:
+            events.recv(65536)
+            found = True
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            found = True  # the kernel dropped events that the buffer had no room for
+    return found
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
@@ -132,17 +173,15 @@ def _oif(answer: bytes) -> int | None:
     return None
 
 
-def _unless_ours() -> bytes:
-    """A socket filter (bpf(4), linux/filter.h) that lets every event in but those of tun-service's routes."""
-    drop, take, load_half, load_byte, if_equal = 0, 0xFFFFFFFF, 0x28, 0x30, 0x15
-    new, gone = (socket.htons(kind) for kind in (_RTM_NEWROUTE, _RTM_DELROUTE))  # it loads as the network orders
-    program = [
-        (load_half, 0, 0, _HEADER_KIND),
-        (if_equal, 1, 0, new),
-        (if_equal, 0, 3, gone),
-        (load_byte, 0, 0, _HEADER.size + _ROUTE_PROTOCOL),
-        (if_equal, 0, 1, _OURS),
-        (0x06, 0, 0, drop),
-        (0x06, 0, 0, take),
+def _filter(ours: int, others: int) -> socket_filter.Program:
+    """Returns a socket filter: _DROP or _TAKE for events of our own routes, and for all others."""
+    new, gone = (socket.htons(kind) for kind in (_RTM_NEWROUTE, _RTM_DELROUTE))  # BPF loads in network byte order
+    return [
+        (socket_filter.LOAD_HALF, 0, 0, _HEADER_KIND),
+        (socket_filter.IF_EQUAL, 1, 0, new),
+        (socket_filter.IF_EQUAL, 0, 3, gone),
+        (socket_filter.LOAD_BYTE, 0, 0, _HEADER.size + _PROTOCOL_PLACE),
+        (socket_filter.IF_EQUAL, 0, 1, ROUTE_PROTOCOL),
+        (socket_filter.RETURN, 0, 0, ours),
+        (socket_filter.RETURN, 0, 0, others),
     ]
-    return b"".join(struct.pack("=HBBI", *step) for step in program)

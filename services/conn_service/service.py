@@ -1,170 +1,208 @@
-"""The shell around `proto.gate`.
+"""Passes datagrams between the UDP sockets and the other stages, around `proto.gate`.
 
 UDP ──▶ transport? ──▶ cipher-in.<n>, n from its receiver index     read only while the pipes have room
-    └─▶ Gate ────────▶ handshake-in (through a queue: its length is the load)
+    └─▶ Handshakes ──▶ handshake-in                                 sockets and time of their own
 cipher-out    ──▶ UDP                                               read only while the sockets have room
 handshake-out ──▶ UDP
 """
 
 import errno
-import secrets
 import socket
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING, Any, assert_never
 
 from conn_service import udp
 from conn_service.egress import Egress
-from conn_service.names import Resolver
-from stagewire.ipc import endpoints, trains
-from stagewire.ipc.control import ConnSettings, FromKey, Hello, Listening, Resolve, SnapshotEnd, Welcome
-from stagewire.ipc.frames import CipherFrame
-from stagewire.ipc.loop import boot_time
-from stagewire.ipc.outlet import Outlet
-from stagewire.ipc.stage import ControlLine, Stage
-from stagewire.ipc.zmtp import Frame
+from conn_service.handshakes import Handshakes
+from conn_service.nesting import Nesting, Undecided
+from stagewire.control.chains import Chain, ChainsChanged
+from stagewire.control.confirm import Cleared, Confirm, Confirmed
+from stagewire.control.messages import (
+    ConnSettings,
+    Hello,
+    LiveSessions,
+    SnapshotEnd,
+    ToConn,
+    Welcome,
+)
+from stagewire.control.socket_door import TUNNEL, SocketsTaker
+from stagewire.linux.uids import Place
+from stagewire.loop import boot_time
+from stagewire.pipe import trains
+from stagewire.pipe.contract import Frame, Handler
+from stagewire.pipe.names import CIPHER_IN, CIPHER_OUT, HANDSHAKE_IN, HANDSHAKE_OUT, SOCKETS
+from stagewire.pipe.speakers import speaks_for
+from stagewire.pipe.to_workers import ToWorkers
+from stagewire.pipe.train_builder import CipherBuilder
+from stagewire.process.control_line import ControlLine
+from stagewire.process.stage import Stage
 from stagewire.proto import endpoint as places
-from stagewire.proto import gate, steer
-from stagewire.proto.offload.block import Block
+from stagewire.proto.index import is_transport, worker_of_datagram, worker_of_run
+from stagewire.proto.packets.block import Block
 
-WORKER_PATIENCE = 0.15
-"""s that a worker may take nothing before its packets are dropped for it; less hits one that got no CPU."""
-BIND_RETRY = 1.0
-BIND_SOON = 0.05
-"""s between attempts in the first second: who was at work before us may still be closing its sockets."""
+if TYPE_CHECKING:  # it may not be built
+    from stagewire.linux.udp_trains import UdpReader, UdpWriter
 
 
 class ConnService:
-    """The UDP side of one interface."""
+    """Serves the UDP side of one interface."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, kernel: tuple[Any, str] = (None, "")) -> None:
+        """Takes what `rule.load` says of `linux.udp_trains`; by default, Python does all work."""
         self._stage = stage
+        self._compiled, self._kernel = kernel
         self._settings: ConnSettings | None = None
-        self._wanted: ConnSettings | None = None
-        self._in_snapshot = False
-        self._version = 0
-        self._gate: gate.Gate | None = None
+        self._version: int | None = None
+        """Version of a whole snapshot that isn't yet in force here; None without."""
+        self._given: udp.Sockets | None = None
         self._udp: udp.Sockets
-        self._inherited = stage.inherited
-        """The sockets of the conn-service before us, until we know what is wanted."""
+        """`_given`, once they are in use."""
         self._open: list[socket.socket] = []
-        """Those that are being read; while there are none, nothing is taken to be sent either."""
-        self._workers: list[Outlet] = []
-        self._queue: deque[bytes] = deque()
+        """The sockets that are being read. While there are none, the pipes to the network are paused as well."""
+        make = CipherBuilder if self._compiled is None else self._compiled.CipherRoom
+        self._workers = ToWorkers(stage.loop, stage.pipes, CIPHER_IN, make, stage.counters)
+        self._reader: UdpReader | None = None
+        if self._compiled is not None:
+            self._reader = self._compiled.UdpReader(
+                self._workers.builder,
+                self._send_in_between,
+                self._sort_run,
+                lambda data, size, source: self._drop_late(data, size, source, boot_time()),
+            )
+        self._writer: UdpWriter | None = None
         self._blocked: deque[tuple[bytes, Sequence[bytes]]] = deque()
-        self._frames: dict[int, CipherFrame] = {}
-        self._last = 0
-        """The worker whose train the last datagrams joined; the next ones are received where they will most likely stay."""
-        self._visited = 0.0
-        self._alone = False
-        """Whether the last visit took one datagram and didn't look for another; the next one does."""
-        self._retry: float | None = None
-        self._began = boot_time()
+        self._marks: list[Cleared] = []
+        """Marks behind `_blocked`."""
 
     def set_up(self) -> None:
-        """Opens the pipes. The sockets are opened when key-service says where."""
+        """Opens the pipes. Takes the sockets that the holder before us handed down, and later those of host-service."""
         stage, pipes = self._stage, self._stage.pipes
         self._line = ControlLine(stage, self)
-        self._resolver = Resolver(stage.loop, self._line.say)
         self._egress = Egress(stage.loop, stage.environment.interface, self._on_routes)
-        self._handshake_out = pipes.inlet(
-            stage.loop, endpoints.HANDSHAKE_OUT, self._on_handshake_out, stage.drop
+        self._nesting = Nesting(self._egress, self._line.say, self._send)
+        self._handshake_out = pipes.receiver(stage.loop, HANDSHAKE_OUT, self._on_handshake_out, stage.drop).source
+        self._cipher_out = pipes.receiver(
+            stage.loop, CIPHER_OUT, self._on_cipher_out, stage.drop, of_place=self._from_place
         ).source
-        self._cipher_out = pipes.inlet(stage.loop, endpoints.CIPHER_OUT, self._on_cipher_out, stage.drop).source
-        self._handshake_in = pipes.line(stage.loop, endpoints.HANDSHAKE_IN)
+        self._handshakes = Handshakes(stage, pipes.sender(stage.loop, HANDSHAKE_IN), self._stray)
         self._pause_sending()
-        stage.loop.add_timed(self)
-        now = boot_time()
-        if self._line.recall(now) and self._wanted is not None and self._inherited:
-            self._try(self._wanted, now)
+        inherited: dict[str, int] = {name: stage.inherited.pop(name) for name in TUNNEL if name in stage.inherited}
+        if inherited:
+            self._on_given(inherited, boot_time())
+        self._line.recall(boot_time())
+        path = pipes.path(SOCKETS)
+        SocketsTaker(stage.loop, path, lambda: self._given.descriptors if self._given else {}, self._on_given)
 
     # --- in ------------------------------------------------------------------------------------------------
 
     def _on_udp(self, opened: socket.socket, now: float) -> None:
-        """Hot: beside `Sockets.receive`, 1.5 us for a datagram and 4 us for a run."""
+        """Receives one visit's datagrams into trains, and sends them. hot: bench traffic"""
+        workers, reader = self._workers, self._reader
+        if reader is None:
+            received = self._receive(opened, now)
+        else:
+            rested = workers.visit(now)
+            begun, unix_time = self._udp.begun, time.time()
+            received, workers.last, workers.alone = reader.visit(
+                opened.fileno(), workers.last, len(workers), rested, begun, unix_time - trains.MAX_AGE
+            )
+            if begun < reader.arrived < unix_time - 0.001:
+                workers.age = trains.age_of(reader.arrived, unix_time)
+        self._stage.counters["datagrams_in"] += received
+        workers.send(now)
+
+    def _receive(self, opened: socket.socket, now: float) -> int:
+        """Receives one visit's datagrams into trains. Returns how many."""
         receive, received = self._udp.receive, 0
-        rested, self._visited = now > self._visited + trains.REST and not self._alone, now
-        self._alone = False
+        workers = self._workers
+        rested, train, late = workers.visit(now), workers.builder(workers.last), False
         for _ in range(trains.MAX_PACKETS):
-            frame = self._frame(self._last)
-            if frame.full:
+            if train.full:
                 break
-            room = frame.room()
+            room = train.room()
             try:
                 length, size, source = receive(opened, room)
             except BlockingIOError:
                 break
             except OSError:
-                continue  # an ICMP error that belongs to something we sent
+                continue  # an ICMP error for a datagram of ours
+            if late or not received:  # what comes after it in the queue is younger
+                waited = self._udp.waited(time.time())
+                late = waited > trains.MAX_AGE
+                workers.age = trains.age_of(-waited, 0.0)
             received += (length + size - 1) // size if size else 1
-            worker = steer.worker_of_run(room[:length], size)
-            if worker == self._last:
-                frame.add(source, size, length)
-            elif worker is not None:
-                self._move(worker, bytes(room[:length]), size, source, now)
+            if late:
+                self._drop_late(bytes(room[:length]), size, source, now)
+                continue
+            worker = worker_of_run(room[:length], size)
+            if worker == workers.last:
+                train.add(source, size, length)
             else:
-                self._sort(bytes(room[:length]), size, source, now)
+                if worker is not None:
+                    self._move(worker, bytes(room[:length]), size, source, now)
+                else:
+                    self._sort(bytes(room[:length]), size, source, now)
+                train = workers.builder(workers.last)
             if rested and received == 1:
-                self._alone = True
+                workers.alone = True
                 break
-        self._stage.counters["datagrams_in"] += received
-        self._pass_trains(now)
+        return received
 
-    def _frame(self, worker: int) -> CipherFrame:
-        frame = self._frames.get(worker)
-        if frame is None:
-            frame = self._frames[worker] = CipherFrame()
-        return frame
+    def _send_in_between(self) -> None:
+        """Sends all trains, one of which is full, before a visit ends."""
+        reader, unix_time = self._reader, time.time()
+        if reader is not None and self._udp.begun < reader.arrived:
+            self._workers.age = trains.age_of(reader.arrived, unix_time)
+        self._workers.send(boot_time())
+
+    def _sort_run(self, data: bytes, size: int, source: bytes) -> int:
+        """Sorts a run that isn't for one worker; returns the worker whose train a datagram joined last."""
+        self._sort(data, size, source, boot_time())
+        return self._workers.last
 
     def _move(self, worker: int, data: bytes, size: int, source: bytes, now: float) -> None:
-        """To another worker's train than it was received in."""
-        if worker >= len(self._workers):
+        """Copies a run from the train that it was received in to its own worker's train."""
+        workers = self._workers
+        if worker >= len(workers):
             self._stage.counters["unknown_worker"] += (len(data) + size - 1) // size
             return
-        self._last = worker
-        frame = self._frame(worker)
-        if frame.full:
-            self._pass_trains(now)
-        frame.room()[: len(data)] = data
-        frame.add(source, size, len(data))
+        workers.last = worker
+        train = workers.builder(worker)
+        if train.full:
+            workers.send(now)
+        train.room()[: len(data)] = data
+        train.add(source, size, len(data))
 
     def _sort(self, data: bytes, size: int, source: bytes, now: float) -> None:
-        """A run in which not all are for one worker, or something that is no transport message."""
+        """Sorts a run's datagrams, which belong to several workers or include other messages."""
         for datagram in Block(data, size) if data else [data]:
-            if steer.is_transport(datagram):
-                self._move(steer.worker_of_datagram(datagram), datagram, len(datagram), source, now)
+            if is_transport(datagram):
+                self._move(worker_of_datagram(datagram), datagram, len(datagram), source, now)
             else:
                 self._on_handshake_in(datagram, source, now)
 
-    def _pass_trains(self, now: float) -> None:
-        for worker, frame in self._frames.items():
-            count = frame.count
-            if count and worker < len(self._workers):
-                self._workers[worker].offer(frame.finish(now), count, now)
+    def _drop_late(self, data: bytes, size: int, source: bytes, now: float) -> None:
+        """Drops transport messages of a queue that this process was too slow to read; handshakes are never too old."""
+        for datagram in Block(data, size) if data else [data]:
+            if is_transport(datagram):
+                self._stage.counters["datagram_too_old"] += 1
+            else:
+                self._on_handshake_in(datagram, source, now)
 
     def _on_handshake_in(self, data: bytes, source: bytes, now: float) -> None:
-        assert self._gate is not None  # noqa: S101 - the sockets are opened after it is made
-        passed, answer = self._gate.judge_untrusted(data, places.unpack_untrusted(source), now)
-        if answer:
+        if answer := self._handshakes.take(data, source, now):
             with suppress(OSError):
                 self._udp.answer(answer, source)
-        if not passed:
-            return
-        if len(self._queue) >= gate.QUEUE_LIMIT:
-            self._stage.counters["key_full"] += 1
-            return
-        self._queue.append(trains.pack_handshake(source, data, now))
-        self._gate.note_queue(len(self._queue), now)
-        self._pass_on(now)
 
-    def _pass_on(self, _now: float) -> None:
-        while self._queue:
-            if not self._handshake_in.send(self._queue[0]):
-                self._handshake_in.when_room(self._pass_on)
-                return
-            self._queue.popleft()
-        self._handshake_in.when_room(None)
+    def _stray(self, datagram: bytes, source: bytes, now: float) -> None:
+        """Passes on a transport message that the kernel had merged with a handshake."""
+        self._move(worker_of_datagram(datagram), datagram, len(datagram), source, now)
+        self._workers.send(now)
 
     # --- out -----------------------------------------------------------------------------------------------
 
@@ -175,20 +213,48 @@ class ConnService:
             except trains.BadTrain as bad:
                 self._stage.drop(bad)
                 continue
+            self._handshakes.sent(message, endpoint, now)
             self._send(endpoint, [message])
 
-    def _on_cipher_out(self, frames: Sequence[Frame], now: float) -> None:
+    def _from_place(self, place: Place | None) -> Handler:
+        return partial(self._on_cipher_out, speaker=place)
+
+    def _on_cipher_out(self, frames: Sequence[Frame], now: float, speaker: Place | None = None) -> None:
+        writer = self._writer
         for data, start, end in frames:
+            if writer is not None and not self._blocked and writer.take(data, start, end, now, trains.MAX_AGE):
+                self._send_train(writer)
+                continue
             try:
                 if (lone := trains.lone_run_untrusted(data, now, start, end)) is not None:
                     self._send(lone[0], [lone[1]])
                     continue
                 runs = trains.unpack_cipher_untrusted(data, now, start, end)
             except trains.BadTrain as bad:
-                self._stage.drop(bad)  # too old, mostly
+                mark = trains.mark_untrusted(data, start, end)
+                if mark is not None and speaks_for(speaker, mark[0]):
+                    self._marks.append(Cleared(*mark))
+                    self._tell_marks()
+                else:
+                    self._stage.drop(bad)
                 continue
             for endpoint, datagrams in runs:
                 self._send(endpoint, datagrams)
+
+    def _send_train(self, writer: "UdpWriter") -> None:
+        """Sends all runs that a writer took; those that it can't send go one by one."""
+        whole, in_pieces = self._udp.whole, self._udp.in_pieces
+        while True:
+            sent, odd = writer.send(whole, in_pieces)
+            self._stage.counters["datagrams_out"] += sent
+            if odd is None:
+                return
+            endpoint, data, size = odd
+            self._send(endpoint, Block(data, size))
+            if self._blocked:
+                for endpoint, data, size in writer.rest():
+                    self._send(endpoint, Block(data, size))
+                return
 
     def _send(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
         if self._blocked:
@@ -199,8 +265,10 @@ class ConnService:
                 self._udp.send_run(datagrams, endpoint)
             except BlockingIOError:
                 self._hold(endpoint, datagrams)
+            except Undecided:
+                self._await_chain(endpoint, datagrams)
             except OSError:
-                # Whether it was the run, or the place: one by one, we shall see.
+                # The kernel may refuse the run or the endpoint; sending one by one shows which.
                 if self._send_each(endpoint, datagrams):
                     self._udp.send_in_pieces(datagrams.size, endpoint)
                     self._stage.counters["runs_in_pieces"] += 1
@@ -210,7 +278,7 @@ class ConnService:
         self._send_each(endpoint, datagrams)
 
     def _send_each(self, endpoint: bytes, datagrams: Sequence[bytes]) -> bool:
-        """Sends one by one; whether none was refused."""
+        """Sends datagrams one by one. Returns False if the kernel refused any."""
         send, sent, refused = self._udp.send, 0, False
         for position, datagram in enumerate(datagrams):
             try:
@@ -219,13 +287,19 @@ class ConnService:
             except BlockingIOError:
                 self._hold(endpoint, datagrams[position:])
                 break
+            except Undecided:
+                self._await_chain(endpoint, datagrams[position:])
+                break
             except OSError as error:
                 endpoint, refused = self._after_error(error, datagram, endpoint), True
         self._stage.counters["datagrams_out"] += sent
         return not refused
 
     def _after_error(self, error: OSError, datagram: bytes, endpoint: bytes) -> bytes:
-        """Once more from whatever address the routing table says, if ours is gone; otherwise it is lost."""
+        """Sends again from an address that the routing table chooses, if ours is gone; otherwise counts a loss.
+
+        Returns the endpoint for the datagrams after it.
+        """
         if error.errno in udp.STALE_SOURCE and endpoint != places.without_source(endpoint):
             named, endpoint = endpoint, places.without_source(endpoint)
             with suppress(OSError):
@@ -233,10 +307,19 @@ class ConnService:
                 self._udp.forget_source(named)
                 self._stage.counters["datagrams_out"] += 1
                 return endpoint
-        self._stage.counters["send_failed"] += 1
+        self._stage.counters.note(
+            "endpoint_in_own_tunnel" if error.errno == errno.ELOOP else "send_failed",
+            place=places.place_of(endpoint),
+            size=len(datagram),
+        )
         return endpoint
 
+    def _await_chain(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
+        lost = self._nesting.wait(endpoint, _kept(datagrams), boot_time())
+        self._stage.counters["send_failed"] += lost
+
     def _on_routes(self) -> None:
+        self._nesting.routes_changed()
         if self._open:
             self._udp.routes_changed()
 
@@ -247,10 +330,7 @@ class ConnService:
         self._stage.loop.when_writable(opened.fileno(), partial(self._on_room, opened))
 
     def _keep(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
-        """A train's memory is its sender's again when it has been dealt with."""
-        if isinstance(datagrams, Block):
-            datagrams = Block(bytes(datagrams.data), datagrams.size)
-        self._blocked.append((endpoint, datagrams))
+        self._blocked.append((endpoint, _kept(datagrams)))
 
     def _on_room(self, opened: socket.socket, _now: float) -> None:
         waiting, self._blocked = self._blocked, deque()
@@ -258,137 +338,113 @@ class ConnService:
         self._stage.loop.resume(self._cipher_out)
         for endpoint, datagrams in waiting:
             self._send(endpoint, datagrams)
+        self._tell_marks()
+
+    def _tell_marks(self) -> None:
+        """Tells key-service of the marks, once all before them has left."""
+        while self._marks and not self._blocked:
+            self._line.say(self._marks.pop(0))
 
     # --- control -------------------------------------------------------------------------------------------
 
-    def hello(self) -> Hello:
-        """The plain one."""
-        return self._stage.hello()
+    def hello(self) -> list[Hello | LiveSessions]:
+        return [replace(self._stage.hello(), kernel=self._kernel)]
 
-    def on_control(self, message: FromKey, now: float) -> None:
-        """One message from key-service."""
+    def on_control(self, message: ToConn, now: float) -> None:
         match message:
             case Welcome():
-                self._in_snapshot = True
+                self._version = None
+                self._nesting.start_anew()
+                self._look_anew()
+            case Chain():
+                self._nesting.on_chain(message, now)
+            case ChainsChanged():
+                self._nesting.forget_chains()
+                self._look_anew()
             case ConnSettings():
-                self._wanted = message
-                if not self._in_snapshot:
-                    self._try(message, now)
+                self._configure(message)
+                self._begin()
             case SnapshotEnd(version=version):
-                self._in_snapshot = False
                 self._version = version
-                self.act(now)
-            case Resolve():
-                self._resolver.ask(message)
+                self._begin()
+            case Confirm(number=number):
+                self._line.say(Confirmed(number))
             case _:
-                self._stage.counters["control_unexpected"] += 1
+                assert_never(message)
 
-    def act(self, now: float) -> None:
-        """Does as the snapshot says; what can't be done is tried again."""
-        if self._wanted is None:
-            return
-        fault = self._try(self._wanted, now)
-        self._stage.set_fault(fault)
-        self._retry = now + (BIND_SOON if now < self._began + 1.0 else BIND_RETRY) if fault else None
-        if not fault:
-            self._line.applied(self._version)
+    def _look_anew(self) -> None:
+        if self._given is not None:
+            self._given.routes_changed()
 
-    def _try(self, wanted: ConnSettings, _now: float) -> str:
-        """Does as key-service says and tells it what came of it; what was open stays open if that can't be done."""
+    def _configure(self, wanted: ConnSettings) -> None:
         standing = self._settings
-        self._connect_workers(wanted.workers)
-        try:
-            self._set_sockets(wanted)
-        except OSError as error:
-            self._line.say(Listening(self._udp.port if self._open else 0, error.errno or errno.EIO, wanted.request))
-            return self._explain(error, wanted)
-        if standing is None or (standing.public_key, standing.stamped) != (wanted.public_key, wanted.stamped):
-            self._gate = gate.Gate(wanted.public_key, secrets.token_bytes, self._stage.counters, stamped=wanted.stamped)
+        self._workers.connect(wanted.workers)
+        self._handshakes.configure(wanted, standing)
         self._settings = wanted
-        self._listen()
-        self._line.say(Listening(self._udp.port, 0, wanted.request))
-        return ""
 
-    @staticmethod
-    def _explain(error: OSError, wanted: ConnSettings) -> str:
-        if error.errno == errno.EADDRINUSE:
-            return f"UDP port {wanted.listen_port} is taken by another program; choose another ListenPort or stop it"
-        return f"UDP port {wanted.listen_port} cannot be opened: {error.strerror}"
+    def _on_given(self, descriptors: dict[str, int], _now: float) -> None:
+        """Takes new sockets into use, or the new mark of the same ones."""
+        try:
+            offload = self._stage.environment.offload
+            given = udp.Sockets(descriptors, self._nesting, offload=offload, compiled=self._compiled)
+        except OSError as error:
+            self._stage.log.warning("sockets refused", reason=str(error))
+            return
+        if self._given is not None and self._given.are(given.descriptors):
+            given.close()
+            self._given.mark_changed()
+            return
+        self._stop_listening()
+        if self._given is not None:
+            self._given.close()
+        self._given = given
+        self._stage.bequest.leave(given.descriptors)
+        self._begin()
 
-    def _set_sockets(self, wanted: ConnSettings) -> None:
-        """Opens the port that is wanted, or keeps the one that is open if it will do. Raises OSError."""
-        standing = self._settings
-        if self._open and standing is not None:
-            same = wanted.listen_port in {standing.listen_port, self._udp.port}
-            if same:
-                if wanted.fwmark != standing.fwmark:
-                    self._udp.set_mark(wanted.fwmark)
-                return
-        inherited, self._inherited = self._inherited, {}
-        fresh = udp.Sockets(
-            wanted.listen_port,
-            wanted.fwmark,
-            self._egress,
-            inherited,
-            offload=self._stage.environment.offload,
-        )
-        self._close_sockets()
-        self._udp = fresh
-        self._stage.bequest.leave(fresh.descriptors)
+    def _begin(self) -> None:
+        """Starts to read and send, as soon as both the sockets and the settings are there."""
+        if self._given is None or self._settings is None:
+            return
+        self._listen(self._given)
+        if self._version is not None:
+            self._line.applied(self._version)
+            self._version = None
 
-    def _listen(self) -> None:
-        """Reads the sockets, from when there is a gate before them and workers behind."""
+    def _listen(self, sockets: udp.Sockets) -> None:
         if self._open:
             return
         loop = self._stage.loop
-        self._open = self._udp.all
+        self._udp, self._open = sockets, sockets.all
+        if self._compiled is not None:
+            self._writer = self._compiled.UdpWriter(sockets.ready)
         for opened in self._open:
             loop.add(opened.fileno(), partial(self._on_udp, opened))
-        for outlet in self._workers:
-            outlet.throttle([opened.fileno() for opened in self._open])
+        self._handshakes.listen(sockets)
+        self._workers.throttle([opened.fileno() for opened in self._open])
         for pipe in (self._handshake_out, self._cipher_out):
             loop.resume(pipe)
-        self._stage.log.info("listening", port=self._udp.port, families=len(self._open))
+        self._stage.log.info("listening", port=sockets.port, families=len(self._open))
 
-    def _close_sockets(self) -> None:
+    def _stop_listening(self) -> None:
         if not self._open:
             return
         loop = self._stage.loop
         self._pause_sending()
-        for outlet in self._workers:
-            outlet.throttle([])
+        self._handshakes.stop()
+        self._workers.throttle([])
         for opened in self._open:
             loop.remove(opened.fileno())
-        self._udp.close()
         self._open = []
         if self._blocked:
             self._blocked.clear()
             loop.resume(self._cipher_out)
+            self._tell_marks()
 
     def _pause_sending(self) -> None:
         for pipe in (self._handshake_out, self._cipher_out):
             self._stage.loop.pause(pipe)
 
-    def _connect_workers(self, workers: int) -> None:
-        """To so many; what waits for those that stay, goes on waiting."""
-        while len(self._workers) > workers:
-            self._workers.pop().close()
-        first = not self._workers  # those that come later have to be started, and what is for them until then is old
-        self._workers += [
-            Outlet(
-                self._stage.loop,
-                self._stage.pipes.line(self._stage.loop, endpoints.CIPHER_IN, number),
-                self._stage.counters,
-                "worker_full",
-                [opened.fileno() for opened in self._open],
-                WORKER_PATIENCE,
-                expected=first,
-            )
-            for number in range(len(self._workers), workers)
-        ]
 
-    # --- time ----------------------------------------------------------------------------------------------
-
-    def next_deadline(self) -> float | None:
-        """When to try to open the sockets again."""
-        return self._retry
+def _kept(datagrams: Sequence[bytes]) -> Sequence[bytes]:
+    """Copies a run out of its train: the sender reuses the train's memory after this visit."""
+    return Block(bytes(datagrams.data), datagrams.size) if isinstance(datagrams, Block) else datagrams

@@ -1,142 +1,177 @@
-"""The two UDP sockets of an interface, IPv4 and IPv6 on one port, with the address of ours on every datagram.
+"""Receives and sends by an interface's two UDP sockets, and keeps track of our own address for each endpoint.
 
-The address that a datagram was sent to travels in its endpoint (`source`), so that the answer leaves from it: a gateway
-with several addresses would otherwise answer from another than was asked, and the other side's firewall drop it.
-IP_PKTINFO is ip(7), IPV6_PKTINFO is RFC 3542.
+host-service opens and marks the sockets, IPv4 and IPv6 on one port (`control.socket_door`). Where the kernel can sort,
+further sockets take the handshakes; `handshakes` reads those.
 
-How long we stick to it:
+An endpoint carries the address of ours that a datagram reached (`source`). The answer leaves from that address.
+Otherwise a gateway with several addresses might answer from another, and the peer's firewall would drop the answer.
+IP_PKTINFO is in ip(7), IPV6_PKTINFO in RFC 3542.
 
-- By which interface the answer leaves is the routing table's to say, given that source: rules by source address hold.
-- When the interface is another than it was for the first answer to this endpoint (a better route came, or the old one
-  went), the source goes with it, and the routing table chooses one that belongs to the new way. When the old way is back,
-  so is the old source.
-- When the kernel refuses to send from it (the address is gone), the packet leaves from another at once, and so do the next.
-- When nobody answers, the worker or key-service takes it out of the endpoint (handshake retries, as the kernel does).
+How long a source stays:
 
-The kernel's WireGuard compares with the interface that the datagram came in by instead. With two uplinks and one default
-route it so answers from the other uplink's address than was contacted, which the client's NAT drops; operators then have
-to write rules by source. IPv6 it doesn't compare at all, and a better route keeps a source that may not be valid on it.
-wireguard-go binds the answer to the interface that the datagram came in by, even when no route leads back that way. An
-IPv6 link-local address is the one case in which the interface is part of the address, and binds.
+- The routing table chooses the interface, given that source; so rules by source address hold.
+- The first answer to an endpoint fixes the interface that the source goes with. While routes lead to another interface, the
+  routing table chooses the source. When they lead back, the old source is used again.
+- If the kernel refuses a source, because the address is gone, this datagram and the next leave from another.
+- If no peer answers, the worker or key-service takes the source out of the endpoint, as the kernel's WireGuard does.
+
+The kernel's WireGuard instead compares with the interface that the datagram came in by. With two uplinks and one default
+route, it answers from the wrong uplink's address, and the client's NAT drops the answer. Operators then need rules by
+source. For IPv6 it compares nothing, and keeps a source that may be invalid on a better route. wireguard-go binds the answer
+to the interface that the datagram came in by, even without a route back. Here only an IPv6 link-local address binds, as the
+interface is part of it.
 """
 
 import errno
+import os
 import socket
 import struct
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
-from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from stagewire.proto.endpoint import Endpoint, unpack_untrusted
-from stagewire.proto.offload.block import Block
+from stagewire.control.socket_door import UDP4, UDP6
+from stagewire.limits import MAX_PACKET
+from stagewire.proto.endpoint import Endpoint, place_of, unpack_untrusted, with_limit, without_source
+from stagewire.proto.packets.block import Block
+from stagewire.proto.packets.carried import CUT
+from stagewire.proto.packets.fields import UDP_HEADER, V4_HEADER, V6_HEADER
 
-RECEIVE_BUFFER: Final = 7 << 20
-"""Bytes, as wireguard-go asks for; the kernel's queue is the one that may drop."""
-_NAME4: Final = "udp4"
-_NAME6: Final = "udp6"
+if TYPE_CHECKING:  # it may not be built
+    from stagewire.linux.udp_trains import Way as ReadyWay
+
 _IP_PKTINFO: Final = 8
-_IP_MTU_DISCOVER: Final = 10
-_IPV6_MTU_DISCOVER: Final = 23
-_PMTUDISC_DONT: Final = 0
-_SO_RCVBUFFORCE: Final = 33
-_SO_SNDBUFFORCE: Final = 32
 _INFO4: Final = struct.Struct("=I4s4s")  # interface, source address, header destination
 _INFO6: Final = struct.Struct("=16sI")
 _SOL_UDP: Final = 17
 _UDP_SEGMENT: Final = 103
 _UDP_GRO: Final = 104
+_SO_TIMESTAMPNS: Final = 35
+_ARRIVED: Final = struct.Struct("@qq")
+"""s and ns of the wall clock at which a datagram came, as ancillary data of SO_TIMESTAMPNS (socket(7))."""
 _SEGMENT: Final = struct.Struct("=H")
+_HOPS: Final = struct.Struct("=i")
 _ANCILLARY: Final = 128
+_CONTROL: Final = struct.Struct("@Nii")
+_ALIGNED: Final = struct.calcsize("@N")
+_ADDRESS4: Final = struct.Struct("=H2s4s8x")
+_ADDRESS6: Final = struct.Struct("=H2s4s16sI")
 
 MAX_PLACES: Final = 4096
-"""Endpoints whose two forms are kept at hand; with more peers than that the dictionary starts anew."""
+"""Entries of each cache; a full cache is emptied."""
 
 STALE_SOURCE: Final = (errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV)
-"""What the kernel says when the address of ours that was asked for is gone."""
+"""The kernel's errors when the source address is gone."""
 
 _Ancillary = list[tuple[int, int, bytes]]
 _Address = Any
-"""What the socket module takes and gives: (host, port) or (host, port, flow, scope)."""
+"""(host, port), or (host, port, flow, scope): addresses of the socket module."""
 
 
 class Ways(Protocol):
-    """`egress.Egress`."""
+    """Finds interfaces as `nesting.Nesting` does, with its errors."""
 
-    def interface(self, endpoint: Endpoint, mark: int, port: int) -> int | None:
-        """By which the kernel would send. Raises OSError when that would be our own tunnel."""
+    def interface(self, endpoint: Endpoint, mark: int, port: int) -> int | None: ...
+
+    def room(self, interface: int) -> int | None: ...
+
+
+class Way(NamedTuple):
+    """Holds all that a send to an endpoint takes."""
+
+    socket: socket.socket
+    ancillary: _Ancillary
+    address: _Address
+    most: int = MAX_PACKET
+    """Bytes; a longer datagram may be in a loop of tunnels."""
 
 
 class Sockets:
-    """The IPv4 and the IPv6 socket of one port; on a host without IPv6, the first alone. Endpoints are packed."""
+    """Holds the IPv4 and the IPv6 socket of one port, and those for handshakes; on a host without IPv6, no IPv6 sockets.
+
+    Endpoints are packed.
+    """
 
     def __init__(
-        self,
-        port: int,
-        fwmark: int,
-        ways: Ways,
-        inherited: Mapping[str, int] = MappingProxyType({}),
-        *,
-        offload: bool = True,
+        self, descriptors: Mapping[str, int], ways: Ways, *, offload: bool = True, compiled: Any = None
     ) -> None:
-        """Port 0 picks one that is free in both families, or takes what is `inherited`: descriptors by name, which are
-        ours from here on, and are closed when they are for another port. `offload`: runs are sent and received whole,
-        as far as the kernel can. Raises OSError.
+        """Takes over `descriptors`, by name. Raises OSError.
+
+        With `offload`, the kernel sends and receives whole runs, where it can. `compiled` is `linux.udp_trains` or None.
         """
-        four, six = _adopt(port, inherited) or _bind(port, fwmark)
+        sockets = {name: socket.socket(fileno=descriptor) for name, descriptor in descriptors.items()}
+        four, six = sockets.get(UDP4), sockets.get(UDP6)
+        if four is None:
+            raise OSError(errno.EBADF, "no IPv4 socket")
         self._ways = ways
-        self._fwmark = fwmark
+        self._fwmark = _mark(four)
         self.port: int = four.getsockname()[1]
         self.all = [four] if six is None else [four, six]
         self._six = six
         self._four = four
+        self._named = sockets
+        self.queues = [opened for name, opened in sockets.items() if name not in {UDP4, UDP6}]
+        """The sockets for handshakes."""
+        self._places: set[bytes] = set()
         self._from: dict[tuple[_Address, bytes], bytes] = {}
-        self._to: dict[bytes, tuple[socket.socket, _Ancillary, _Address]] = {}
+        self._to: dict[bytes, Way] = {}
+        self._compiled = compiled
+        self.ready: dict[bytes, ReadyWay] = {}
+        """The same ways for `UdpWriter`; empty without compiled modules."""
         self._first_way: dict[bytes, int] = {}
-        """The interface by which the first answer to an endpoint with a source left."""
-        self._whole = offload
-        self._in_pieces: dict[bytes, int] = {}
-        """The size of datagrams from which on the kernel sends none to an endpoint by the run."""
-        for opened in self.all:
+        """Number of the interface by which the first answer to an endpoint with a source left."""
+        self.whole = offload
+        """The kernel may send runs."""
+        self.in_pieces: dict[bytes, int] = {}
+        """Least size in bytes of the datagrams that the kernel refused as a run, by endpoint."""
+        self._arrived = b""
+        self.begun = time.time()
+        """s of the wall clock; what came before has waited for a take-over, and counts as fresh."""
+        for opened in sockets.values():  # the kernel merges for any socket of a port, or for none
             with suppress(OSError):  # Linux 5.0
                 opened.setsockopt(_SOL_UDP, _UDP_GRO, int(offload))
-        if inherited:
-            self.set_mark(fwmark)
+        for opened in self.all:
+            with suppress(OSError):  # then no datagram counts as old
+                opened.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 
     @property
     def descriptors(self) -> dict[str, int]:
-        """By name, for whoever comes after us."""
-        return {name: opened.fileno() for name, opened in ((_NAME4, self._four), (_NAME6, self._six)) if opened}
+        """Returns the descriptors by name, to be handed down."""
+        return {name: opened.fileno() for name, opened in self._named.items()}
+
+    def are(self, descriptors: Mapping[str, int]) -> bool:
+        """Tells whether these are copies of the same sockets."""
+        return _inodes(descriptors) == _inodes(self.descriptors)
 
     def close(self) -> None:
-        """Closes both."""
-        for opened in self.all:
+        for opened in self._named.values():
             opened.close()
 
-    def set_mark(self, fwmark: int) -> None:
-        """Changes the mark of what is sent from now on; 0 for none. Raises OSError."""
-        for opened in self.all:
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, fwmark)
-        self._fwmark = fwmark
+    def mark_changed(self) -> None:
+        """Reads the mark that host-service has set, and finds each way anew, since routes may depend on it."""
+        self._fwmark = _mark(self._four)
         self.routes_changed()
 
     def routes_changed(self) -> None:
-        """Looks anew, when it is next sent to, how each place is reached."""
-        self._to.clear()
-        self._in_pieces.clear()
+        """Finds the way to each endpoint anew, at the next datagram there."""
+        self._forget_ways()
+        self.in_pieces.clear()
 
     def receive(self, opened: socket.socket, room: memoryview) -> tuple[int, int, bytes]:
-        """(bytes, size of each datagram but the last, endpoint they are from) of one datagram, or of a run that the kernel
-        put together. Raises OSError (BlockingIOError when there is none).
+        """Receives one datagram, or a run that the kernel put together.
 
-        Hot: 3.5 us on loopback, of which 2.3 us are the system call; 14 us for a run of 62 KB.
+        Returns (bytes, size of each datagram but the last, endpoint). Raises BlockingIOError when there is none, and other
+        OSErrors. Hot.
         """
         length, ancillary, _, address = opened.recvmsg_into([room], _ANCILLARY)
         size, info = length, b""
         for level, _, data in ancillary:
             if level == _SOL_UDP:
                 size = int.from_bytes(data, sys.byteorder)
+            elif level == socket.SOL_SOCKET:
+                self._arrived = data
             else:
                 info = data
         key = (address, info)
@@ -147,85 +182,138 @@ class Sockets:
             endpoint = self._from[key] = _endpoint(opened.family, *key).pack()
         return length, size, endpoint
 
-    def send(self, data: bytes, endpoint: bytes) -> None:
-        """Sends one datagram, from the address of ours that the endpoint names, if any. Raises OSError.
+    def waited(self, unix_time: float) -> float:
+        """Returns how long (s) the datagram received last, or the first of its run, has waited for this process.
 
-        Hot: 5.5 us on loopback, nearly all of it the system call.
+        What came before this process began has waited for it to take over, and counts as fresh.
         """
-        opened, ancillary, address = self._to.get(endpoint) or self._known(endpoint)
+        if len(self._arrived) != _ARRIVED.size:
+            return 0.0
+        seconds, nanoseconds = _ARRIVED.unpack(self._arrived)
+        arrived = seconds + nanoseconds * 1e-9
+        return unix_time - arrived if arrived > self.begun else 0.0
+
+    def send(self, data: bytes, endpoint: bytes) -> None:
+        """Sends one datagram, from the source that the endpoint names, if any. Raises OSError. Hot."""
+        opened, ancillary, address, most = self._to.get(endpoint) or self._known(endpoint)
+        if len(data) > most:
+            raise OSError(errno.ELOOP, "a tunnel's datagram leads from another tunnel into a third, and doesn't fit")
         opened.sendmsg([data], ancillary, 0, address)
 
     def goes_whole(self, size: int, endpoint: bytes) -> bool:
-        """Whether it makes sense to send datagrams of `size` bytes by the run."""
-        return self._whole and size < self._in_pieces.get(endpoint, size + 1)
+        """Tells whether the kernel may send datagrams of `size` bytes as a run."""
+        return self.whole and size < self.in_pieces.get(endpoint, size + 1)
 
     def send_run(self, run: Block, endpoint: bytes) -> None:
-        """Sends a run in one call (UDP GSO). Raises OSError, and then has sent none of it.
-
-        Hot: 30 us for 62 KB over a veth pair, which is what two lone datagrams take.
-        """
-        opened, ancillary, address = self._to.get(endpoint) or self._known(endpoint)
+        """Sends a run in one call (UDP GSO). Raises OSError, and then has sent nothing of the run. Hot."""
+        opened, ancillary, address, most = self._to.get(endpoint) or self._known(endpoint)
+        if run.size > most:
+            raise OSError(errno.ELOOP, "tunnels' datagrams lead from another tunnel into a third, and don't fit")
         segment = (_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(run.size))
         opened.sendmsg([run.data], [*ancillary, segment], 0, address)
 
     def send_in_pieces(self, size: int, endpoint: bytes) -> None:
-        """The kernel won't send datagrams of this size there by the run: the link has a smaller MTU, or can't at all."""
-        if len(self._in_pieces) >= MAX_PLACES:
-            self._in_pieces.clear()
-        self._in_pieces[endpoint] = min(size, self._in_pieces.get(endpoint, size))
+        """Notes that the kernel refuses such a run: the link's MTU is smaller, or the link can't segment."""
+        if len(self.in_pieces) >= MAX_PLACES:
+            self.in_pieces.clear()
+        self.in_pieces[endpoint] = min(size, self.in_pieces.get(endpoint, size))
 
-    def _known(self, endpoint: bytes) -> tuple[socket.socket, _Ancillary, _Address]:
+    def _known(self, endpoint: bytes) -> Way:
         if len(self._to) >= MAX_PLACES:
-            self._to.clear()
-        known = self._to[endpoint] = self._way(endpoint)
+            self._forget_ways()
+        known = self._keep(endpoint, self._way(endpoint))
+        if len(self._places) >= MAX_PLACES:
+            self._places.clear()
+        self._places.add(place_of(endpoint))
         return known
 
+    def reaches(self, place: bytes) -> bool:
+        """Tells whether a worker or key-service has sent to this address and port, so to a peer of ours."""
+        return place in self._places
+
     def answer(self, data: bytes, endpoint: bytes) -> None:
-        """Sends one datagram to somebody of whom nothing is to be remembered. Raises OSError."""
-        opened, ancillary, address = self._to.get(endpoint) or self._destination(endpoint)
+        """Sends one datagram and caches nothing, since any sender may ask for such an answer. Raises OSError."""
+        opened, ancillary, address, _ = self._to.get(endpoint) or self._destination(endpoint)
         opened.sendmsg([data], ancillary, 0, address)
 
     def forget_source(self, endpoint: bytes) -> None:
-        """The address of ours that it names is gone: the routing table chooses another, until routes change."""
-        opened, _, address = self._destination(endpoint)
-        self._to[endpoint] = opened, [], address
+        """Notes that the endpoint's source is gone: the routing table chooses another, until routes change."""
+        most = self._to[endpoint].most if endpoint in self._to else MAX_PACKET
+        self._keep(endpoint, self._destination(without_source(endpoint))._replace(most=most))
+
+    def _keep(self, endpoint: bytes, way: Way) -> Way:
+        self._to[endpoint] = way
+        if self._compiled is not None:
+            address, control = _packed_address(way), _packed_control(way.ancillary)
+            self.ready[endpoint] = self._compiled.Way(way.socket.fileno(), way.most, address, control)
+        return way
+
+    def _forget_ways(self) -> None:
+        self._to.clear()
+        self.ready.clear()
 
     def socket_of(self, endpoint: bytes) -> socket.socket:
-        """The one that reaches an endpoint. Raises OSError when there is none."""
+        """Returns the socket that reaches an endpoint. Raises OSError without one."""
         return self._destination(endpoint)[0]
 
-    def _way(self, packed: bytes) -> tuple[socket.socket, _Ancillary, _Address]:
-        """How a place is reached now, without the source when that belongs to another way. Raises OSError."""
-        opened, ancillary, address = self._destination(packed)
+    def _way(self, packed: bytes) -> Way:
+        """Finds the way to an endpoint; leaves the source out if it belongs to another way. Raises OSError."""
+        found = self._destination(packed)
         endpoint = unpack_untrusted(packed)
-        # An endpoint in the tunnel itself would wrap each packet again and again, until there are fragments of fragments.
         now = self._ways.interface(endpoint, self._fwmark, self.port)
-        if not ancillary or endpoint.source_interface or now is None:  # None: sending will tell why
-            return opened, ancillary, address
+        if now is None:  # without a route, the send will say why
+            return found
+        if endpoint.limit and (room := self._ways.room(now)) is not None:
+            headers = (V4_HEADER if len(endpoint.address) == 4 else V6_HEADER) + UDP_HEADER
+            found = found._replace(most=-1 if endpoint.limit & CUT else room - headers)
+        if not endpoint.source or endpoint.source_interface:
+            return found
         if len(self._first_way) >= MAX_PLACES:
             self._first_way.clear()
-        stays = self._first_way.setdefault(packed, now) == now
-        return opened, ancillary if stays else [], address
+        stays = self._first_way.setdefault(with_limit(packed, 0), now) == now
+        return found if stays else self._destination(without_source(packed))._replace(most=found.most)
 
-    def _destination(self, packed: bytes) -> tuple[socket.socket, _Ancillary, _Address]:
+    def _destination(self, packed: bytes) -> Way:
         try:
             endpoint = unpack_untrusted(packed)
         except ValueError:
             raise OSError(errno.EINVAL, "no endpoint") from None
-        interface = endpoint.source_interface
+        opened: socket.socket
+        address: _Address
+        interface, hops = endpoint.source_interface, endpoint.limit & ~CUT
         if len(endpoint.address) == 4:
             info = (socket.IPPROTO_IP, _IP_PKTINFO, _INFO4.pack(interface, endpoint.source, b""))
-            return self._four, [info] if endpoint.source else [], (str(endpoint.host), endpoint.port)
-        if self._six is None:
-            raise OSError(errno.EAFNOSUPPORT, "no IPv6 here")
-        info = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _INFO6.pack(endpoint.source, interface))
-        address = (str(endpoint.host), endpoint.port, 0, endpoint.scope)
-        return self._six, [info] if endpoint.source else [], address
+            limit = (socket.IPPROTO_IP, socket.IP_TTL, _HOPS.pack(hops))
+            opened, address = self._four, (str(endpoint.host), endpoint.port)
+        else:
+            if self._six is None:
+                raise OSError(errno.EAFNOSUPPORT, "no IPv6 here")
+            info = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _INFO6.pack(endpoint.source, interface))
+            limit = (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT, _HOPS.pack(hops))
+            opened, address = self._six, (str(endpoint.host), endpoint.port, 0, endpoint.scope)
+        return Way(opened, [*([info] if endpoint.source else []), *([limit] if hops else [])], address)
+
+
+def _packed_address(way: Way) -> bytes:
+    """Returns the `struct sockaddr` of a way's address."""
+    host, port, *rest = way.address
+    family = way.socket.family
+    packed = socket.inet_pton(family, host)
+    if family == socket.AF_INET:
+        return _ADDRESS4.pack(family, port.to_bytes(2, "big"), packed)
+    flow, scope = rest
+    return _ADDRESS6.pack(family, port.to_bytes(2, "big"), flow.to_bytes(4, "big"), packed, scope)
+
+
+def _packed_control(ancillary: _Ancillary) -> bytes:
+    """Returns the `struct cmsghdr` of each, padded as the kernel wants them."""
+    heads = [_CONTROL.pack(_CONTROL.size + len(data), level, kind) + data for level, kind, data in ancillary]
+    return b"".join(head + bytes(-len(head) % _ALIGNED) for head in heads)
 
 
 def _endpoint(family: int, address: _Address, info: bytes) -> Endpoint:
     if family == socket.AF_INET:
-        # Any interface will do for the answer, so that it takes a better route when there is one.
+        # No interface is named, so the answer may take a better route.
         source = _INFO4.unpack(info)[1] if info else b""
         return Endpoint(socket.inet_aton(address[0]), address[1], 0, source)
     source, interface = _INFO6.unpack(info) if info else (b"", 0)
@@ -234,61 +322,10 @@ def _endpoint(family: int, address: _Address, info: bytes) -> Endpoint:
     return Endpoint(packed, address[1], scope, source, interface if scope else 0)
 
 
-def _adopt(port: int, inherited: Mapping[str, int]) -> tuple[socket.socket, socket.socket | None] | None:
-    opened = {name: socket.socket(fileno=descriptor) for name, descriptor in inherited.items()}
-    four, six = opened.get(_NAME4), opened.get(_NAME6)
-    if four is not None and port in {0, four.getsockname()[1]}:
-        return four, six
-    for each in opened.values():
-        each.close()
-    return None
+def _mark(opened: socket.socket) -> int:
+    return opened.getsockopt(socket.SOL_SOCKET, socket.SO_MARK)
 
 
-def _bind(port: int, fwmark: int) -> tuple[socket.socket, socket.socket | None]:
-    for _ in range(10):
-        four = _open(socket.AF_INET, fwmark)
-        try:
-            four.bind(("", port))
-            six = _bind_six(four.getsockname()[1], fwmark)
-        except OSError as error:
-            four.close()
-            if port == 0 and error.errno == errno.EADDRINUSE:
-                continue  # free for IPv4, taken for IPv6: pick another
-            raise
-        return four, six
-    raise OSError(errno.EADDRINUSE, "no port is free in both families")
-
-
-def _bind_six(port: int, fwmark: int) -> socket.socket | None:
-    try:
-        six = _open(socket.AF_INET6, fwmark)
-    except OSError as error:
-        if error.errno == errno.EAFNOSUPPORT:
-            return None
-        raise
-    try:
-        six.bind(("", port))
-    except OSError:
-        six.close()
-        raise
-    return six
-
-
-def _open(family: int, fwmark: int) -> socket.socket:
-    opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    if family == socket.AF_INET:
-        opened.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        # The outer packet may be cut in pieces on its way, as the kernel's WireGuard allows: the inner sender hears no ICMP.
-        opened.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
-    else:
-        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
-    for forced, polite in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-        try:
-            opened.setsockopt(socket.SOL_SOCKET, forced, RECEIVE_BUFFER)
-        except PermissionError:
-            opened.setsockopt(socket.SOL_SOCKET, polite, RECEIVE_BUFFER)
-    if fwmark:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, fwmark)
-    return opened
+def _inodes(descriptors: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    found = ((name, os.fstat(descriptor)) for name, descriptor in descriptors.items())
+    return {name: (each.st_dev, each.st_ino) for name, each in found}

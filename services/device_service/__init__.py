@@ -1,1 +1,1 @@
-"""device-service: one crypto worker. It holds its peers' sessions, seals and opens, and judges by allowed-IPs."""
+"""Seals and opens packets, holds its peers' sessions, and checks allowed-IPs: device-service, the worker."""

@@ -1,23 +1,34 @@
-"""`device-service`: runs one crypto worker, in the foreground, until SIGTERM. Which one, it finds out by itself."""
+"""Runs a device-service, a worker, in the foreground until SIGTERM."""
 
 import argparse
 import sys
 
 from device_service.service import DeviceService
-from stagewire.environment import MAX_WORKERS
-from stagewire.ipc.stage import Stage
+from stagewire.limits import MAX_WORKERS
+from stagewire.process.stage import EXIT_MISTAKE, Stage
+from stagewire.proto.kernel.choice import choose
 
 
 def main() -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="device-service", description="Runs one crypto worker of a Stagewire gateway."
+        prog="device-service", description="Runs one worker of a Stagewire gateway: it seals and opens packets."
     )
     parser.add_argument(
-        "--number", type=int, choices=range(MAX_WORKERS), metavar="N", help="this one, from 0; otherwise one that lacks"
+        "--number",
+        type=int,
+        choices=range(MAX_WORKERS),
+        metavar="N",
+        help="worker number (default: the first free one)",
     )
     stage = Stage("device", parser.parse_args().number)
-    return stage.run(DeviceService(stage).set_up)
+    try:
+        kernel = choose(stage.environment.kernel)
+    except ImportError as error:
+        stage.log.error("cannot work", reason=f"STAGEWIRE_KERNEL: the compiled kernel can't be loaded: {error}")
+        return EXIT_MISTAKE
+    stage.log.info("kernel chosen", kernel=kernel.name, why=kernel.why, cipher=kernel.library)
+    return stage.run(DeviceService(stage, kernel).set_up)
 
 
 if __name__ == "__main__":

@@ -1,211 +1,254 @@
-"""The shell around `proto.device`.
+"""Connects the pipes to `proto.worker`.
 
-plain-out.<n> ──▶ Device.outbound ──▶ cipher-out      read only while cipher-out has room
-cipher-in.<n> ──▶ Device.inbound  ──▶ plain-in        read only while plain-in has room
-                  (short trains that are there at once are sealed, opened and sent on as one)
-sessions      ──▶ Device.install
+plain-out.<n> ──▶ Worker.seal ──▶ cipher-out      read only while cipher-out has room
+cipher-in.<n> ──▶ Worker.open ──▶ plain-in        read only while plain-in has room
+                  (one call seals or opens all short trains of a visit)
+sessions      ──▶ Worker.install
 control      ◀──▶ settings, peers, events
+capture      ───▶ Captures      copies packets in clear, while root wants that
 """
 
+import math
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import assert_never
 
-from stagewire import privileges
-from stagewire.ipc import endpoints, trains
-from stagewire.ipc.control import (
+from device_service.captures import Captures
+from stagewire.control.confirm import Confirm, Confirmed
+from stagewire.control.messages import (
+    SESSION_BATCH,
     EndpointFound,
-    FromKey,
     HandshakeGaveUp,
     HandshakeSent,
     Hello,
     LiveSession,
+    LiveSessions,
     MovedIn,
     MoveIn,
     PeersGone,
     PeersSet,
-    PeerTraffic,
-    Prefixes,
     PrefixesGone,
     PrefixesSet,
     Retire,
     SendEmpty,
     SendingExpired,
     SendStaged,
-    SessionInstalled,
     SessionRefused,
+    SessionsInstalled,
     SnapshotEnd,
-    Traffic,
+    ToWorker,
     Welcome,
     WorkerPeer,
     WorkerSettings,
 )
-from stagewire.ipc.handover import Grant, SessionsTaker, WorkerHello
-from stagewire.ipc.loop import Every, boot_time
-from stagewire.ipc.outlet import Outlet
-from stagewire.ipc.stage import ControlLine, Stage
-from stagewire.ipc.zmtp import Frame
+from stagewire.control.session_keys import Grant, SessionsTaker, WorkerHello
+from stagewire.control.telemetry import CountLast, LastCount, PeerTraffic, Traffic
+from stagewire.linux import privileges
+from stagewire.loop import boot_time
+from stagewire.pipe import trains
+from stagewire.pipe.contract import Frame
+from stagewire.pipe.names import CIPHER_IN, CIPHER_OUT, PLAIN_IN, PLAIN_OUT, SESSIONS
+from stagewire.pipe.send_queue import SendQueue
+from stagewire.process.control_line import ControlLine
+from stagewire.process.stage import Stage
 from stagewire.proto import prefix
-from stagewire.proto.device import Device, PeerFacts
-from stagewire.proto.offload import segment
-from stagewire.proto.offload.virtio import BadSuperPacket
+from stagewire.proto.kernel.choice import Kernel
+from stagewire.proto.packets import split
+from stagewire.proto.packets.virtio import BadSuperPacket
 from stagewire.proto.session import Session
 from stagewire.proto.tunnel import Output, Packet, Tunnel, TunnelSettings
+from stagewire.proto.worker import PeerFacts, Worker
 from stagewire.randomness import jitter
 
-try:
-    from stagewire.proto.offload import uniform
-    from stagewire.proto.offload.uniform import Uniform
-except ImportError:  # without NumPy every packet goes by itself
-    uniform = None  # type: ignore[assignment]
-
 ENOUGH_TO_SEAL = 112 * 1024
+"""Bytes of trains that one call seals; shorter trains are joined. The more a call seals, the fuller are its runs."""
 ENOUGH_TO_OPEN = 32 * 1024
-"""Bytes of trains that are worth a call by themselves; shorter ones that are there at once are joined, as each call costs.
-The more is sealed at once, the better it fills its runs."""
-MIN_ITEM = 40
-"""Bytes of the least packet in a train."""
+"""Bytes of trains that one call opens; shorter trains are joined."""
 TRAFFIC_INTERVAL = 1.0
+"""s between two reports of traffic to key-service."""
+REPORTED_WITHIN = 0.2
+"""s between two reports of peers with a quota: as much of their traffic is forgotten when a worker is killed."""
 TRAFFIC_BATCH = 1024
+"""Peers in one report; the next report has the others."""
 
 
 class DeviceService:
-    """One crypto worker."""
+    """Runs one worker."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, kernel: Kernel) -> None:
         self._stage = stage
-        self._device = Device(jitter)
-        self._device.drops = stage.counters
-        self._named: dict[bytes, set[bytes]] | None = None
-        """While a snapshot comes in: what it has named so far, packed, as to free 130,000 networks takes 40 ms."""
+        self._worker = Worker(jitter, kernel=kernel)
+        self._worker.drops = stage.counters
+        self._named: set[bytes] | None = None
+        """Peers that a snapshot has named so far, or None."""
         self._reported: dict[bytes, tuple[int, int]] = {}
         self._handshake_times: dict[int, int] = {}
+        self._capturing: Sequence[object] = ()
+        """The captures that run; nearly always none."""
 
     def set_up(self) -> None:
-        """Opens the pipes; from here on the loop drives everything."""
+        """Opens the pipes."""
         stage, pipes, number = self._stage, self._stage.pipes, self._stage.number
         loop, counters = stage.loop, stage.counters
-        # Each is served once a turn: no train must wait for a key, nor a key for a train.
+        # The loop serves each pipe once a turn: no train waits for many keys, nor a key for many trains.
         self._line = ControlLine(stage, self)
         self._taker = SessionsTaker(
             loop,
-            pipes.path(endpoints.SESSIONS),
+            pipes.path(SESSIONS),
             privileges.uid_of("key"),
             WorkerHello(number, stage.generation),
-            self._on_session,
+            self._on_sessions,
             counters,
+            self._worker.kernel.session,
             self._line.introduce,
         )
-        plain_out = pipes.inlet(loop, endpoints.PLAIN_OUT, self._on_plain, stage.drop, number)
-        cipher_in = pipes.inlet(loop, endpoints.CIPHER_IN, self._on_cipher, stage.drop, number)
-        to_conn, to_tun = pipes.line(loop, endpoints.CIPHER_OUT), pipes.line(loop, endpoints.PLAIN_IN)
-        self._to_conn = Outlet(loop, to_conn, counters, "conn_full", [plain_out.source])
-        self._to_tun = Outlet(loop, to_tun, counters, "tun_full", [cipher_in.source])
+        plain_out = pipes.receiver(loop, PLAIN_OUT, self._on_plain, stage.drop, number)
+        cipher_in = pipes.receiver(loop, CIPHER_IN, self._on_cipher, stage.drop, number)
+        to_conn, to_tun = pipes.sender(loop, CIPHER_OUT), pipes.sender(loop, PLAIN_IN)
+        self._to_conn = SendQueue(loop, to_conn, counters, "conn_full", [plain_out.source])
+        self._to_tun = SendQueue(loop, to_tun, counters, "tun_full", [cipher_in.source])
+        self._captures = Captures(stage, self._worker)
+        self._capturing = self._captures.running
         loop.add_timed(self)
-        loop.add_timed(Every(TRAFFIC_INTERVAL, self._report_traffic))
+        loop.add_paced(TRAFFIC_INTERVAL, self._report_traffic)
+        loop.add_paced(REPORTED_WITHIN, self._report_capped)
+        loop.at_stop(self._report_rest)
 
     # --- packets -------------------------------------------------------------------------------------------
 
     def _on_plain(self, frames: Sequence[Frame], _now: float) -> None:
+        worker, sealing = self._worker, self._worker.sealing
+        if self._capturing:
+            self._captures.outbound(frames, boot_time())
         packets: list[Packet] = []
-        size, now = 0, boot_time()
+        size = items = 0
+        now, born = boot_time(), math.inf
         for data, start, end in frames:
-            try:
-                packets += self._packets(data, start, end, now)
-            except trains.BadTrain as bad:  # too old, mostly: who comes late has many of them, and they take little
-                self._stage.drop(bad)
-                continue
+            if sealing is not None and sealing.add(data, start, end, now, trains.MAX_AGE):
+                worker.takes, items = trains.takes_of(data, start), sealing.items
+            else:
+                try:
+                    packets += self._packets(data, start, end, now)
+                    born = min(born, trains.born_of(data, start))
+                except trains.BadTrain as bad:
+                    self._stage.drop(bad)
+                    continue
             size += end - start
-            if size >= ENOUGH_TO_SEAL or len(packets) >= trains.MAX_PACKETS:
-                self._emit(self._device.outbound(packets, now), now)
-                # A train may wait while the ones before it are sealed: its age counts from here.
-                packets, size, now = [], 0, boot_time()
-        if packets:
-            self._emit(self._device.outbound(packets, now), now)
+            if size >= ENOUGH_TO_SEAL or items + len(packets) >= trains.MAX_PACKETS:
+                self._emit(worker.seal(packets, now), now, sealed_of=born)
+                # A train's wait for the trains before it is no sign of age.
+                packets, size, items, now, born = [], 0, 0, boot_time(), math.inf
+        if items or packets:
+            self._emit(worker.seal(packets, now), now, sealed_of=born)
 
     def _on_cipher(self, frames: Sequence[Frame], _now: float) -> None:
+        worker, opening = self._worker, self._worker.opening
         runs: list[tuple[bytes, Sequence[bytes]]] = []
-        size, now = 0, boot_time()
+        size = taken = 0
+        now, born = boot_time(), math.inf
         for data, start, end in frames:
-            try:
-                if (lone := trains.lone_run_untrusted(data, now, start, end)) is not None:
-                    runs.append((lone[0], [lone[1]]))
-                else:
-                    runs += trains.unpack_cipher_untrusted(data, now, start, end)
-            except trains.BadTrain as bad:
-                self._stage.drop(bad)
-                continue
+            if opening is not None and opening.add(data, start, end, now, trains.MAX_AGE):
+                taken = opening.runs
+            else:
+                try:
+                    runs += self._runs(data, start, end, now)
+                    born = min(born, trains.born_of(data, start))
+                except trains.BadTrain as bad:
+                    self._stage.drop(bad)
+                    continue
             size += end - start
-            if size >= ENOUGH_TO_OPEN or len(runs) >= trains.MAX_PACKETS:
-                self._emit(self._device.inbound(runs, now), now)
-                runs, size, now = [], 0, boot_time()
-        if runs:
-            self._emit(self._device.inbound(runs, now), now)
+            if size >= ENOUGH_TO_OPEN or taken + len(runs) >= trains.MAX_PACKETS:
+                out = worker.open(runs, now)
+                if self._capturing:
+                    self._captures.inbound(out.opened, out.packets, now)
+                self._emit(out, now, opened_of=born)
+                runs, size, taken, now, born = [], 0, 0, boot_time(), math.inf
+        if taken or runs:
+            out = worker.open(runs, now)
+            if self._capturing:
+                self._captures.inbound(out.opened, out.packets, now)
+            self._emit(out, now, opened_of=born)
+
+    @staticmethod
+    def _runs(data: trains.Data, start: int, end: int, now: float) -> Sequence[tuple[bytes, Sequence[bytes]]]:
+        """Returns the runs of a train. Raises BadTrain."""
+        if (lone := trains.lone_run_untrusted(data, now, start, end)) is not None:
+            return [(lone[0], [lone[1]])]
+        return trains.unpack_cipher_untrusted(data, now, start, end)
 
     def _packets(self, data: trains.Data, start: int, end: int, now: float) -> list[Packet]:
-        """What is in a train. Raises BadTrain."""
+        """Returns the packets of a train. Raises BadTrain."""
         packets: list[Packet] = []
         if (lone := trains.lone_untrusted(data, now, start, end)) is not None:
             packets.append(lone)
-        elif (alike := self._alike(data, start, end, now)) is not None:
-            packets.append(alike)
         else:
             for item in trains.unpack_plain_untrusted(data, now, start, end):
                 try:
-                    packets.append(
-                        item if isinstance(item, bytes) else segment.open_untrusted(item.header, item.packet)
-                    )
+                    packets.append(item if isinstance(item, bytes) else split.open_untrusted(item.header, item.packet))
                 except BadSuperPacket:
                     self._stage.counters["outbound_malformed"] += trains.weight([item])
-        self._device.takes = trains.takes_of(data, start)
+        self._worker.takes = trains.takes_of(data, start)
         return packets
 
-    @staticmethod
-    def _alike(data: trains.Data, start: int, end: int, now: float) -> "Uniform | None":
-        """The whole train, if all its packets have one length and one destination, and are enough."""
-        if uniform is None or end - start < uniform.LEAST * MIN_ITEM:
-            return None
-        stride = trains.stride_untrusted(data, now, start, end)
-        if stride is None or (end - stride[0]) // stride[1] < uniform.LEAST:
-            return None
-        return uniform.of_items(memoryview(data)[:end], *stride)
+    def _emit(self, out: Output, now: float, *, sealed_of: float | None = None, opened_of: float | None = None) -> None:
+        """Sends what the worker returned. `sealed_of` or `opened_of`: the birth of what it was given.
 
-    def _emit(self, out: Output, now: float) -> None:
+        What a handshake or a rate held back is new now.
+        """
+        for train, weight in out.sealed:
+            self._to_conn.offer(train, weight, now)
+        for train, weight in out.opened:
+            self._to_tun.offer(train, weight, now)
         if out.runs:
+            age = 0 if sealed_of is None else trains.age_of(min(sealed_of, out.born), now)
             for runs in trains.cut_runs(out.runs):
                 weight = sum([len(datagrams) for _, datagrams in runs])
-                self._to_conn.offer_parts(trains.cipher_parts(runs, now), weight, now)
+                self._to_conn.offer_parts(trains.cipher_parts(runs, now, age), weight, now)
         if out.packets:
+            age = 0 if opened_of is None else trains.age_of(min(opened_of, out.born), now)
             for packets in trains.cut_packets(out.packets):
-                self._to_tun.offer_parts(trains.plain_parts(packets, now), trains.weight(packets), now)
+                self._to_tun.offer_parts(trains.plain_parts(packets, now, 0, age), trains.weight(packets), now)
         for event in out.events:
             self._line.say(event)
 
     # --- sessions ------------------------------------------------------------------------------------------
 
-    def _on_session(self, grant: Grant, session: Session) -> None:
-        now = boot_time()
-        out = self._device.install(grant.public_key, session, grant.endpoint or None, now)
-        if out is None:
-            self._line.say(SessionRefused(grant.index))
-            return
-        self._line.say(SessionInstalled(grant.index))
-        self._handshake_times[grant.index] = time.time_ns()
-        self._emit(out, now)
+    def _on_sessions(self, sessions: Sequence[tuple[Grant, Session]]) -> None:
+        now, installed = boot_time(), dict[int, Output]()
+        for grant, session in sessions:
+            out = self._worker.install(grant.public_key, session, grant.endpoint or None, now)
+            if out is None:
+                self._line.say(SessionRefused(grant.index))
+            else:
+                installed[grant.index] = out
+        if installed:
+            self._line.say(SessionsInstalled(tuple(installed)))
+            self._handshake_times.update(dict.fromkeys(installed, time.time_ns()))
+        for out in installed.values():
+            self._emit(out, now)
 
     # --- time ----------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
-        """The Device's."""
-        return self._device.next_deadline()
+        return self._worker.next_deadline()
 
     def act(self, now: float) -> None:
-        """What the Device has due."""
-        self._emit(self._device.act(now), now)
+        self._emit(self._worker.act(now), now)
 
     def _report_traffic(self, _now: float) -> None:
-        self._report(self._device.tunnels())
+        self._report(self._worker.tunnels())
 
-    def _report(self, tunnels: Iterable[Tunnel]) -> None:
+    def _report_capped(self, _now: float) -> None:
+        self._report(self._worker.capped)
+
+    def _report_rest(self, _now: float) -> None:
+        while self._report(self._worker.tunnels()) == TRAFFIC_BATCH:
+            pass
+        self._line.say(LastCount())
+
+    def _report(self, tunnels: Iterable[Tunnel]) -> int:
+        """Reports traffic that has changed; returns of how many peers."""
         changed: list[Traffic] = []
         for tunnel in tunnels:
             totals = (tunnel.tx_bytes, tunnel.rx_bytes)
@@ -214,31 +257,36 @@ class DeviceService:
                 changed.append(Traffic(tunnel.public_key, *totals))
         if changed:
             self._line.say(PeerTraffic(tuple(changed)))
+            self._stage.loop.worked += len(changed) == TRAFFIC_BATCH  # so that the rest follows in a second
+        return len(changed)
 
     # --- control -------------------------------------------------------------------------------------------
 
-    def hello(self) -> Hello:
-        """With the sessions that run here, for a key-service that doesn't know them."""
-        live = self._device.sessions()
+    def hello(self) -> list[Hello | LiveSessions]:
+        """Names the live sessions, for a key-service that doesn't know them."""
+        live = self._worker.sessions()
         standing = {session.index for _, session in live}
         self._handshake_times = {index: at for index, at in self._handshake_times.items() if index in standing}
-        sessions = tuple(
+        sessions = [
             LiveSession(
                 tunnel.public_key, session.index, tunnel.endpoint or b"", self._handshake_times.get(session.index, 0)
             )
             for tunnel, session in live
-        )
-        plain = self._stage.hello()
-        return Hello(plain.stage, plain.number, plain.generation, plain.pid, sessions)
+        ]
+        batches = [tuple(sessions[at : at + SESSION_BATCH]) for at in range(0, len(sessions), SESSION_BATCH)]
+        return [
+            replace(self._stage.hello(), sessions=len(sessions), kernel=str(self._worker.kernel)),
+            *map(LiveSessions, batches),
+        ]
 
-    def on_control(self, message: FromKey, now: float) -> None:  # noqa: C901 - one case for each message
-        """One message from key-service."""
-        device = self._device
+    def on_control(self, message: ToWorker, now: float) -> None:  # noqa: C901 - one case for each message
+        worker = self._worker
         match message:
             case Welcome():
-                self._named = {}
+                self._named = set()
+                worker.begin_naming()
             case WorkerSettings():
-                device.set_settings(TunnelSettings(message.mtu, message.rekey_after_time))
+                worker.set_settings(TunnelSettings(message.mtu, message.rekey_after_time))
             case PeersSet():
                 for peer in message.peers:
                     self._set_peer(peer, now)
@@ -248,59 +296,68 @@ class DeviceService:
                 self._line.say(MovedIn(tuple(peer.public_key for peer in message.peers)))
             case SendEmpty():
                 for public_key in message.public_keys:
-                    self._emit(device.send_empty(public_key, now), now)
+                    self._emit(worker.send_empty(public_key, now), now)
             case Retire():
-                self._stage.log.info("told to go")
+                self._stage.log.info("ends, as fewer workers are wanted")
                 self._stage.loop.stop()
             case PeersGone():
                 for public_key in message.public_keys:
-                    self._emit(device.remove_peer(public_key), now)
+                    self._emit(worker.remove_peer(public_key), now)
             case PrefixesSet():
                 for entry in message.entries:
-                    self._allow(entry)
+                    worker.allow(entry.public_key, map(prefix.route_untrusted, entry.prefixes))
             case PrefixesGone():
                 for entry in message.entries:
-                    device.disallow(entry.public_key, map(prefix.unpack_untrusted, entry.prefixes))
+                    worker.disallow(entry.public_key, map(prefix.route_untrusted, entry.prefixes))
             case SnapshotEnd():
                 self._end_snapshot(message.version, now)
             case SendingExpired():
-                device.expire_sending()
-                self._emit(device.want_again(now), now)  # what was asked for was under the old key
+                worker.expire_sending()
+                self._emit(worker.want_again(now), now)  # earlier requests were made under the old key
             case SendStaged():
                 for public_key in message.public_keys:
-                    self._emit(device.send_staged(public_key, now), now)
+                    self._emit(worker.send_staged(public_key, now), now)
             case EndpointFound():
-                device.endpoint_found(message.public_key, message.endpoint)
+                worker.endpoint_found(message.public_key, message.endpoint, message.at)
+            case Confirm(number=number):
+                self._confirm(number, now)
+            case CountLast():
+                self._report_rest(now)
             case HandshakeSent():
-                device.handshake_sent(message.public_key, now)
+                worker.handshake_sent(message.public_key, now)
             case HandshakeGaveUp():
-                device.handshake_gave_up(message.public_key, now)
+                worker.handshake_gave_up(message.public_key, now)
             case _:
-                self._stage.counters["control_unexpected"] += 1
+                assert_never(message)
 
     def _set_peer(self, peer: WorkerPeer, now: float) -> None:
         if self._named is not None:
-            self._named[peer.public_key] = set()
-        tunnel = None if peer.home else self._device.tunnel(peer.public_key)
-        if tunnel is not None:  # it leaves, and what it counted goes with it
+            self._named.add(peer.public_key)
+        tunnel = None if peer.home else self._worker.tunnel(peer.public_key)
+        if tunnel is not None:  # the peer moves to another worker, so this is its last report from here
             self._report([tunnel])
             self._reported.pop(peer.public_key, None)
-        facts = PeerFacts(peer.public_key, None, peer.home, peer.persistent_keepalive, peer.endpoint or None)
-        self._emit(self._device.set_peer(facts, now), now)
+        facts = PeerFacts(
+            *(peer.public_key, None, peer.home, peer.persistent_keepalive, peer.endpoint or None, peer.endpoint_at),
+            rates=(peer.rate_to, peer.rate_from),
+            cap=peer.cap if peer.cap >= 0 else None,
+        )
+        self._emit(self._worker.set_peer(facts, now), now)
 
-    def _allow(self, entry: Prefixes) -> None:
-        prefixes = [prefix.unpack_untrusted(packed) for packed in entry.prefixes]
-        self._device.allow(entry.public_key, prefixes)
-        if self._named is not None:
-            self._named[entry.public_key].update(entry.prefixes)
+    def _confirm(self, number: int, now: float) -> None:
+        """Says that all changes are applied, here and behind all packets that were judged before them."""
+        self._emit(self._worker.judge_staged_again(now), now)
+        mark = trains.pack_mark(self._stage.number, number, now)
+        self._to_tun.offer(mark, 0, now)
+        self._to_conn.offer(mark, 0, now)
+        self._line.say(Confirmed(number))
 
     def _end_snapshot(self, version: int, now: float) -> None:
-        """Drops what the snapshot didn't name."""
-        named, self._named = self._named or {}, None
-        for public_key in self._device.public_keys() - named.keys():
-            self._emit(self._device.remove_peer(public_key), now)
-        for public_key, prefixes in named.items():
-            self._device.retain(public_key, prefixes)
-        self._reported.clear()  # a new key-service has heard nothing of them
+        """Drops the peers and prefixes that the snapshot didn't name."""
+        named, self._named = self._named or set(), None
+        for public_key in self._worker.public_keys() - named:
+            self._emit(self._worker.remove_peer(public_key), now)
+        self._worker.end_naming()
+        self._reported.clear()  # a new key-service has no totals yet
         self._line.applied(version)
-        self._emit(self._device.want_again(now), now)
+        self._emit(self._worker.want_again(now), now)

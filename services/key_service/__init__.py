@@ -1,1 +1,1 @@
-"""key-service: the long-term keys, the handshakes, the peers. It touches no network and sees no packet."""
+"""Holds the long-term keys, the peers and their handshakes. key-service touches no network and sees no packet."""

@@ -1,70 +1,91 @@
-"""`key-service`: runs one, in the foreground, until SIGTERM."""
+"""Runs a key-service in the foreground until SIGTERM."""
 
 import gc
 import sys
-from hashlib import blake2s
-from pathlib import Path
 
-from key_service import journal, wg_socket
+from key_service import in_force, journal, reload_door, wg_socket
 from key_service.registry import Registry, unconfigured
 from key_service.service import KeyService
 from key_service.timestamps import TimestampStore
-from stagewire import config, privileges
-from stagewire.environment import Environment
-from stagewire.ipc.stage import EXIT_MISTAKE, Stage
+from stagewire import config
+from stagewire.config.accepted import Accepted
+from stagewire.control import usage
+from stagewire.history import STATE_MODE
+from stagewire.linux import privileges
+from stagewire.process.stage import EXIT_MISTAKE, Stage, why
 
 RARELY = (700, 10, 1000)
-"""When garbage is looked for. The default looks through everything several times while a set of 130,000 prefixes is read,
-100 ms and more each, during which no handshake is answered."""
+"""Thresholds of the garbage collector. With the defaults, a big change starts several full collections, and each delays
+all handshakes."""
 
 
 def main() -> int:
     """Returns the exit status."""
     gc.set_threshold(*RARELY)
     stage = Stage("key")
+    privileges.hide_memory()  # root's part reads keys as well
     environment = stage.environment
     timestamps = environment.state / "timestamps"
     try:
-        registry = Registry(config.load(environment.config) if environment.managed else unconfigured())
-        store = _store(environment)
+        kept, interface = in_force.accepted_by(stage) if environment.managed else (Accepted.first(""), unconfigured())
+        registry, text = Registry(interface), in_force.Kept(stage, kept)
+        store = in_force.journal_of(environment.run, kept)
         for record in journal.records(store):
             registry.restore(record)
-        privileges.make_folder(environment.state, "key", 0o700)
-        privileges.give(timestamps, "key")
+        privileges.make_folder(environment.state, "key", STATE_MODE)
+        removed = privileges.give(timestamps, "key")
+        for name in ("audit", usage.NAME):
+            privileges.give(environment.state / name, "key")
         listener = wg_socket.listen(environment.wg / f"{environment.interface}.sock")
-    except config.ConfigError as error:
-        for mistake in error.mistakes:
-            stage.log.error("configuration refused", mistake=str(mistake))
-        return EXIT_MISTAKE
-    except OSError as error:
-        stage.log.error("cannot work", reason=str(error))
-        return EXIT_MISTAKE
+        door = reload_door.listen(environment.run) if environment.managed else None
+    except (config.ConfigError, OSError) as error:
+        return _refused(stage, error)
+    del kept, interface  # their keys must not outlive a change
     if listener is None:
-        stage.log.warning("the wg socket is served by another program", folder=str(environment.wg))
+        _warn_of_another(stage)
     else:
         stage.at_end = listener.close
     service: list[KeyService] = []
 
     def set_up() -> None:
         try:
-            kept = TimestampStore(timestamps)
+            stamps = TimestampStore(timestamps)
         except OSError as error:
             stage.log.error("cannot work", reason=f"{timestamps}: {error.strerror}")
             sys.exit(EXIT_MISTAKE)
-        service.append(KeyService(stage, registry, kept, listener, store))
+        if lost := removed or stamps.lost:
+            stage.log.warning(
+                "time stamps are lost: each peer's next initiation counts, even a recorded one",
+                file=str(timestamps),
+                reason=f"it {lost.why}",
+            )
+        service.append(KeyService(stage, registry, stamps, listener, store))
         service[0].set_up()
+        if stage.bell is not None:
+            for opened in (listener, door):
+                if opened is not None:
+                    stage.bell.watch(opened.fileno())
+        if door is not None:
+            service[0].open_door(door, text)
 
     return stage.run(set_up)
 
 
-def _store(environment: Environment) -> Path:
-    """Where live changes are remembered: upon this very configuration file, as an edited one is the newer word."""
-    text = environment.config.read_bytes() if environment.managed else b""
-    store = environment.run / "key" / f"live-{blake2s(text, digest_size=8).hexdigest()}"
-    for stale in store.parent.glob("live-*"):
-        if stale != store:
-            stale.unlink()
-    return store
+def _refused(stage: Stage, error: config.ConfigError | OSError) -> int:
+    if isinstance(error, OSError):
+        stage.log.error("cannot work", reason=why(error))
+    else:
+        for mistake in error.mistakes:
+            stage.log.error("configuration refused", mistake=str(mistake))
+    return EXIT_MISTAKE
+
+
+def _warn_of_another(stage: Stage) -> None:
+    stage.log.warning(
+        "another program serves the wg socket",
+        folder=str(stage.environment.wg),
+        mend="stop that program, then run `stagewire restart`",
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Changes that were made through the `wg` socket, in a file that outlives the process: one record after another.
+"""Keeps live changes in a file, the journal, which outlives the process.
 
-A record is an operation of the socket, as text, in frames of at most FRAME bytes:
+Each record is an operation of the `wg` socket, as text, in frames of at most FRAME bytes:
 
-    last 1 | length 4 | check 8 | text          `last` is 1 in a record's last frame, else 0
+    last 1 | length 4 | check 8 | text          `last` is 1 in a record's last frame, otherwise 0
 
-so a big change is written in pieces, between which its writer sees to other things. A record counts once its last frame is
-there: what a killed process left half-written is cut off by the next. Replaying all of them upon the configuration file
-gives what is in force. When they are many, they are replaced by one that says the same, written beside them in pieces too.
+key-service writes a big change frame by frame, and answers handshakes in between. A record counts once its last frame is
+written. The next process cuts off a record that a killed process left incomplete. All records, replayed upon the accepted
+text, give the configuration in force. A rewrite replaces many records by a single equivalent record.
 
-It holds the private key, so nobody but its owner may read it, and it lies in a folder that nobody else enters.
+The journal holds the private key. So only its owner may read the file and enter its folder.
 """
 
 import os
@@ -19,27 +19,33 @@ from hashlib import blake2s
 from pathlib import Path
 from typing import Final
 
-from stagewire.proto import uapi
+from stagewire import files
+from stagewire.config import uapi
 
 FRAME: Final = 32 * 1024
-"""Bytes of text: with 1,500 prefixes in it, some 6 ms to make."""
+"""Bytes of text in a frame: they bound the time for which a frame delays handshakes."""
 MAX_RECORDS: Final = 256
-"""Each takes a restart some 2 ms beside 130,000 prefixes."""
+"""Records before a rewrite: each lengthens a restart."""
+MAX_SIZE: Final = 1 << 30
+"""Bytes; no journal that key-service writes is near."""
 SLACK: Final = 1 << 20
-"""Bytes that may be added before it is worth a rewrite, beyond what the last rewrite came to."""
+"""Bytes before a rewrite, beyond twice the size after the last rewrite."""
 _HEAD: Final = struct.Struct("!BI8s")
 
 
 def records(path: Path) -> list[bytes]:
-    """The whole records of a file; none if there is no file. Raises OSError."""
+    """Returns the complete records of a file; none if the file is missing. Raises OSError."""
     try:
-        return _whole(path.read_bytes())[0]
+        return _whole(files.read(path, MAX_SIZE))[0]
     except FileNotFoundError:
+        return []
+    except files.Suspicious:
+        files.clear(path)
         return []
 
 
 def operation(change: uapi.Change) -> Iterator[bytes]:
-    """A change as the text that it could have come from, in pieces."""
+    """Yields a change as the text of an operation, in pieces."""
     lines = ["set=1\n"]
     if change.private_key is not None:
         lines.append(f"private_key={change.private_key.hex()}\n")
@@ -79,31 +85,41 @@ def _joined(first: list[str], more: Iterable[str]) -> Iterator[bytes]:
 
 
 class Journal:
-    """Appends to one file. Only one record is written at a time."""
+    """Appends records to the journal, each after the other."""
 
     def __init__(self, path: Path) -> None:
-        """Finds the end of what is whole; nothing is written yet. Raises OSError when the file can't be read."""
+        """Finds the end of the last complete record and writes nothing. Raises OSError if the file is unreadable."""
         self._path = path
         self._descriptor = -1
         self._count, self._good = 0, 0
         with suppress(FileNotFoundError):
-            found, self._good = _whole(path.read_bytes())
+            found, self._good = _whole(files.read(path, MAX_SIZE))
             self._count = len(found)
         self._compact = 0
         self._torn = False
-        """The last record couldn't be written, so that the next ones would be replayed upon something else."""
+        """A record could not be written. Later records would be replayed upon a wrong configuration."""
+        self.has_dead_keys = self._count > 1
+        """Earlier records may hold keys that are no longer in force. Only a rewrite leaves them out."""
         self._since: list[bytes] | None = None
-        """While it is rewritten: what was appended meanwhile."""
+        """Records appended during a rewrite; None outside a rewrite."""
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     @property
     def overgrown(self) -> bool:
-        """Whether it is time for a rewrite."""
-        return self._torn or self._count > MAX_RECORDS or self._good > 2 * self._compact + SLACK
+        """Tells whether the journal needs a rewrite."""
+        return self._torn or self.has_dead_keys or self._count > MAX_RECORDS or self._good > 2 * self._compact + SLACK
 
     def append(self, text: Iterator[bytes]) -> Iterator[None]:
-        """Writes a record, a piece in each step; it counts when the last step is done. Raises OSError: it doesn't count."""
+        """Writes a record, a frame in each step. The record counts after the last step.
+
+        Raises OSError, and cuts the record off.
+        """
         if self._torn:
-            return  # until it is rewritten, with this change in it
+            return  # the rewrite will contain this change
         written = bytearray()
         try:
             self._open()
@@ -122,11 +138,13 @@ class Journal:
             self._since.append(bytes(written))
 
     def rewrite(self, text: Iterator[bytes]) -> Iterator[None]:
-        """Replaces all records by this one and those appended meanwhile, a piece in each step. Raises OSError: all stays."""
+        """Replaces all earlier records by this record, a frame in each step. Keeps records appended in between.
+
+        Raises OSError, and leaves the journal unchanged.
+        """
         fresh = self._path.with_suffix(".new")
         self._since = []
-        with suppress(FileNotFoundError):
-            fresh.unlink()
+        files.clear(fresh)
         descriptor = _create(fresh)
         try:
             size = 0
@@ -138,7 +156,7 @@ class Journal:
             for record in self._since:
                 _write(descriptor, record)
                 size += len(record)
-            fresh.replace(self._path)
+            (files.put_over if self.has_dead_keys else files.put)(fresh, self._path)
         except BaseException:
             os.close(descriptor)
             raise
@@ -147,7 +165,7 @@ class Journal:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor, self._compact, self._good, self._count = descriptor, compact, size, 1 + len(since)
-        self._torn = False
+        self._torn = self.has_dead_keys = False
 
     def _open(self) -> None:
         if self._descriptor < 0:
@@ -156,14 +174,16 @@ class Journal:
 
 
 def _create(path: Path) -> int:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    os.fchmod(descriptor, 0o600)  # whatever it was when we found it
+    descriptor = os.open(
+        path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
+    )
+    os.fchmod(descriptor, 0o600)  # an existing file keeps its mode otherwise
     return descriptor
 
 
 def _write(descriptor: int, frame: bytes) -> None:
     written = os.write(descriptor, frame)
-    while written < len(frame):  # the disk is all but full; the next write says so
+    while written < len(frame):  # the disk is nearly full; the next write raises
         written += os.write(descriptor, frame[written:])
 
 
@@ -185,7 +205,7 @@ def _check(last: int, text: bytes) -> bytes:
 
 
 def _whole(data: bytes) -> tuple[list[bytes], int]:
-    """The records that are whole, up to the first that isn't, and where that begins."""
+    """Returns the complete records before the first incomplete record, and their size in bytes."""
     found: list[bytes] = []
     pieces: list[bytes] = []
     offset = end = 0

@@ -1,222 +1,363 @@
-"""Changing the configuration in force: whole or not at all, one change after another.
+"""Changes the configuration in force, one change after another, each completely or not at all.
 
 1. work the change out on copies (`registry`)
-2. a new port or mark: conn-service tries it, and keeps the old one if it can't be had
-3. write it into the journal in the run folder, so that a restart of key-service forgets nothing; a big one in pieces,
-   between which handshakes are answered
-4. commit; tell the Handshaker and every stage what it comes to
+2. let host-service try its part (`trial`): a refusal ends the change
+3. store the change in the run folder, for the next key-service: a big change in pieces, with handshakes in between
+4. commit; tell the Handshaker and every stage the difference
+5. take keys that are no longer in force out of the run folder: only then the change is answered
+6. answer once every stage applies it (`answers`); the next change may begin before
 """
 
+import errno
 import gc
-import os
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from itertools import starmap
 from pathlib import Path
 from typing import Final
 
 from key_service.announce import Announcer, batches
+from key_service.answers import Answers
 from key_service.hub import Hub
 from key_service.journal import Journal, operation
 from key_service.registry import Delta, Prepared, Registry
+from key_service.snapshots import Snapshots
 from key_service.timestamps import TimestampStore
-from stagewire.config import HostPort, PeerConfig
-from stagewire.ipc.control import PEER_BATCH, EndpointFound, Listening, SendingExpired, SendStaged
-from stagewire.ipc.loop import boot_time
+from key_service.trial import Trial, Verdict
+from stagewire.config import HostPort, PeerConfig, public_key, uapi
+from stagewire.control.messages import (
+    PEER_BATCH,
+    ConnSettings,
+    EndpointFound,
+    HostSettings,
+    HostState,
+    Listening,
+    SendingExpired,
+    SendStaged,
+)
 from stagewire.logs import Log
-from stagewire.proto import uapi
+from stagewire.loop import boot_time
+from stagewire.proto import constants as c
 from stagewire.proto.endpoint import Endpoint, same_place, unpack_untrusted
 from stagewire.proto.handshake import Identity
 from stagewire.proto.handshaker import Handshaker
 from stagewire.proto.peer import Peer
 
-LISTENING_WITHIN: Final = 2.0
-"""s for conn-service to say whether a port can be had."""
 BUDGET: Final = 0.01
-"""s of one turn that a change may take, and its piece that is begun; then handshakes get theirs."""
+"""s of a turn that a change may take, beside its last piece: then handshakes have their turn."""
 Done = Callable[[int], None]
-"""Told 0, or the errno for which nothing was changed."""
+"""Gets 0, or the errno of a refused change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Describes a wanted change. `remember` stores the change in pieces before the commit, and may raise OSError.
+
+    `whole`: the change is refused if it cannot be stored, or if host-service cannot set one of its routes. `said` gets
+    host-service's refusal or silence in a line, before `done` is called. `made` is called with the commit, `done` once all
+    stages apply the change: other changes may lie between.
+    """
+
+    work_out: Callable[[Prepared], Iterator[None]]
+    remember: Callable[[], Iterator[None]]
+    done: Done
+    whole: bool = False
+    said: Callable[[str], None] = lambda _line: None
+    made: Callable[[], None] = lambda: None
 
 
 class LiveConfiguration:
-    """The configuration of one interface while it runs."""
+    """Holds and changes the configuration of a running interface."""
 
     def __init__(
         self,
         announcer: Announcer,
+        hub: Hub,
+        snapshots: Snapshots,
+        answers: Answers,
         timestamps: TimestampStore,
         store: Path,
         log: Log,
         *,
+        on_prefixes: Callable[[], None] = lambda: None,
+        on_key_dropped: Callable[[float], None] = lambda _now: None,
         show_private_key: bool = True,
     ) -> None:
+        """Opens the journal at `store`.
+
+        Calls `on_prefixes` after allowed-IPs change, before any stage is told, and `on_key_dropped` after keys are no longer
+        in force: once they are stored nowhere, and again with the answer.
+        """
         self._announcer = announcer
+        self._hub = hub
+        self._snapshots = snapshots
+        self._answers = answers
+        self._on_prefixes = on_prefixes
+        self._on_key_dropped = on_key_dropped
         self.registry: Registry = announcer.registry
         self._handshaker: Handshaker = announcer.handshaker
         self._timestamps = timestamps
         self._journal = Journal(store)
         self._log = log
         self._show_private_key = show_private_key
-        self._waiting: tuple[Prepared, uapi.Change, Done, float] | None = None
-        self._request = 0
-        """Of conn-service, the last; it answers others too, which a change must not take for its own answer."""
-        self._queue: deque[tuple[uapi.Change, Done]] = deque()
+        self.trial = Trial(announcer, hub, log)
+        self._queue: deque[Task] = deque()
         self._work: Iterator[None] | None = None
-        """The change that is being made, when no answer is waited for."""
+        """The change under way."""
+        self._ready = False
+        """Whether that change is ready for its commit."""
         self._tidying: Iterator[None] | None = None
-        """The journal's rewrite, when there is nothing better to do."""
+        """The journal's rewrite, which waits for changes."""
         self.names: dict[bytes, HostPort] = {}
-        """Endpoints that are host names, to be looked up."""
+        """Endpoints that are host names, by public key."""
+        self.link_up: bool | None = None
+        """Whether the link is up; None while unknown."""
         self.port = 0
-        """The UDP port that is open; 0 while none is."""
-        self.hub: Hub
+        """The open UDP port; 0 for none."""
+        self.forget: Callable[[set[bytes]], None] = lambda _secrets: None
+        """Takes keys that are no longer in force out of the accepted text."""
 
     # --- at start ------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Makes known to the Handshaker what the registry holds."""
+        """Adds the registry's peers to the Handshaker."""
         for peer in self.registry.peers.values():
             self._add(peer)
+        self._tidy()
 
     # --- changes -------------------------------------------------------------------------------------------
 
     def change(self, change: uapi.Change, done: Done) -> None:
-        """Makes a change, now or when the one before it is made."""
-        if self._waiting is not None or self._work is not None:
-            self._queue.append((change, done))
-            return
-        self._begin(self._steps(change, done))
+        """Makes a change of the `wg` socket, now or after earlier changes."""
+        self.make(
+            Task(lambda prepared: prepared.work_out(change), lambda: self._journal.append(operation(change)), done)
+        )
 
-    def _steps(self, change: uapi.Change, done: Done) -> Iterator[None]:
+    def make(self, task: Task) -> None:
+        """Makes a change of any kind, now or after earlier changes."""
+        if self._work is not None:
+            self._queue.append(task)
+            return
+        self._begin(self._steps(task))
+
+    def begin_journal(self, store: Path, *, with_all: bool = False) -> None:
+        """Stores later changes in another file. `with_all`: also stores the whole configuration in force there."""
+        self._tidying = None
+        self._journal.close()
+        self._journal = Journal(store)
+        if with_all:
+            self._tidying = self._rewrite()
+
+    def _steps(self, task: Task) -> Iterator[None]:
         prepared = Prepared(self.registry)
-        yield from prepared.work_out(change)
-        if (prepared.delta.listen_port or prepared.delta.fwmark) and self.hub.member("conn") is not None:
-            self._waiting = (prepared, change, done, boot_time() + LISTENING_WITHIN)
-            self._try_sockets(prepared)
-            return
-        yield from self._make(prepared, change, done)
-
-    def _try_sockets(self, prepared: Prepared) -> None:
-        self._request += 1
-        wanted = self._announcer.conn_settings(prepared.settings)
-        self.hub.tell("conn", 0, replace(wanted, request=self._request))
+        yield from task.work_out(prepared)
+        verdict = None
+        if self.trial.concerns(prepared, whole=task.whole):
+            verdict = yield from self.trial.make(prepared, whole=task.whole)
+            if verdict.reason:
+                task.said(verdict.reason)
+            if verdict.code:
+                task.done(verdict.code)
+                return
+        yield from self._make(prepared, task, verdict)
 
     def tell_conn(self) -> None:
-        """conn-service needs its settings again; those that it is just trying aren't taken back by it."""
-        settings = self._waiting[0].settings if self._waiting is not None else self.registry.interface
-        self.hub.tell("conn", 0, self._announcer.conn_settings(settings))
+        """Sends conn-service its settings again."""
+        self._hub.tell("conn", 0, self._announcer.conn_settings())
+
+    def tell_workers(self) -> None:
+        """Sends every worker its settings again."""
+        for worker in self._hub.numbers("device"):
+            self._hub.tell("device", worker, self._announcer.worker_settings())
 
     def on_listening(self, message: Listening) -> None:
-        """conn-service has opened its sockets, or couldn't."""
+        """Takes host-service's answer about the UDP port."""
         if message.port:
             self.port = message.port
-        if self._waiting is not None and message.request == self._request:
-            prepared, change, done, _ = self._waiting
-            self._waiting = None
-            if message.code:
-                self._log.warning("port refused", port=prepared.settings.listen_port, reason=os.strerror(message.code))
-                done(message.code)
-                self._next()
-            else:
-                self._begin(self._make(prepared, change, done))
+        self._on_answer(message)
+
+    def on_host_state(self, message: HostState) -> None:
+        """Takes host-service's answer about the network, or its news of the host."""
+        self._on_answer(message)
+
+    def _on_answer(self, message: Listening | HostState) -> None:
+        if self.trial.on_answer(message):
+            self._go_on()
 
     def next_deadline(self) -> float | None:
-        """When to wait no longer for conn-service; at once while there is something to write."""
-        if self._work is not None or self._tidying is not None:
+        """Returns the deadline of host-service's answer, or of a snapshot's next piece; 0 while there is work to do."""
+        if self._tidying is not None or (self._work is not None and not self._waits):
             return 0.0
-        return self._waiting[3] if self._waiting else None
+        return self._snapshots.next_deadline() if self._ready else self.trial.until
 
     def act(self, now: float) -> None:
-        """Goes on with what is being made. If conn-service said nothing: it is away, and is told all when it is back."""
-        if self._waiting is not None and self._waiting[3] <= now:
-            prepared, change, done, _ = self._waiting
-            self._waiting = None
-            # If it came back meanwhile, what it was told then is old by now.
-            self._begin(self._make(prepared, change, done, tell_conn=True))
-        elif self._work is not None:
+        """Continues a change or the journal's rewrite. Stops waiting for a silent host-service."""
+        until = self.trial.until
+        if until is not None and until <= now:
+            self.trial.give_up()
+            self._go_on()
+        elif self._work is not None and not self._waits:
             self._go_on()
         elif self._tidying is not None:
             self._tidying = self._some_of(self._tidying)
 
+    @property
+    def _waits(self) -> bool:
+        """Tells whether the change under way waits: for host-service, or before its commit for the end of all snapshots."""
+        return self.trial.waits or (self._ready and self._snapshots.next_deadline() is not None)
+
     def _next(self) -> None:
-        while self._queue and self._waiting is None and self._work is None:
-            self.change(*self._queue.popleft())
+        while self._queue and self._work is None:
+            self.make(self._queue.popleft())
 
     def _begin(self, work: Iterator[None]) -> None:
         self._work = work
         self._go_on()
 
     def _go_on(self) -> None:
-        assert self._work is not None  # noqa: S101 - whoever calls has seen it
+        assert self._work is not None  # noqa: S101 - every caller checks it
         self._work = self._some_of(self._work)
         if self._work is None:
-            if self._journal.overgrown and self._tidying is None:
-                self._tidying = self._rewrite()
+            self._tidy()
             self._next()
 
-    @staticmethod
-    def _some_of(work: Iterator[None]) -> Iterator[None] | None:
-        """A turn's worth of it; what is left."""
+    def _tidy(self) -> None:
+        if self._journal.overgrown and self._tidying is None:
+            self._tidying = self._rewrite()
+
+    def _some_of(self, work: Iterator[None]) -> Iterator[None] | None:
+        """Works for about BUDGET. Returns the rest of the work; None if all is done."""
         until = boot_time() + BUDGET
         for _ in work:
-            if boot_time() >= until:
+            if self._waits or boot_time() >= until:
                 return work
         return None
 
-    def _make(self, prepared: Prepared, change: uapi.Change, done: Done, *, tell_conn: bool = False) -> Iterator[None]:
-        """First it is written, so that what holds is remembered; whoever reads meanwhile sees what holds still."""
+    def _make(self, prepared: Prepared, task: Task, verdict: Verdict | None) -> Iterator[None]:
+        """Stores a change, then commits it and tells the stages. Until the commit, readers see the old configuration."""
         try:
-            yield from self._journal.append(operation(change))
+            yield from task.remember()
         except OSError as error:
-            self._log.error("change not remembered", reason=str(error))
-        mark = self._announcer.mark(self.registry.interface)
-        delta = self.registry.commit(prepared)
-        self._apply_to_handshakes(delta)
-        # A stage that says hello meanwhile is sent all of it; what it hears again then changes nothing.
-        for _ in self._tell(delta):
+            self._log.error("cannot store a change", reason=str(error))
+            if task.whole:
+                if verdict is not None:
+                    yield from self.trial.take_back(prepared, whole=True)
+                task.done(error.errno or errno.EIO)
+                return
+        self._ready = True
+        while self._waits:
             yield
-        if tell_conn or mark != self._announcer.mark(self.registry.interface):
-            # The first default route came, or the last one went.
-            self.hub.tell("conn", 0, self._announcer.conn_settings(self.registry.interface))
-        if mark != self._announcer.mark(self.registry.interface):
-            self.hub.tell("tun", 0, self._announcer.tun_settings())
+        self._ready = False
+        before = self._settings()
+        # A new host-service has got a snapshot without this change.
+        tried = verdict is not None and verdict.answered and self.trial.knows()
+        lost = self.registry.lost_by(prepared)
+        delta = self.registry.commit(prepared)
+        if delta.gone or any(peer.prefixes_added or peer.prefixes_removed for peer in delta.peers.values()):
+            self._on_prefixes()
+        self._apply_to_handshakes(delta)
+        # A stage that says hello in between gets a whole snapshot; repeated messages change nothing.
+        for _ in self._tell(delta, host=not (tried and task.whole)):
+            yield
+        self._tell_settings(before, host=not tried, sockets=not tried and verdict is not None)
         self._log.info(
             "configuration changed", peers=len(self.registry.peers), changed=len(delta.peers), gone=len(delta.gone)
         )
-        # What a change leaves has no cycles; to look for some among 130,000 prefixes would take 100 ms each time.
+        # A change leaves no cycles, and a search of all prefixes for cycles would delay handshakes.
         gc.freeze()
+        task.made()
+        if lost:
+            yield from self._forget(lost, journal=not task.whole)
+            self._on_key_dropped(boot_time())
+        self._answers.hold(
+            partial(self._answer, task.done, bool(lost)),
+            sum(_prefixes(delta)),
+            host=not tried and self._announcer.managed,
+        )
+
+    def _answer(self, done: Done, key_dropped: bool) -> None:
         done(0)
+        if key_dropped:  # the change itself may have held it until now
+            self._on_key_dropped(boot_time())
+
+    def _settings(self) -> tuple[ConnSettings, HostSettings, float]:
+        """Returns the settings of conn- and host-service, and the rekey interval (s)."""
+        announcer, interface = self._announcer, self.registry.interface
+        host = announcer.host_settings(interface, self.registry.peers)
+        return announcer.conn_settings(), host, interface.rekey_after_time
+
+    def _tell_settings(self, before: tuple[ConnSettings, HostSettings, float], *, host: bool, sockets: bool) -> None:
+        conn, settings, rekey = self._settings()
+        if sockets:
+            self._hub.tell("host", 0, self._announcer.socket_settings(self.registry.interface))
+        if host and (sockets or settings != before[1]):
+            self._hub.tell("host", 0, settings)
+        if conn != before[0]:
+            self._hub.tell("conn", 0, conn)
+        if rekey != before[2]:
+            self.tell_workers()
 
     def _rewrite(self) -> Iterator[None]:
         try:
-            yield from self._journal.rewrite(self._as_operation())
+            yield from self._journal.rewrite(self.as_operation())
         except OSError as error:
-            self._log.error("changes not rewritten", reason=str(error))
+            self._log.error("cannot rewrite the journal", reason=str(error))
+
+    def _forget(self, secrets: set[bytes], *, journal: bool) -> Iterator[None]:
+        """Takes keys that are no longer in force out of what is stored. `journal`: also out of the journal's records."""
+        if journal:
+            self._journal.has_dead_keys = True
+            self._tidying = None  # a rewrite that began before may have written them
+            yield from self._rewrite()
+        self.registry.forget(secrets)
+        self.forget(secrets)
 
     def _apply_to_handshakes(self, delta: Delta) -> None:
         for key in delta.gone:
             self._handshaker.remove_peer(key)
+            self._handshaker.failures.forget(key)
             self._announcer.moves.forget(key)
+            if self._announcer.quotas is not None:
+                self._announcer.quotas.peer_gone(key)
             self.names.pop(key, None)
+        self._forget_stamps(delta)
         if delta.private_key:
             private_key = self.registry.interface.private_key
             identity = Identity.from_private_bytes(private_key) if private_key else None
-            own = self._timestamps.latest(identity.public_key, "own") if identity else bytes(12)
+            own = self._timestamps.own(identity.public_key) if identity else bytes(c.TIMESTAMP_LENGTH)
             self._handshaker.set_identity(identity, own)
         for key, changed in delta.peers.items():
             peer = self.registry.peers[key]
             if changed.added:
                 self._add(peer)
             self._handshaker.peers[key].preshared_key = peer.preshared_key
+            if changed.stamped:
+                self._handshaker.peers[key].stamped = peer.response_timestamp
+            if changed.renamed and peer.endpoint is not None:
+                self.names[key] = peer.endpoint
             if changed.endpoint is not None:
                 self.names.pop(key, None)
+                self._handshaker.peers[key].candidates = ()
                 known, packed = self._handshaker.peers[key], changed.endpoint.pack()
                 if known.endpoint is not None and same_place(known.endpoint, packed):
-                    changed.endpoint = None  # said again by a syncconf: nothing to tell, and our source stays
+                    changed.endpoint = None  # `wg syncconf` repeats endpoints: the address of ours must stay
                 else:
-                    known.endpoint = packed
+                    known.endpoint, known.endpoint_set_at = packed, boot_time()
+
+    def _forget_stamps(self, delta: Delta) -> None:
+        """Forgets the stamps of removed peers, as the kernel does: this helps a peer whose clock was once ahead."""
+        own = self.registry.interface.private_key
+        spared = public_key(own) if own and delta.gone else None  # our own stamps stay if a peer has our key
+        for key in delta.gone:
+            if key != spared:
+                self._timestamps.forget(key)
+        for key in delta.renewed:
+            self._timestamps.forget(key)
+            peer = self._handshaker.peers[key]
+            peer.latest_initiation = peer.latest_response = bytes(c.TIMESTAMP_LENGTH)
 
     def _add(self, peer: PeerConfig) -> None:
         home = self._announcer.moves.home(peer.public_key)
@@ -230,11 +371,11 @@ class LiveConfiguration:
             except ValueError:
                 self.names[peer.public_key] = peer.endpoint
 
-    def _tell(self, delta: Delta) -> Iterator[None]:
-        hub = self.hub
+    def _tell(self, delta: Delta, *, host: bool) -> Iterator[None]:
+        hub = self._hub
         if delta.private_key:
-            hub.tell("conn", 0, self._announcer.conn_settings(self.registry.interface))
-        for stage, numbers in (("device", hub.numbers("device")), ("tun", [0])):
+            hub.tell("conn", 0, self._announcer.conn_settings())
+        for stage, numbers in (("device", hub.numbers("device")), ("tun", [0]), ("host", [0] if host else [])):
             for number in numbers:
                 if stage == "device" and delta.private_key:
                     hub.tell(stage, number, SendingExpired())
@@ -244,10 +385,11 @@ class LiveConfiguration:
         mentioned: dict[int, list[bytes]] = {}
         for key, changed in delta.peers.items():
             if changed.added:
-                continue  # its worker has been told all of it just now, and nothing waits for it yet
+                continue  # the worker has just got this peer, and holds no packets for it
             for home in self._announcer.moves.homes(key):
                 if changed.endpoint is not None:
-                    hub.tell("device", home, EndpointFound(key, changed.endpoint.pack()))
+                    at = self._handshaker.peers[key].endpoint_set_at
+                    hub.tell("device", home, EndpointFound(key, changed.endpoint.pack(), at))
                 if changed.mentioned:
                     mentioned.setdefault(home, []).append(key)
         for home, keys in mentioned.items():
@@ -257,9 +399,9 @@ class LiveConfiguration:
     # --- what is in force ----------------------------------------------------------------------------------
 
     def state(self, *, whole: bool = False) -> uapi.InterfaceState:
-        """As `wg show` sees it; `whole` with the private key whatever the setting."""
+        """Returns the state that `wg show` prints. `whole`: always with the private key."""
         interface = self.registry.interface
-        # Whoever reads slowly gets it as it is now, also of peers that go meanwhile.
+        # A slow reader gets the present peers, even if a change removes some of them.
         peers = [(peer, self._handshaker.peers[key]) for key, peer in self.registry.peers.items()]
         return uapi.InterfaceState(
             private_key=interface.private_key if whole or self._show_private_key else None,
@@ -268,13 +410,17 @@ class LiveConfiguration:
             peers=starmap(_peer_state, peers),
         )
 
-    def _as_operation(self) -> Iterator[bytes]:
-        """What is in force when this begins, as a set upon the configuration file. A host name stays the file's word."""
-        skipped = (b"last_handshake", b"tx_bytes", b"rx_bytes", b"errno")
+    def as_operation(self) -> Iterator[bytes]:
+        """Yields the configuration in force as one operation upon the accepted text. Omits host names."""
+        # The kernel may have chosen the open port.
+        skipped = (b"last_handshake", b"tx_bytes", b"rx_bytes", b"errno", b"listen_port")
         answer, names = uapi.get_reply(self.state(whole=True)), set(self.names)
-        gone = self.registry.from_file - self.registry.peers.keys()
-        no_key = self.registry.interface.private_key is None
-        return _without(answer, skipped, names, b"private_key=%s\n" % (b"0" * 64) if no_key else b"", gone)
+        gone = self.registry.from_file.keys() - self.registry.peers.keys()
+        interface = self.registry.interface
+        first = b"private_key=%s\n" % (b"0" * 64) if interface.private_key is None else b""
+        if interface.listen_port is not None:
+            first += b"listen_port=%d\n" % interface.listen_port
+        return _without(answer, skipped, names, first, gone)
 
 
 def _without(
@@ -295,6 +441,13 @@ def _without(
                 kept.append(b"replace_allowed_ips=true")
         yield b"".join(line + b"\n" for line in kept)
     yield b"".join(b"public_key=%s\nremove=true\n" % key.hex().encode() for key in gone) + b"\n"
+
+
+def _prefixes(delta: Delta) -> Iterator[int]:
+    """Yields numbers of changed prefixes."""
+    yield len(delta.prefixes_gone)
+    for peer in delta.peers.values():
+        yield len(peer.prefixes_added) + len(peer.prefixes_removed)
 
 
 def _peer_state(peer: PeerConfig, known: Peer) -> uapi.PeerState:

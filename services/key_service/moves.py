@@ -1,29 +1,28 @@
-"""Which worker each peer is at home in, and how a peer moves when the number of workers changes.
+"""Knows each peer's home worker, and moves peers when the number of workers changes.
 
-A peer's home is the one that `homes` says for the number of workers that is wanted. One that has to move gets its new
-session before the old one goes:
+`homes` chooses a peer's home among the wanted workers. A moving peer gets its new session before it loses the old session:
 
     state      new sessions for  at home in  its packets go to  until
     ---------  ----------------  ----------  -----------------  ---------------------------------------------------
-    planned    old               old         old                new has been up for SETTLED, and its turn has come
-    settling   old               old, new    old                new says that it knows the peer is at home there
+    planned    old               old         old                new has been up for SETTLED, and `pace` has a place
+    settling   old               old, new    old                new answers MovedIn
     shaking    new               old, new    old                the new session may send | SHAKE_WITHIN
-    lingering  new               old, new    new                LINGER: for what was on its way to the old session;
-                                                                meanwhile the peer is nudged to use the new one
+    lingering  new               old, new    new                LINGER: packets to the old session still arrive, and
+                                                                empty packets nudge the peer to the new session
 
 Rules:
-  1. A peer without a live session, or nowhere, skips `shaking`; so does one whose old worker dies in it.
-  2. A move that has begun is finished, whatever is wanted by then; the next one may begin after it. If the new worker
-     dies before packets go there, the peer stays, and is planned again.
-  3. What answered the peer's own initiation lately must have arrived before we initiate, or the peer might settle on
-     the older of both sessions.
-  4. Whom we initiated with uses the old session until the first packet under the new one arrives, and that may be lost:
-     so it gets NUDGES more, or one that only sends would send to nobody for 15 s.
-  5. A worker that isn't wanted retires when nobody is at home there, nor in any of a higher number, and tun- and
-     conn-service have HEARD that it is no more: they would wait for one that is gone, and let all others wait. One that
-     comes unwanted gets a GRACE, as it may have been started just before it will be wanted.
+  1. A peer without a live session or an endpoint skips `shaking`. If the old worker dies, the peer leaves `shaking`.
+  2. A move that has begun goes on, even if the wanted number of workers changes again. Another move may follow it. If the
+     new worker dies before `lingering`, the peer stays at home in the old worker, and is planned again.
+  3. After the peer's own initiation, we initiate only when our response must have arrived. Otherwise the peer might
+     settle on the older session.
+  4. After our initiation, the peer keeps to the old session until a packet under the new session arrives. A single
+     packet may be lost, so the peer gets NUDGES more. Without them, a peer that only sends would lose 15 s of packets.
+  5. An unwanted worker retires when no peer is at home there or in a worker of a higher number. tun- and conn-service
+     must have HEARD of it: a pipe to a missing worker would hold back all trains. An unwanted worker that comes up gets
+     a GRACE, as its number may be wanted soon.
 
-Pure: what has to be done for it is returned, to be carried out in its order.
+Each method returns steps, which the caller carries out in order.
 """
 
 from collections.abc import Iterable
@@ -33,28 +32,28 @@ from typing import Final
 from key_service.homes import home_of
 from stagewire.proto import constants as c
 from stagewire.proto.agenda import Agenda
-from stagewire.proto.effects import Effect
+from stagewire.proto.events import Effect
 from stagewire.proto.handshaker import INSTALL_TIMEOUT, Handshaker
 from stagewire.proto.pace import Pace
 from stagewire.proto.peer import Peer
 
 SETTLED: Final = 0.3
-"""s that a worker must have been up, and tun- and conn-service have known its number: they connect within 0.1 s."""
+"""s that a worker must have been up, and known to tun- and conn-service, before a peer moves there."""
 SETTLE_WITHIN: Final = 2.0
 SHAKE_WITHIN: Final = 6.0
-"""s: an initiation and one retransmission. Who doesn't answer moves without a session."""
+"""s for an initiation and one retransmission. A peer that does not answer moves without a session."""
 LINGER: Final = 1.0
 NUDGES: Final = 2
 GRACE: Final = 5.0
 HEARD: Final = 0.1
-"""s that tun- and conn-service have to hear of another number of workers."""
+"""s in which tun- and conn-service learn the new number of workers."""
 AGAIN: Final = 2.0
-"""s after which a worker that hasn't retired is told again."""
+"""s after which a worker is told again to retire."""
 
 
 @dataclass(frozen=True, slots=True)
 class MoveIn:
-    """Tell a worker that these are at home there too."""
+    """Tells a worker that these peers are at home there too."""
 
     worker: int
     public_keys: tuple[bytes, ...]
@@ -62,7 +61,7 @@ class MoveIn:
 
 @dataclass(frozen=True, slots=True)
 class Carry:
-    """Tell tun-service that these peers' packets go to a worker."""
+    """Tells tun-service that these peers' packets go to a worker."""
 
     worker: int
     public_keys: tuple[bytes, ...]
@@ -70,15 +69,22 @@ class Carry:
 
 @dataclass(frozen=True, slots=True)
 class MoveOut:
-    """Tell a worker that these are no longer at home there."""
+    """Tells a worker that these peers are no longer at home there."""
 
     worker: int
     public_keys: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Settled:
+    """Tells tun-service that no worker delivers these peers' packets but their home, once earlier packets have arrived."""
+
+    public_keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Nudge:
-    """Have a worker send these an empty packet."""
+    """Makes a worker send these peers an empty packet."""
 
     worker: int
     public_keys: tuple[bytes, ...]
@@ -86,19 +92,19 @@ class Nudge:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Tell tun- and conn-service how many workers there may be."""
+    """Tells tun- and conn-service the greatest number of workers."""
 
     workers: int
 
 
 @dataclass(frozen=True, slots=True)
 class Retired:
-    """Tell a worker to go."""
+    """Tells a worker to retire."""
 
     worker: int
 
 
-Step = MoveIn | Carry | Nudge | MoveOut | Count | Retired | Effect
+Step = MoveIn | Carry | Settled | Nudge | MoveOut | Count | Retired | Effect
 
 
 @dataclass(slots=True)
@@ -114,32 +120,35 @@ class _Move:
 
 
 class Moves:
-    """`wanted` is the number of workers that is to be; `count` how many there may be meanwhile, which is no less."""
+    """Tracks all moves. `wanted` is the final number of workers. `count`, at least as great, counts until moves end."""
 
     def __init__(self, handshaker: Handshaker, wanted: int) -> None:
         self.wanted = self.count = wanted
         self._handshaker = handshaker
         self._moves: dict[bytes, _Move] = {}
         self._planned: dict[int, dict[bytes, None]] = {}
-        """By the new worker; in the order in which they will move."""
+        """Peers by new worker, in the order of their moves."""
         self._agenda: Agenda[bytes] = Agenda()
         self._pace: Pace[bytes] = Pace()
         self._ready: dict[int, float] = {}
-        """From when on (s) a worker that is up may be moved to."""
+        """s from which peers may move to a worker that is up."""
         self._retire: dict[int, float] = {}
-        """From when on (s) a worker that is up and not wanted may be told to go."""
+        """s from which an unwanted worker that is up may retire."""
         self._look_again: float | None = None
-        """When (s) one of them may have to be."""
+        """s at which a worker may have to retire."""
         self._claims: dict[bytes, int] = {}
+        """The newest session of each peer whose home is certain: a worker has claimed it, or we have moved it."""
+        self.earlier: tuple[int, ...] = ()
+        """Numbers of workers by which peers may be at home where an earlier key-service had them."""
 
     # --- where a peer is -----------------------------------------------------------------------------------
 
     def home(self, public_key: bytes) -> int:
-        """Where a new peer will live."""
+        """Returns the home worker that the wanted number of workers gives a peer."""
         return home_of(public_key, self.wanted)
 
     def homes(self, public_key: bytes) -> tuple[int, ...]:
-        """The workers that a peer is at home in: one, or two while it moves; the one for its new sessions is first."""
+        """Returns a peer's home workers, two during a move. The first worker gets new sessions."""
         worker = self._handshaker.peers[public_key].worker
         move = self._moves.get(public_key)
         if move is None:
@@ -147,19 +156,29 @@ class Moves:
         return worker, (move.old if worker == move.new else move.new)
 
     def carrier(self, public_key: bytes) -> int:
-        """The worker that a peer's packets go to."""
+        """Returns the worker that a peer's packets go to."""
         move = self._moves.get(public_key)
         return self._handshaker.peers[public_key].worker if move is None else move.carrier
 
+    def others(self, public_key: bytes) -> tuple[int, ...]:
+        """Returns the workers beside the carrier that may deliver a peer's packets.
+
+        Before its sessions are known, a peer may be at home where an earlier key-service had it.
+        """
+        workers = set(self.homes(public_key))
+        if public_key not in self._claims and public_key not in self._moves:
+            workers |= {home_of(public_key, count) for count in self.earlier}
+        return tuple(sorted(workers - {self.carrier(public_key)}))
+
     @property
     def moving(self) -> int:
-        """How many peers aren't where they belong yet."""
+        """Counts the peers that are moving or planned."""
         return len(self._moves) + sum(map(len, self._planned.values()))
 
     # --- what happens --------------------------------------------------------------------------------------
 
     def scale(self, wanted: int, now: float) -> list[Step]:
-        """Another number of workers is wanted. 1 us for each peer and worker."""
+        """Changes the wanted number of workers, and plans all moves."""
         grown = wanted > self.count
         self.wanted, self.count = wanted, max(self.count, wanted)
         self._planned.clear()
@@ -176,30 +195,33 @@ class Moves:
         return [Count(self.count)] if grown else []
 
     def worker_up(self, worker: int, now: float) -> None:
-        """A worker is ready for sessions."""
+        """Notes that a worker is ready for sessions."""
         self._ready[worker] = now + SETTLED
         if worker >= self.wanted:
             self._retire[worker] = now + (0.0 if worker < self.count else GRACE)
             self._look_again = now
 
     def worker_down(self, worker: int, now: float) -> list[Step]:
-        """A worker is gone; the Handshaker has been told."""
+        """Ends or finishes the moves of a dead worker. The caller has told the Handshaker before."""
         self._ready.pop(worker, None)
         self._retire.pop(worker, None)
         self._look_again = now
         steps: list[Step] = []
+        settled: list[bytes] = []
         for public_key, move in list(self._moves.items()):
             if move.new == worker and move.state != "lingering":
                 self._handshaker.move(public_key, move.old)
                 self._end(public_key)
+                settled.append(public_key)
             elif move.old == worker and move.state == "shaking":
                 steps += self._switch(public_key, move, now)
             elif move.old == worker and move.state == "lingering":
                 self._end(public_key)
-        return steps
+                settled.append(public_key)
+        return [*steps, Settled(tuple(settled))] if settled else steps
 
     def moved_in(self, worker: int, public_keys: Iterable[bytes], now: float, unix_ns: int) -> list[Step]:
-        """A worker knows that these are at home there."""
+        """Begins new handshakes of peers, after a worker's word that the peers are at home there."""
         steps: list[Step] = []
         for public_key in public_keys:
             move = self._moves.get(public_key)
@@ -218,23 +240,26 @@ class Moves:
         return steps
 
     def usable(self, public_key: bytes, worker: int, now: float) -> list[Step]:
-        """A worker has a new session of the peer's that may send."""
+        """Notes that a peer's new session in a worker may send."""
         move = self._moves.get(public_key)
         if move is not None and move.state == "shaking" and move.new == worker:
             return self._switch(public_key, move, now)
         return []
 
     def claim(self, worker: int, sessions: Iterable[tuple[bytes, int]]) -> list[Step]:
-        """A worker has sessions that a former key-service gave it: there their peers are, wherever they belong.
+        """Makes a worker the home of all peers whose sessions an earlier key-service gave this worker.
 
-        Each is (public key, its handshake's time in unix ns). Two workers may have one of a peer's, if it was moving
-        then; the newer counts.
+        A worker may be the home of a peer by the wanted number of workers, or by an earlier one if peers were moving.
+        Each session is (public key, its handshake's time in unix ns). If a peer was moving, two workers may claim it: the
+        newer session counts.
         """
         left: dict[int, list[bytes]] = {}
         for public_key, handshake in sessions:
             peer = self._handshaker.peers.get(public_key)
             if peer is None or peer.indices or public_key in self._moves:
-                continue  # what we have done ourselves, we know
+                continue  # this key-service has acted on the peer since, and knows more
+            if worker not in {peer.worker, *(home_of(public_key, count) for count in self.earlier)}:
+                continue  # it was never the peer's home: a worker must not get another's peers by its word
             if handshake < self._claims.get(public_key, 0):
                 continue
             self._claims[public_key] = handshake
@@ -252,7 +277,7 @@ class Moves:
         return steps
 
     def forget(self, public_key: bytes) -> None:
-        """A peer was removed."""
+        """Forgets a removed peer."""
         for planned in self._planned.values():
             planned.pop(public_key, None)
         self._moves.pop(public_key, None)
@@ -264,7 +289,7 @@ class Moves:
     # --- time ----------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
-        """When `act` is to be called (s)."""
+        """Returns the time (s) at which `act` is due."""
         deadlines = [ready for worker, ready in self._ready.items() if self._planned.get(worker)]
         if deadlines:
             deadlines = [max(min(deadlines), self._pace.next_place())]
@@ -275,7 +300,7 @@ class Moves:
         return min(deadlines, default=None)
 
     def act(self, now: float) -> list[Step]:
-        """Does what is due."""
+        """Takes all steps that are due."""
         steps: list[Step] = []
         left: dict[int, list[bytes]] = {}
         again: dict[int, list[bytes]] = {}
@@ -297,7 +322,8 @@ class Moves:
             else:
                 left.setdefault(move.new, []).append(public_key)
                 self._end(public_key)
-        steps += [MoveOut(worker, tuple(public_keys)) for worker, public_keys in left.items()]
+        for worker, public_keys in left.items():
+            steps += [MoveOut(worker, tuple(public_keys)), Settled(tuple(public_keys))]
         steps += [MoveIn(worker, tuple(public_keys)) for worker, public_keys in again.items()]
         steps += [Nudge(worker, tuple(public_keys)) for worker, public_keys in nudged.items()]
         steps += self._begin(now)
@@ -313,6 +339,7 @@ class Moves:
             while planned and len(chosen) < places and self._ready.get(worker, now + 1) <= now:
                 public_key = next(iter(planned))
                 del planned[public_key]
+                self._claims.setdefault(public_key, 0)
                 self._moves[public_key] = _Move(self._handshaker.peers[public_key].worker, worker)
                 self._until(public_key, now + SETTLE_WITHIN)
                 self._pace.begin(public_key, now)
@@ -344,7 +371,7 @@ class Moves:
             self._planned.setdefault(target, {})[public_key] = None
 
     def _vacate(self, now: float) -> list[Step]:
-        """Lets those go that nobody is at home in."""
+        """Lowers `count` if higher workers are empty, and tells empty workers to retire."""
         self._look_again = None
         if not self._retire and self.count == self.wanted:
             return []
@@ -369,9 +396,9 @@ class Moves:
 
     @staticmethod
     def _is_live(peer: Peer, unix_ns: int) -> bool:
-        """Whether packets may be under way in a session that will be missed."""
+        """Tells whether packets may be under way in a session of the peer's present worker."""
         if peer.endpoint is None or not peer.has_session(peer.worker):
             return False
         age_ns = unix_ns - peer.last_handshake_unix_ns
-        # One that was never confirmed may be confirmed any moment.
+        # An unconfirmed session may be confirmed at any moment.
         return not peer.last_handshake_unix_ns or age_ns < c.REJECT_AFTER_TIME * 1_000_000_000

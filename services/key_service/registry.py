@@ -1,25 +1,31 @@
-"""The configuration in force: read from a file, changed through the `wg` socket, one and the same state.
+"""Holds the configuration in force: a file's, with all changes through the `wg` socket.
 
-A change is worked out whole, on copies, before anything of it holds; what it comes to is a Delta, which names what the
-stages have to be told. Nothing here speaks to anybody.
+`Prepared` works a change out on copies. `Registry.commit` puts the change in force, and returns a Delta for the stages.
+This module sends nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
+from typing import TypeVar
 
-from stagewire.config import HostPort, InterfaceConfig, Network, PeerConfig, public_key
+from stagewire.config import HostPort, InterfaceConfig, Network, PeerConfig, encode_key, public_key, uapi
+from stagewire.config.peer_names import label
 from stagewire.proto import constants as c
-from stagewire.proto import uapi
 from stagewire.proto.endpoint import Endpoint
+from stagewire.proto.noise import clamp
 
 PIECE = 2048
-"""Prefixes or peers that are seen to in one go: some 5 ms."""
+"""Prefixes or peers in one piece of work: they bound the time for which a piece delays handshakes."""
 _NO_KEY = bytes(c.KEY_LENGTH)
+_SOME_KEY = b"\xff" * c.KEY_LENGTH
+"""Stands for a key that is forgotten."""
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
 class PeerDelta:
-    """What changed of one peer that stays. Lists are empty and flags false where nothing did."""
+    """Describes what changed of one peer that stays. Empty lists and false flags mean no change."""
 
     added: bool = False
     prefixes_added: list[Network] = field(default_factory=list)
@@ -27,25 +33,32 @@ class PeerDelta:
     preshared_key: bool = False
     endpoint: Endpoint | None = None
     keepalive: bool = False
+    limits: bool = False
+    renamed: bool = False
+    """The endpoint is another host name now."""
+    stamped: bool = False
+    """`response_timestamp` has changed."""
     mentioned: bool = False
-    """A set named it: what is staged for it is worth another try at once."""
+    """The change named the peer: its staged packets are worth another try."""
 
 
 @dataclass(slots=True)
 class Delta:
-    """What a change comes to."""
+    """Describes the difference that a change makes."""
 
     private_key: bool = False
     listen_port: bool = False
     fwmark: bool = False
     gone: list[bytes] = field(default_factory=list)
+    renewed: list[bytes] = field(default_factory=list)
+    """Peers that a single change removed and added again."""
     prefixes_gone: list[tuple[bytes, Network]] = field(default_factory=list)
-    """Of the peers that are gone, each with its peer."""
+    """Prefixes of the removed peers, each with its peer."""
     peers: dict[bytes, PeerDelta] = field(default_factory=dict)
 
 
 def unconfigured() -> InterfaceConfig:
-    """What a daemon has that was started without a file: nothing, until it is told through the `wg` socket."""
+    """Returns the empty configuration of a bare interface."""
     return InterfaceConfig(
         private_key=None, listen_port=0, fwmark=0, addresses=(), dns=(), mtu=None, table="off", pre_up=(), post_up=(),
         pre_down=(), post_down=(), save_config=False, rekey_after_time=c.REKEY_AFTER_TIME, peers=(),
@@ -53,55 +66,202 @@ def unconfigured() -> InterfaceConfig:
 
 
 class Registry:
-    """`interface` holds what isn't a peer's (its own `peers` stay as they were read); `peers` are by public key."""
+    """Holds the peers by public key, and all other settings in `interface`, whose own `peers` stay as they were read."""
 
     def __init__(self, interface: InterfaceConfig) -> None:
-        self.interface = interface
-        self.from_file = frozenset(peer.public_key for peer in interface.peers)
+        self.file = self.interface = interface
+        """The settings of the file, and the settings in force."""
+        self.from_file = {peer.public_key: peer.name for peer in interface.peers}
+        """The peers in the file, with their names: `wg` knows no names, so its changes leave them."""
         self.peers: dict[bytes, PeerConfig] = {peer.public_key: peer for peer in interface.peers}
+        self.commits = 0
+        """Counts the changes. A reader that remembers this number keeps no peer, and so no key, alive."""
         self._owners: dict[Network, bytes] = {
             prefix: peer.public_key for peer in interface.peers for prefix in peer.allowed_ips
         }
 
+    def owner_of(self, address: bytes) -> bytes | None:
+        """Returns the peer with the longest prefix of a packed address. Too slow for packets."""
+        whole = ip_address(address)
+        for length in range(whole.max_prefixlen, -1, -1):
+            owner = self._owners.get(ip_network((whole, length), strict=False))
+            if owner is not None:
+                return owner
+        return None
+
+    def label(self, key: bytes) -> str:
+        """Names a peer in a line for people."""
+        return label(encode_key(key), self.from_file.get(key, ""))
+
+    def is_allowed(self, prefix: Network) -> bool:
+        """Tells whether a peer has exactly this prefix."""
+        return prefix in self._owners
+
     def snapshot(self) -> InterfaceConfig:
-        """The whole as one configuration, as a file would say it."""
-        return replace(self.interface, peers=tuple(self.peers.values()))
+        """Returns the whole configuration in force."""
+        return replace(self.interface, peers=tuple(map(self._named, self.peers.values())))
+
+    def _named(self, peer: PeerConfig) -> PeerConfig:
+        name = self.from_file.get(peer.public_key, "")
+        return peer if peer.name == name else replace(peer, name=name)
 
     def restore(self, text: bytes) -> None:
-        """Takes up an operation of the `wg` socket that was remembered in an earlier life, if it is whole."""
+        """Replays a record of the journal."""
         for operation in uapi.OperationReader().feed_untrusted(text):
             if isinstance(operation, uapi.Change):
                 self.commit(self.prepare(operation))
 
     def prepare(self, change: uapi.Change) -> "Prepared":
-        """Works a change out; nothing of it holds until `commit`."""
+        """Works a change out on copies, in a single step."""
         prepared = Prepared(self)
         for _ in prepared.work_out(change):
             pass
         return prepared
 
     def commit(self, prepared: "Prepared") -> Delta:
-        """Makes a change hold, whole. None other may have been committed since it was prepared."""
+        """Puts a prepared change in force. No other commit may lie between the two steps."""
         self.interface, self.peers, self._owners = prepared.settings, prepared.peers, prepared.owners
+        self.commits += 1
+        if prepared.file is not None:
+            self.file = prepared.file
+            self.from_file = {peer.public_key: peer.name for peer in prepared.file.peers}
         return prepared.delta
+
+    def lost_by(self, prepared: "Prepared") -> set[bytes]:
+        """Returns the private and pre-shared keys that a prepared change takes out of force."""
+        now, delta = self.peers, prepared.delta
+        lost = {now[key].preshared_key for key in delta.gone}
+        lost |= {now[key].preshared_key for key in delta.peers if key in now and delta.peers[key].preshared_key}
+        if delta.private_key:
+            lost.add(self.interface.private_key or _NO_KEY)
+        return _without(lost, _secrets(prepared.settings, prepared.peers.values()))
+
+    def lost(self) -> set[bytes]:
+        """Returns the private and pre-shared keys of the file that are not in force."""
+        return _without({*_secrets(self.file, self.file.peers)}, _secrets(self.interface, self.peers.values()))
+
+    def forget(self, secrets: set[bytes]) -> None:
+        """Puts others in the place of a file's keys that are not in force. That the file had some still counts."""
+        own = self.file.private_key
+        peers = tuple(
+            replace(peer, preshared_key=_SOME_KEY) if peer.preshared_key in secrets else peer
+            for peer in self.file.peers
+        )
+        self.file = replace(self.file, private_key=None if own in secrets else own, peers=peers)
+        self.interface = replace(self.interface, peers=peers)
+
+    def with_file(self, file: InterfaceConfig) -> InterfaceConfig:
+        """Returns the configuration that an edited file puts in force.
+
+        The file sets peers and prefixes. A key, port, mark, endpoint or keepalive stays if neither this file nor the
+        file before sets it: a hook may have set it with `wg`.
+        """
+        return replace(self.settings_with(file), peers=tuple(self.peers_with(file)))
+
+    def settings_with(self, file: InterfaceConfig) -> InterfaceConfig:
+        """Returns the settings of `with_file` that belong to no peer."""
+        return replace(
+            file,
+            private_key=file.private_key or self.interface.private_key,
+            listen_port=_said(file.listen_port, self.file.listen_port, self.interface.listen_port, None),
+            fwmark=_said(file.fwmark, self.file.fwmark, self.interface.fwmark, 0),
+        )
+
+    def peers_with(self, file: InterfaceConfig) -> Iterator[PeerConfig]:
+        """Returns the peers of `with_file`."""
+        old = {peer.public_key: peer for peer in self.file.peers}
+        return (_upon(peer, old.get(peer.public_key), self.peers.get(peer.public_key)) for peer in file.peers)
+
+
+def _secrets(interface: InterfaceConfig, peers: Iterable[PeerConfig]) -> Iterator[bytes]:
+    yield interface.private_key or _NO_KEY
+    yield from (peer.preshared_key for peer in peers)
+
+
+def _without(lost: set[bytes], in_force: Iterable[bytes]) -> set[bytes]:
+    """Returns what is lost and not in force, as it is and clamped: a file's private key need not be clamped, ours is."""
+    lost -= {_NO_KEY, _SOME_KEY}
+    kept = {clamp(key) for key in in_force} if lost else set()
+    return {form for key in lost for form in (key, clamp(key)) if clamp(key) not in kept}
+
+
+def _said(new: _T, old: _T, now: _T, nothing: _T) -> _T:
+    """Returns the new file's value, or the present value if neither file sets any."""
+    return now if new == old == nothing else new
+
+
+def _upon(new: PeerConfig, old: PeerConfig | None, now: PeerConfig | None) -> PeerConfig:
+    if now is None:
+        return new
+    keepalive = _said(new.persistent_keepalive, old.persistent_keepalive if old else 0, now.persistent_keepalive, 0)
+    psk = _said(new.preshared_key, old.preshared_key if old else _NO_KEY, now.preshared_key, _NO_KEY)
+    return replace(new, preshared_key=psk, persistent_keepalive=keepalive, endpoint=new.endpoint or now.endpoint)
 
 
 class Prepared:
-    """A change that is worked out, on copies."""
+    """Works a change out, on copies of a registry's state."""
 
     def __init__(self, registry: Registry) -> None:
+        self._registry = registry
         self.settings = registry.interface
         self.peers = dict(registry.peers)
-        self.owners = dict(registry._owners)  # noqa: SLF001 - the other half of Registry
+        self.owners = dict(registry._owners)  # noqa: SLF001 - Prepared is a part of Registry
         self._before = registry.peers
         self._own: bytes | None = None
-        """Our public key; found once, as it takes 45 us."""
+        """Our public key, computed once for a change."""
         self._prefixes: dict[bytes, dict[Network, None]] = {}
         self.delta = Delta()
         self._mentioned: dict[bytes, Endpoint | None] = {}
+        self._told_to_remove: set[bytes] = set()
+        self.file: InterfaceConfig | None = None
+        """The new `Registry.file`; None if it stays."""
+
+    def work_out_file(self, file: InterfaceConfig) -> Iterator[None]:
+        """Applies an edited file to the copies, in pieces."""
+        before, delta, self.file = self.settings, self.delta, file
+        self.settings = settings = self._registry.settings_with(file)
+        delta.private_key = settings.private_key != before.private_key
+        delta.listen_port = settings.listen_port != before.listen_port
+        delta.fwmark = settings.fwmark != before.fwmark
+        own = public_key(settings.private_key) if settings.private_key else None
+        self.peers, self.owners = {}, {}
+        done = 0
+        for peer in self._registry.peers_with(file):
+            key = peer.public_key
+            if key == own:
+                continue
+            self.peers[key] = peer
+            self.owners.update(dict.fromkeys(peer.allowed_ips, key))
+            known = self._before.get(key)
+            if known != peer:
+                self._prefixes[key] = dict.fromkeys(peer.allowed_ips)
+                self._mentioned[key] = _address(peer) if known is None or known.endpoint != peer.endpoint else None
+            done += 1 + len(peer.allowed_ips)
+            if done >= PIECE:
+                done = 0
+                yield
+        yield from self.finish()
+
+    def work_out_peers(self, file: InterfaceConfig, keys: Iterable[bytes]) -> Iterator[None]:
+        """Applies an edited file's sections of some peers to the copies, peer after peer. All other peers stay."""
+        self.file = file
+        self.settings = replace(self.settings, peers=file.peers)
+        self._own = public_key(self.settings.private_key) if self.settings.private_key else None
+        wanted = {peer.public_key: peer for peer in self._registry.peers_with(file)}
+        for key in keys:
+            peer, known = wanted.get(key), self.peers.get(key)
+            if peer is None or key == self._own:
+                self._remove(key)
+                continue
+            self._mentioned[key] = _address(peer) if known is None or known.endpoint != peer.endpoint else None
+            self.peers[key] = replace(peer, allowed_ips=known.allowed_ips if known else ())
+            entries = tuple(uapi.PrefixChange(prefix, True) for prefix in peer.allowed_ips)
+            self._allow(key, uapi.PeerChange(key, 0, replace_allowed_ips=True, allowed_ips=entries))
+            yield
+        yield from self.finish()
 
     def work_out(self, change: uapi.Change) -> Iterator[None]:
-        """All of it, in pieces of some PIECE prefixes; what it is worked out upon must not change meanwhile."""
+        """Applies a change to the copies, in pieces. The registry must not change in between."""
         self.change_interface(change)
         done = 0
         for peer in change.peers:
@@ -120,7 +280,7 @@ class Prepared:
             delta.private_key = private_key != settings.private_key
             settings = replace(settings, private_key=private_key)
         if change.listen_port is not None:
-            # Bound anew even if it is the same, as others do it: who sets a port wants the port.
+            # As in other implementations, an equal port is opened again.
             delta.listen_port = True
             settings = replace(settings, listen_port=change.listen_port)
         if change.fwmark is not None:
@@ -137,17 +297,20 @@ class Prepared:
     def change_peer(self, change: uapi.PeerChange) -> None:
         key = change.public_key
         if key == self._own:
-            return  # ourselves: its lines count for nothing
+            return  # our own key is no peer
         if change.remove:
             self._remove(key)
+            self._told_to_remove.add(key)
             return
         known = self.peers.get(key)
         if known is None:
             if change.update_only:
                 return
-            # Replacing all peers must not lose what the `wg` socket has no word for.
-            before = self._before.get(key)
-            known = PeerConfig(key, _NO_KEY, (), None, 0, before.response_timestamp if before else False, 0)
+            # After `replace_peers`, a peer keeps the settings that the `wg` socket does not know.
+            before = self._before.get(key, PeerConfig(key, _NO_KEY, (), None, 0, False, 0))
+            known = replace(
+                before, preshared_key=_NO_KEY, allowed_ips=(), endpoint=None, persistent_keepalive=0, line=0
+            )
         self._mentioned[key] = change.endpoint or self._mentioned.get(key)
         if change.preshared_key is not None:
             known = replace(known, preshared_key=change.preshared_key)
@@ -193,11 +356,12 @@ class Prepared:
         del self.peers[key]
 
     def finish(self) -> Iterator[None]:
-        """Compares what is with what was."""
+        """Fills `delta`, by comparing the copies with the registry."""
         for key, prefixes in self._prefixes.items():
             self.peers[key] = replace(self.peers[key], allowed_ips=tuple(prefixes))
         yield
         self.delta.gone = [key for key in self._before if key not in self.peers]
+        self.delta.renewed = [key for key in self._told_to_remove if key in self.peers and key in self._before]
         self.delta.prefixes_gone = [
             (key, prefix) for key in self.delta.gone for prefix in self._before[key].allowed_ips
         ]
@@ -214,8 +378,19 @@ class Prepared:
                     yield
 
 
+def _address(peer: PeerConfig) -> Endpoint | None:
+    """Returns a peer's configured endpoint; None if it is a host name."""
+    if peer.endpoint is None:
+        return None
+    host, _, scope = peer.endpoint.host.partition("%")
+    try:
+        return Endpoint(ip_address(host).packed, peer.endpoint.port, int(scope or 0))
+    except ValueError:
+        return None
+
+
 def _parts(peer: uapi.PeerChange) -> Iterator[uapi.PeerChange]:
-    """A section as several, with a bounded number of prefixes each, which come to the same."""
+    """Cuts a peer's section into equivalent sections of at most PIECE prefixes."""
     yield replace(peer, allowed_ips=peer.allowed_ips[:PIECE]) if len(peer.allowed_ips) > PIECE else peer
     for start in range(PIECE, len(peer.allowed_ips), PIECE):
         part = peer.allowed_ips[start : start + PIECE]
@@ -240,7 +415,10 @@ def _compare(delta: PeerDelta, before: PeerConfig | None, now: PeerConfig) -> It
             if len(piece) == PIECE:
                 yield
     delta.preshared_key = (before.preshared_key if before else _NO_KEY) != now.preshared_key
+    delta.stamped = (before.response_timestamp if before else False) != now.response_timestamp
+    delta.renamed = before is not None and before.endpoint != now.endpoint and _address(now) is None
     delta.keepalive = (before.persistent_keepalive if before else 0) != now.persistent_keepalive
+    delta.limits = before is not None and before.limits != now.limits
 
 
 def _pieces(prefixes: tuple[Network, ...]) -> Iterator[tuple[Network, ...]]:

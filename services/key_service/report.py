@@ -1,24 +1,18 @@
-"""The state of an interface as `stagewire status` shows it. No secret is in it."""
+"""Describes the state of an interface for `stagewire status`, without secrets."""
 
-import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from key_service.hub import Member
 from key_service.live import LiveConfiguration
 from key_service.workers import Workers
-from stagewire.config import Network, encode_key
-from stagewire.ipc.stage import Stage
+from stagewire.config import HostPort, Network, encode_key
+from stagewire.control.status import GatewayStatus, HostStatus, PeerStatus, StageStatus, WorkersStatus
+from stagewire.process.stage import Stage
 from stagewire.proto.endpoint import unpack_untrusted
 from stagewire.proto.handshaker import Handshaker
 from stagewire.proto.peer import Peer
-
-
-def short(public_key: bytes) -> str:
-    """Enough of a public key to know it by, for the log."""
-    return encode_key(public_key)[:10]
 
 
 def status(
@@ -28,77 +22,97 @@ def status(
     members: Sequence[Member],
     version: int,
     workers: Workers,
-) -> str:
-    """JSON: the interface, its stages (`ready` when all that are wanted are at work), its workers, its peers."""
+    unresolved: Callable[[bytes], str],
+    endpoint_fault: Callable[[bytes | None], str],
+) -> GatewayStatus:
+    """Answers a StatusQuery.
+
+    `unresolved` tells why a peer's host name has no address, `endpoint_fault` why conn-service refuses an endpoint.
+    """
     moves = workers.moves
     in_order = sorted(members, key=lambda member: (member.stage, member.number))
     stages = [_stage(member, version, workers.up) for member in in_order]
-    stages.append(
-        {
-            "stage": "key",
-            "number": 0,
-            "pid": os.getpid(),
-            "ready": True,
-            "fault": stage.fault,
-            "spares": stage.bequest.spares,
-        }
-    )
-    at_work = {(entry["stage"], entry["number"]) for entry in stages if entry["ready"]}
-    needed = {("tun", 0), ("conn", 0), *(("device", number) for number in range(moves.wanted))}
-    configured = live.registry.peers
-    return json.dumps(
-        {
-            "interface": stage.environment.interface,
-            "public_key": encode_key(handshaker.public_key) if handshaker.public_key else None,
-            "listen_port": live.port or None,
-            "ready": needed <= at_work,
-            "waiting_for": sorted(f"{name} {number}" for name, number in needed - at_work),
-            "stages": stages,
-            "workers": {"wanted": moves.wanted, "up": sorted(workers.up), "peers_moving": moves.moving},
-            "peers": [
-                _peer(peer)
-                | {
-                    "allowed_ips": list(map(_text, configured[peer.public_key].allowed_ips)),
-                    "persistent_keepalive_s": configured[peer.public_key].persistent_keepalive,
-                }
-                for peer in handshaker.peers.values()
-            ],
-        }
+    stages.append(_ourselves(stage))
+    waiting_for = away(members, version, workers)
+    return GatewayStatus(
+        interface=stage.environment.interface,
+        public_key=encode_key(handshaker.public_key) if handshaker.public_key else None,
+        listen_port=live.port or None,
+        listen_port_set=live.registry.interface.listen_port,
+        ready=not waiting_for,
+        waiting_for=tuple(waiting_for),
+        stages=tuple(stages),
+        host=_host(live),
+        link_up=live.link_up if stage.environment.managed else None,
+        workers=WorkersStatus(moves.wanted, tuple(sorted(workers.up)), moves.moving),
+        peers=tuple(
+            _peer(peer, live, unresolved(peer.public_key), endpoint_fault(peer.endpoint))
+            for peer in handshaker.peers.values()
+        ),
     )
 
 
-def _stage(member: Member, version: int, workers_up: Mapping[int, int]) -> dict[str, Any]:
+def away(members: Iterable[Member], version: int, workers: Workers) -> list[str]:
+    """Names the processes that are needed and not ready."""
+    needed = {("tun", 0), ("conn", 0), ("host", 0), *(("device", number) for number in range(workers.moves.wanted))}
+    at_work = {(member.stage, member.number) for member in members if _ready(member, version, workers.up)}
+    return sorted(f"{name} {number}" for name, number in needed - at_work)
+
+
+def _ready(member: Member, version: int, workers_up: Mapping[int, int]) -> bool:
     up = member.stage != "device" or workers_up.get(member.number) == member.generation
-    return {
-        "stage": member.stage,
-        "number": member.number,
-        "pid": member.pid,
-        "ready": up and member.applied == version and not member.fault,
-        "fault": member.fault,
-        "spares": member.spares,
-    }
+    return up and member.applied == version and not member.fault
+
+
+def _host(live: LiveConfiguration) -> HostStatus | None:
+    state = live.trial.state
+    if state is None:
+        return None
+    return HostStatus(state.mark, state.warnings, state.put_back, state.put_back_unix_s or None)
+
+
+def _ourselves(stage: Stage) -> StageStatus:
+    return StageStatus("key", 0, os.getpid(), ready=True, fault=stage.fault, spares=stage.bequest.spares, kernel="")
+
+
+def _stage(member: Member, version: int, workers_up: Mapping[int, int]) -> StageStatus:
+    ready = _ready(member, version, workers_up)
+    return StageStatus(member.stage, member.number, member.pid, ready, member.fault, member.spares, member.kernel)
 
 
 def _text(prefix: Network) -> str:
-    """1 us, a third of what `str` takes; there may be 130,000, and meanwhile no handshake is answered."""
+    """Prints a prefix faster than `str` does: a status with many prefixes delays handshakes. Hot."""
     family = socket.AF_INET if prefix.version == 4 else socket.AF_INET6
     return f"{socket.inet_ntop(family, prefix.network_address.packed)}/{prefix.prefixlen}"
 
 
-def _place(endpoint: bytes | None) -> str | None:
+def _name(name: HostPort | None) -> str | None:
+    return None if name is None else str(name)
+
+
+def place(endpoint: bytes | None) -> str | None:
+    """Writes a packed endpoint; None for none."""
     try:
         return str(unpack_untrusted(endpoint)) if endpoint else None
-    except ValueError:  # it came with a handshake message, and conn-service made it up
+    except ValueError:  # conn-service may send a malformed endpoint with a handshake message
         return None
 
 
-def _peer(peer: Peer) -> dict[str, Any]:
-    return {
-        "public_key": encode_key(peer.public_key),
-        "endpoint": _place(peer.endpoint),
-        "worker": peer.worker,
-        "last_handshake_unix_s": peer.last_handshake_unix_ns / 1e9 if peer.last_handshake_unix_ns else None,
-        "tx_bytes": peer.tx_bytes,
-        "rx_bytes": peer.rx_bytes,
-        "clock_skew_s": None if peer.skew_ns is None else peer.skew_ns / 1e9,
-    }
+def _peer(peer: Peer, live: LiveConfiguration, unresolved: str, endpoint_fault: str) -> PeerStatus:
+    configured = live.registry.peers[peer.public_key]
+    return PeerStatus(
+        public_key=encode_key(peer.public_key),
+        name=live.registry.from_file.get(peer.public_key, ""),
+        endpoint=place(peer.endpoint),
+        endpoint_set=_name(configured.endpoint),
+        worker=peer.worker,
+        last_handshake_unix_s=peer.last_handshake_unix_ns / 1e9 if peer.last_handshake_unix_ns else None,
+        tx_bytes=peer.tx_bytes,
+        rx_bytes=peer.rx_bytes,
+        clock_skew_s=None if peer.skew_ns is None else peer.skew_ns / 1e9,
+        endpoint_fault=endpoint_fault,
+        allowed_ips=tuple(map(_text, configured.allowed_ips)),
+        endpoint_name=_name(live.names.get(peer.public_key)),
+        unresolved=unresolved,
+        persistent_keepalive_s=configured.persistent_keepalive,
+    )

@@ -1,42 +1,50 @@
-"""The `wg` socket: /var/run/wireguard/<interface>.sock, which every WireGuard tool speaks to a userspace implementation by.
+"""Serves the `wg` socket, /var/run/wireguard/<interface>.sock, by which WireGuard tools reach a userspace implementation.
 
-Bytes in and out; what they mean is `proto.uapi`, what they do is `live`. A client that says nothing, says too much or
-stays away from its answer costs a connection, of which there are a bounded number; the one idle longest goes first.
+`config.uapi` reads operations and writes answers, `live` makes the changes. A client that is silent, sends too much or
+does not take its answer costs a connection. At most MAX_CONNECTIONS stay open: the longest idle client is closed first.
 """
 
+import fcntl
 import os
 import socket
+import struct
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from key_service.live import LiveConfiguration
-from stagewire.ipc.loop import Loop
+from stagewire.config import uapi
+from stagewire.linux.peer_credentials import Credentials, credentials
 from stagewire.logs import Log
-from stagewire.proto import uapi
+from stagewire.loop import Loop
 
 MAX_CONNECTIONS: Final = 64
 IDLE_AFTER: Final = 60.0
-"""s a client may keep a connection without a word."""
+"""s after which a silent client is closed."""
 _CHUNK: Final = 64 * 1024
 
 _GONE_WITHIN: Final = 1.0
-"""s that the key-service before us, whose place we have, may still be ending."""
+"""s that an earlier key-service may take to end."""
+_SIOCGIFINDEX: Final = 0x8933
+_NAME: Final = struct.Struct("@16si20x")
+_MAX_NAME: Final = 15
+_here: Final = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+"""Asks in this network namespace, which key-service leaves (`linux.sandbox`)."""
 
 
 def listen(path: Path) -> socket.socket | None:
-    """Opens the socket as root, before privileges are dropped; None when somebody else serves it. Raises OSError."""
+    """Opens the socket as root, before privileges are dropped. Returns None if another program serves it. Raises OSError."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     until = time.monotonic() + _GONE_WITHIN
     while _is_served(path):
         if time.monotonic() > until:
             return None
         time.sleep(0.01)
-    # It gets its name when it listens: `wg` removes one that it finds bound and not yet listening, as it does dead ones.
+    # Named only once it listens: `wg` deletes a socket that is bound and does not listen.
     fresh = path.with_suffix(".new")
     fresh.unlink(missing_ok=True)
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -46,7 +54,7 @@ def listen(path: Path) -> socket.socket | None:
     finally:
         os.umask(before)
     opened.listen(MAX_CONNECTIONS)
-    fresh.replace(path)  # and with it the one that was left by a process that is no more
+    fresh.replace(path)  # also replaces a dead process's socket
     return opened
 
 
@@ -54,7 +62,7 @@ def _is_served(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(str(path))
-        except BlockingIOError:  # by one that has no time to accept anybody
+        except BlockingIOError:  # served, with a full backlog
             return True
         except OSError:
             return False
@@ -62,15 +70,19 @@ def _is_served(path: Path) -> bool:
 
 
 def index_of(name: str) -> int:
-    """The number of a network interface where our sockets are; 0 when there is none of this name."""
+    """Returns the number of an interface in the services' network namespace; 0 if there is none of this name."""
+    if len(name) > _MAX_NAME:
+        return 0
     try:
-        return socket.if_nametoindex(name)
+        asked = fcntl.ioctl(_here, _SIOCGIFINDEX, _NAME.pack(name.encode(), 0))
     except OSError:
         return 0
+    number: int = _NAME.unpack(asked)[1]
+    return number
 
 
 class _Client:
-    """One connection: what it asked, in order, and what it has still to be told."""
+    """Keeps one connection's operations, in order, and the rest of its answer."""
 
     def __init__(self, connection: socket.socket, now: float) -> None:
         self.connection = connection
@@ -90,6 +102,8 @@ class WgSocket:
     """Serves the socket on the loop."""
 
     def __init__(self, loop: Loop, listener: socket.socket, live: LiveConfiguration, log: Log) -> None:
+        self.changed: Callable[[Credentials, uapi.Change], None] = lambda _asker, _change: None
+        """Hears of each change that is in force."""
         self._loop = loop
         self._listener = listener
         self._live = live
@@ -99,11 +113,11 @@ class WgSocket:
         loop.add_timed(self)
 
     def next_deadline(self) -> float | None:
-        """When the client idle longest has been so for too long."""
+        """Returns the time (s) at which the longest idle client is closed."""
         return min((client.heard + IDLE_AFTER for client in self._clients.values()), default=None)
 
     def act(self, now: float) -> None:
-        """Lets idle clients go."""
+        """Closes idle clients."""
         for client in list(self._clients.values()):
             if client.heard + IDLE_AFTER <= now:
                 self._close(client)
@@ -142,7 +156,7 @@ class WgSocket:
         self._pump(client)
 
     def _pump(self, client: _Client) -> None:
-        """One operation after another: the next begins when the answer to the one before has left."""
+        """Begins the next operation, once the last answer has left."""
         if client.pumping:
             return
         client.pumping = True
@@ -157,7 +171,7 @@ class WgSocket:
             self._read_only_if(client, idle and not client.ending)
 
     def _read_only_if(self, client: _Client, wanted: bool) -> None:
-        """Who asks faster than we answer is not listened to."""
+        """Reads from a client only while no operation of the client waits."""
         if client.paused == wanted:
             client.paused = not wanted
             (self._loop.resume if wanted else self._loop.pause)(client.number)
@@ -167,11 +181,17 @@ class WgSocket:
             case uapi.Get():
                 self._reply(client, uapi.get_reply(self._live.state()))
             case uapi.Change():
-                self._live.change(operation, lambda code: self._reply(client, iter((uapi.set_reply(code),))))
+                asker = credentials(client.connection)
+                self._live.change(operation, lambda code: self._on_done(client, asker, operation, code))
             case uapi.BadOperation():
                 self._log.warning("wg operation refused", line=operation.line, reason=operation.reason)
                 client.ending = client.ending or operation.fatal
                 self._reply(client, iter((operation.reply(),)))
+
+    def _on_done(self, client: _Client, asker: Credentials, change: uapi.Change, code: int) -> None:
+        if not code:
+            self.changed(asker, change)
+        self._reply(client, iter((uapi.set_reply(code),)))
 
     def _reply(self, client: _Client, answer: Iterator[bytes]) -> None:
         client.answer = answer
@@ -179,9 +199,9 @@ class WgSocket:
         self._pump(client)
 
     def _flush(self, client: _Client) -> bool:
-        """Sends what there is to send; whether all of it has left."""
+        """Sends the answer. Returns whether all of it has left."""
         if self._clients.get(client.number) is not client:
-            return False  # it went away while its change was being made
+            return False  # the client left during its change
         try:
             while client.unsent or (chunk := next(client.answer, b"")):
                 client.unsent = client.unsent or chunk

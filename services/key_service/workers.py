@@ -1,124 +1,172 @@
-"""The workers: which are up, how many are wanted, and what `moves` wants done for peers that change theirs."""
+"""Tracks which workers are up and how many are wanted, and carries out the steps of `moves`."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from key_service.announce import Announcer
 from key_service.hub import Hub, Member
 from key_service.live import LiveConfiguration
-from key_service.moves import Carry, Count, MoveIn, MoveOut, Nudge, Retired, Step
-from stagewire.environment import MAX_WORKERS, Environment
-from stagewire.ipc import slots
-from stagewire.ipc.control import MovedIn, PeerTraffic, Retire, Scale, Scaled, SendEmpty
-from stagewire.ipc.handover import SessionsGiver
-from stagewire.ipc.loop import boot_time
+from key_service.moves import Carry, Count, MoveIn, MoveOut, Nudge, Retired, Settled, Step
+from key_service.quotas import Quotas
+from stagewire.control.messages import (
+    FromStage,
+    MovedIn,
+    Retire,
+    SendEmpty,
+    SessionRefused,
+    SessionsInstalled,
+    TunSettings,
+)
+from stagewire.control.questions import Scale, Scaled
+from stagewire.control.session_keys import SessionsGiver
+from stagewire.control.telemetry import PeerTraffic
+from stagewire.environment import Environment
+from stagewire.limits import MAX_COUNT, MAX_WORKERS
 from stagewire.logs import Log
-from stagewire.proto.effects import Effect
+from stagewire.loop import boot_time
+from stagewire.pipe.trains import MAX_AGE
+from stagewire.process import worker_count
+from stagewire.proto.events import Effect, EndpointMoved, SessionConfirmed, WantHandshake
+from stagewire.proto.index import worker_of
 from stagewire.proto.peer import Peer
 
+CLAIMED_WITHIN = 60.0
+"""s after a start in which workers' hellos may tell where peers were at home."""
+UNDER_WAY = 2 * MAX_AGE
+"""s for which packets that a worker judged before a peer left it may still pass."""
 CarryOut = Callable[[Iterable[Effect], float], None]
 
 
 class Workers:
-    """All workers of one interface, and the peers between them."""
+    """Tracks all workers of one interface, and moves peers between them."""
 
     def __init__(
         self,
         announcer: Announcer,
+        hub: Hub,
+        giver: SessionsGiver,
         live: LiveConfiguration,
         version: int,
         carry_out: CarryOut,
         environment: Environment,
         log: Log,
+        quotas: Quotas,
     ) -> None:
-        """`version` is of the snapshots; `carry_out` does what the Handshaker wants done."""
+        """Takes the `version` of the snapshots. `carry_out` does what the Handshaker returns."""
         self.up: dict[int, int] = {}
-        """The generations of those that are ready for sessions."""
+        """The generations of workers that are ready for sessions, by number."""
         self.moves = announcer.moves
         self._announcer = announcer
         self._handshaker = announcer.handshaker
+        self._hub = hub
+        self._giver = giver
         self._live = live
         self._version = version
         self._carry_out = carry_out
         self._run, self._configured = environment.run, environment.workers
         self._log = log
+        self._quotas = quotas
+        quotas.carried, quotas.tell = self.carried, self.tell_again
+        self._began = boot_time()
+        self.moves.earlier = worker_count.earlier(self._run, self._configured)
         self._traffic: dict[tuple[bytes, int], tuple[Peer, int, int, int]] = {}
-        self.giver: SessionsGiver
-        self.hub: Hub
+        self._settled: deque[tuple[float, tuple[bytes, ...]]] = deque()
+        """Peers that have moved, and when their last packets from the worker that they left have arrived."""
 
     # --- their number --------------------------------------------------------------------------------------
 
     def scale(self, message: Scale) -> Scaled:
-        """Another number is wanted, from now on."""
+        """Changes the wanted number of workers."""
         if not 1 <= message.workers <= MAX_WORKERS:
             return Scaled(f"there may be 1 to {MAX_WORKERS} workers, not {message.workers}", self.moves.moving)
-        try:  # first: a worker that doesn't find its number written down would never begin
-            slots.remember_workers(self._run, message.workers, self._configured)
-        except OSError as error:
-            return Scaled(f"the number of workers can't be written down: {error.strerror}", self.moves.moving)
-        now = boot_time()
         before = self.moves.wanted
+        earlier = tuple(sorted({before, *(self.moves.earlier if self.moves.moving else ())} - {message.workers}))
+        try:  # first, because spares wait only for slots below the stored number
+            worker_count.remember(self._run, message.workers, self._configured, earlier)
+        except OSError as error:
+            reason = f"cannot store the number of workers in {self._run}: {error.strerror}"
+            return Scaled(reason, self.moves.moving)
+        now = boot_time()
+        self.moves.earlier = earlier
         self._do(self.moves.scale(message.workers, now), now)
         if before != message.workers:
             self._log.info("workers wanted", workers=message.workers, before=before, moving=self.moves.moving)
         return Scaled("", self.moves.moving)
 
     def next_deadline(self) -> float | None:
-        """The moves'."""
-        return self.moves.next_deadline()
+        deadlines = (self.moves.next_deadline(), self._settled[0][0] if self._settled else None)
+        return min((each for each in deadlines if each is not None), default=None)
 
     def act(self, now: float) -> None:
-        """What the moves have due."""
         self._do(self.moves.act(now), now)
+        while self._settled and self._settled[0][0] <= now:
+            _, public_keys = self._settled.popleft()
+            self._tell_routes(public_keys)
 
     def _do(self, steps: Iterable[Step], now: float) -> None:
-        hub, announcer = self.hub, self._announcer
+        hub, announcer = self._hub, self._announcer
         for step in steps:
             match step:
                 case MoveIn(worker, public_keys):
-                    for message in announcer.move_in(public_keys):
+                    self._tell_routes(public_keys)  # first: the worker's packets must not come before
+                    for public_key in public_keys:
+                        self._quotas.tunnel_begins(public_key, worker)
+                    for message in announcer.move_in(public_keys, worker):
                         hub.tell("device", worker, message)
                 case Carry(_, public_keys):
-                    for routes in announcer.routes_of(public_keys):
-                        hub.tell("tun", 0, routes)
+                    self._tell_routes(public_keys)
+                case Settled(public_keys):
+                    self._settled.append((now + UNDER_WAY, public_keys))
                 case Nudge(worker, public_keys):
                     hub.tell("device", worker, SendEmpty(public_keys))
                 case MoveOut(worker, public_keys):
                     self._move_out(worker, public_keys)
                 case Count():
-                    hub.tell("tun", 0, announcer.tun_settings())
+                    hub.tell("tun", 0, TunSettings(announcer.moves.count))
                     self._live.tell_conn()
                 case Retired(worker):
-                    self._log.info("worker told to go", worker=worker)
+                    self._log.info("worker told to retire", worker=worker)
                     hub.tell("device", worker, Retire())
                 case _:
                     self._carry_out([step], now)
 
+    def _tell_routes(self, public_keys: Iterable[bytes]) -> None:
+        standing = [
+            key for key in public_keys if key in self._handshaker.peers and key in self._announcer.registry.peers
+        ]
+        for routes in self._announcer.routes_of(standing):
+            self._hub.tell("tun", 0, routes)
+
     def _move_out(self, worker: int, public_keys: Iterable[bytes]) -> None:
         for public_key in public_keys:
-            # Its last words about this peer's traffic are still to come.
+            # The worker will still report this peer's last traffic.
             peer = self._handshaker.peers[public_key]
             self._traffic.setdefault((public_key, worker), (peer, self.up.get(worker, 0), 0, 0))
-        for message in self._announcer.move_out(public_keys):
-            self.hub.tell("device", worker, message)
+        for message in self._announcer.move_out(public_keys, worker):
+            self._hub.tell("device", worker, message)
 
     # --- their lives ---------------------------------------------------------------------------------------
 
     def on_hello(self, member: Member) -> None:
-        """A worker has said hello; what it will be told depends on the sessions that it has."""
-        if self.giver.generation(member.number) in {None, member.generation}:
+        """Takes up the sessions that a worker's hello lists, before the worker gets its snapshot."""
+        self._quotas.worker_began(member.number, member.generation)
+        if self._giver.generation(member.number) in {None, member.generation}:
             sessions = ((session.public_key, session.handshake_unix_ns) for session in member.sessions)
             self._do(self.moves.claim(member.number, sessions), boot_time())
 
     def consider(self, number: int, now: float) -> None:
-        """A worker is up when the same life of it has its configuration and its line for sessions."""
-        member = self.hub.member("device", number)
+        """Marks a worker as up once the same process has its snapshot and its line for sessions."""
+        member = self._hub.member("device", number)
         if member is None or member.applied != self._version or number in self.up:
             return
-        if self.giver.generation(number) == member.generation:
+        if self._giver.generation(number) == member.generation:
             self.up[number] = member.generation
             self._log.info("worker up", worker=number, pid=member.pid)
             for session in member.sessions:
+                if worker_of(session.index) != number:
+                    continue  # another worker's, which alone may tell of it
                 self._handshaker.adopt_session(
                     session.public_key, session.index, session.endpoint or None, session.handshake_unix_ns
                 )
@@ -126,12 +174,17 @@ class Workers:
             self.moves.worker_up(number, now)
 
     def look_after(self, now: float) -> None:
-        """Whoever claimed to be a worker and went again leaves the one behind that it stood before."""
-        for number in self.hub.numbers("device"):
+        """Re-checks every worker: a departed impostor may have hidden the real one. Forgets numbers without a use."""
+        if self.moves.earlier and not self.moves.moving and now > self._began + CLAIMED_WITHIN:
+            self.moves.earlier = ()
+            self._tell_routes(self._handshaker.peers)
+            with suppress(OSError):
+                worker_count.remember(self._run, self.moves.wanted, self._configured)
+        for number in self._hub.numbers("device"):
             self.consider(number, now)
 
     def on_gone(self, number: int, generation: int) -> None:
-        """The end of a line for sessions."""
+        """Marks a worker as gone at the end of its line for sessions."""
         if self.up.get(number) == generation:
             del self.up[number]
             wanted = number < self.moves.wanted
@@ -140,43 +193,79 @@ class Workers:
             self._handshaker.worker_down(number)
             self._do(self.moves.worker_down(number, now), now)
 
-    # --- what they say -------------------------------------------------------------------------------------
+    # --- what workers say ----------------------------------------------------------------------------------
 
     def at_home(self, public_key: bytes, member: Member) -> bool:
-        """Whether a peer is at home in a worker; while it moves it is in two."""
+        """Tells whether a peer is at home in a worker."""
         return public_key in self._handshaker.peers and member.number in self.moves.homes(public_key)
 
+    def may_say(self, member: Member, message: FromStage) -> bool:
+        """Tells whether the peer or session of a message lives in the worker that sent the message."""
+        match message:
+            case WantHandshake(public_key=key) | SessionConfirmed(public_key=key) | EndpointMoved(public_key=key):
+                return self.at_home(key, member)
+            case SessionsInstalled(indices=indices):
+                return all(worker_of(index) == member.number for index in indices)
+            case SessionRefused(index=index):
+                return worker_of(index) == member.number
+        return True
+
     def on_moved_in(self, member: Member, message: MovedIn, now: float) -> None:
-        """Peers are at home in a worker, as it was told."""
+        """Takes a worker's word that peers are at home there."""
         if self.up.get(member.number) == member.generation:
             for public_key in message.public_keys:
-                self._traffic.pop((public_key, member.number), None)  # its tunnel counts from nothing
+                self._traffic.pop((public_key, member.number), None)  # a new tunnel counts from 0
             self._do(self.moves.moved_in(member.number, message.public_keys, now, time.time_ns()), now)
 
-    def on_installed(self, index: int, member: Member, now: float) -> None:
-        """A worker has a session."""
-        announced = self._handshaker.installed(index, now)
+    def on_installed(self, indices: Iterable[int], member: Member, now: float) -> None:
+        """Takes a worker's word that it has sessions."""
+        announced: list[Effect] = []
+        usable: list[bytes] = []
+        for index in indices:
+            if effects := self._handshaker.installed(index, now):
+                announced += effects
+            elif (public_key := self._handshaker.owner_of(index)) is not None:
+                usable.append(public_key)  # a session of our own initiation may send at once
         self._carry_out(announced, now)
-        public_key = self._handshaker.owner_of(index)
-        if not announced and public_key is not None:  # it is of our own initiation, and sends at once
+        for public_key in usable:
             self._do(self.moves.usable(public_key, member.number, now), now)
 
     def on_confirmed(self, public_key: bytes, member: Member, now: float) -> None:
-        """The first packet has come to a session of the peer's own initiation."""
+        """Takes a worker's word that the first packet under a session of the peer's initiation has come."""
         self._handshaker.confirmed(public_key, member.number, time.time_ns())
         self._do(self.moves.usable(public_key, member.number, now), now)
 
-    def on_traffic(self, member: Member, message: PeerTraffic) -> None:
-        """What a worker's tunnels have counted so far; a peer that moves has one in each of two workers."""
+    def on_traffic(self, member: Member, message: PeerTraffic, now: float) -> None:
+        """Adds up the traffic that a worker has counted. A moving peer has tunnels in two workers."""
         for traffic in message.peers:
             place = traffic.public_key, member.number
             peer = self._handshaker.peers.get(traffic.public_key)
             if peer is None or (place not in self._traffic and not self.at_home(traffic.public_key, member)):
                 continue
-            # What a tunnel has counted begins at nothing with its worker, and with its peer.
+            # A tunnel's counters begin at 0 with each new worker process and each new peer.
             counted, generation, tx, rx = self._traffic.get(place, (peer, member.generation, 0, 0))
             if counted is not peer or generation != member.generation or traffic.tx_bytes < tx or traffic.rx_bytes < rx:
                 tx = rx = 0
-            peer.tx_bytes += traffic.tx_bytes - tx
-            peer.rx_bytes += traffic.rx_bytes - rx
+            # A hostile worker may say anything, and the sums are packed and printed.
+            peer.tx_bytes = min(max(peer.tx_bytes + traffic.tx_bytes - tx, 0), MAX_COUNT)
+            peer.rx_bytes = min(max(peer.rx_bytes + traffic.rx_bytes - rx, 0), MAX_COUNT)
+            if traffic.rx_bytes > rx:
+                peer.heard_at = now
             self._traffic[place] = (peer, member.generation, traffic.tx_bytes, traffic.rx_bytes)
+            total = min(max(traffic.tx_bytes + traffic.rx_bytes, 0), MAX_COUNT)
+            self._quotas.on_traffic(traffic.public_key, member.number, member.generation, total)
+
+    def carried(self, public_key: bytes) -> dict[int, tuple[int, int]]:
+        """Returns what a peer's tunnels have reported: generation and bytes, by worker."""
+        found = {number: self._traffic.get((public_key, number)) for number in self.moves.homes(public_key)}
+        return {number: (each[1], each[2] + each[3]) for number, each in found.items() if each is not None}
+
+    def tell_again(self, public_keys: Iterable[bytes]) -> None:
+        """Sends peers' settings to their home workers."""
+        by_worker: dict[int, list[bytes]] = {}
+        for public_key in public_keys:
+            for number in self.moves.homes(public_key):
+                by_worker.setdefault(number, []).append(public_key)
+        for number, keys in by_worker.items():
+            for message in self._announcer.peers_set(keys, number):
+                self._hub.tell("device", number, message)

@@ -1,1 +1,1 @@
-"""The `stagewire` command, and what it needs of supervisord."""
+"""Provides the `stagewire` command, its keeper, and our part in supervisord."""

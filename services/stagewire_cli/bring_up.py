@@ -1,112 +1,224 @@
-"""`stagewire up` and `down`: an interface's supervisord, from nothing until traffic can flow, and back to nothing."""
+"""Brings an interface up until traffic can flow, and takes it down, for `stagewire up` and `down`."""
 
-import json
 import os
-import shutil
-import signal
+import select
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from stagewire import config, privileges
+from stagewire import files, logs
 from stagewire.config import InterfaceConfig
 from stagewire.environment import Environment
-from stagewire.ipc import slots
-from stagewire_cli import default_route, dns, in_force, processes, query
-from stagewire_cli.processes import lives
+from stagewire.linux import privileges, sandbox, uids
+from stagewire.linux.uids import UidsRefused
+from stagewire.process import holders
+from stagewire_cli import (
+    claim,
+    complaints,
+    dns,
+    ending,
+    hooks,
+    host_warnings,
+    kernels,
+    moved_link,
+    predecessors,
+    processes,
+    saving,
+    turn,
+    unresolved,
+)
+from stagewire_cli.done import DNS, FOLDER, POST_UP, PRE_UP, Done, DoneList, Plan
+from stagewire_cli.failures import Failed, NotUp
+from stagewire_cli.host_undo import network_of, undo_host
+from stagewire_cli.networks import Identity
 from stagewire_cli.supervision import Supervision
+from stagewire_cli.undoing import Undoing
+from stagewire_cli.wg_file import WgFile
 
 READY_WITHIN = 30.0
-"""s; on two cores a start takes two to five, on very busy ones it took fifteen."""
-GONE_WITHIN = 10.0
+"""s that a start may take on a busy machine."""
+RUNNER_GONE_WITHIN = 120.0
+"""s that a `stagewire run` gets to end: its hooks may take long."""
 _POLL = 0.05
-_RULE_PROTOCOL = "87"  # tun-service marks its routes and rules with it
+
+Start = Callable[[Supervision], None]
+"""Starts a supervisord. Raises Failed."""
 
 
-class Failed(Exception):  # noqa: N818 - the text is what the operator reads
-    """What went wrong, in one line."""
+def up(
+    environment: Environment,
+    interface: InterfaceConfig,
+    warn: Callable[[str], None],
+    *,
+    start: Start | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
+    """Starts an interface and returns when traffic can flow. Raises Failed and leaves nothing behind.
+
+    `start` starts a supervisord in the foreground; without it one starts in the background. `meanwhile` is called often.
+    """
+    kernels.refuse_unloadable(environment)
+    if start is None:  # in the foreground, supervisord itself warns of missing privileges, and no log files are written
+        environment = on_this_host(environment, warn)
+    with predecessors.start(environment, lambda _environment: _take_down(environment, None, warn)):
+        _up(environment, interface, warn, start, meanwhile)
 
 
-def up(environment: Environment, interface: InterfaceConfig, warn: Callable[[str], None]) -> None:
-    """Starts an interface and returns when traffic can flow. Raises Failed, having left nothing behind."""
-    supervision = Supervision(environment)
-    if supervision.pid() is not None:
-        raise Failed(f"{environment.interface} is up already; `stagewire down {environment.interface}` takes it down")
-    prepare(environment)
+def _up(
+    environment: Environment,
+    interface: InterfaceConfig,
+    warn: Callable[[str], None],
+    start: Start | None,
+    meanwhile: Callable[[], None],
+) -> None:
+    _undo_what_is_left(environment, warn)
+    predecessors.refuse_anothers_device(environment)
+    prepare(environment, foreground=start is not None)
+    done = DoneList(environment.run)
     try:
+        _note(done.begin, Plan.of(interface))
+        _note(done.place, Identity.of_here())
         _remember_configuration(environment)
-        _hooks(interface.pre_up, environment)
-        default_route.set_rules(environment.interface, interface, warn)
-        start_and_wait(environment, lambda: None)
-        dns.set_servers(environment.interface, interface.dns, warn)
-        _hooks(interface.post_up, environment)
+        _note(done.note, PRE_UP)
+        _run_hooks("PreUp", interface.pre_up, environment)
+        start_and_wait(environment, meanwhile, start)
+        dns.set_servers(environment.interface, interface.dns, warn, lambda called: _note(done.note, DNS, called))
+        _note(done.note, POST_UP)
+        _run_hooks("PostUp", interface.post_up, environment)
+        unresolved.say(environment, warn)
+        host_warnings.say(environment, interface, warn)
     except BaseException:
-        stop(environment)
+        _take_down(environment, done.read(), warn)
         raise
 
 
-def prepare(environment: Environment) -> None:
-    """Makes the folders and supervisord's configuration. Raises Failed."""
-    if left := processes.services(environment):
-        pids = ", ".join(map(str, left))
-        raise Failed(
-            f"services of an earlier {environment.interface} still run (pids {pids}); `stagewire down` ends them"
-        )
+def on_this_host(environment: Environment, warn: Callable[[str], None]) -> Environment:
+    """Warns once of missing privileges; moves the logs into the run folder if their own can't be written to."""
+    if lacking := sandbox.does_without():
+        warn(f"{environment.interface} {lacking}")
     try:
-        shutil.rmtree(environment.run, ignore_errors=True)
-        privileges.make_folder(environment.run, None, 0o710)
         environment.log.mkdir(parents=True, exist_ok=True)
-        Supervision(environment).write_configuration()
+        if os.access(environment.log, os.W_OK):
+            return environment
+        reason = "can't be written to"
     except OSError as error:
-        shutil.rmtree(environment.run, ignore_errors=True)
+        reason = error.strerror or str(error)
+    logs = environment.run / "log" / environment.interface
+    warn(f"logs are in {logs} and vanish with the interface, because of {environment.log}: {reason}")
+    return replace(environment, log=logs)
+
+
+def _undo_what_is_left(environment: Environment, warn: Callable[[str], None]) -> None:
+    """Undoes what an earlier life left behind when it, or the machine, was killed."""
+    left = DoneList(environment.run).read()
+    if left is not None:
+        _take_down(environment, left, warn)
+
+
+def _take_down(
+    environment: Environment, done: Done | None, say: Callable[[str], None], *, keep: Callable[[], None] = lambda: None
+) -> bool:
+    """Undoes `done` and stops the services; calls `keep` after PreDown. Says whether each step worked. Raises Failed."""
+    undoing = Undoing(environment, done or Done(Plan()), say)
+    undoing.run_pre_down()
+    undoing.attempt(keep)
+    undoing.forget_dns()
+    if left := stop(environment):
+        undoing.complain(left)
+    undoing.run_post_down()
+    files.wipe(environment.run)
+    return not undoing.failed
+
+
+def _note(write: Callable[..., None], *words: Any) -> None:
+    try:
+        write(*words)
+    except OSError as error:
+        raise Failed(f"{error.filename or 'the run folder'}: {error.strerror}") from None
+
+
+def prepare(environment: Environment, *, foreground: bool = False) -> None:
+    """Makes the folders and supervisord's configuration. Raises Failed."""
+    try:
+        files.wipe(environment.run)
+        uids.claim(environment, afresh=True)
+    except OSError as error:
+        raise Failed(f"{error.filename or environment.run}: {error.strerror}") from None
+    except UidsRefused as refused:
+        raise Failed(str(refused)) from None
+    try:
+        privileges.make_folder(environment.run, None, 0o710)
+        if not foreground:
+            environment.log.mkdir(parents=True, exist_ok=True)
+        dns.keep_copy(environment.resolv_conf_before)
+        Supervision(environment).write_configuration(foreground=foreground)
+    except OSError as error:
+        files.wipe(environment.run)
+        uids.give_up(environment)
         raise Failed(f"{error.filename or environment.run}: {error.strerror}") from None
 
 
-def start_and_wait(environment: Environment, meanwhile: Callable[[], None]) -> None:
-    """Starts the services and returns when all are at work; calls `meanwhile` again and again. Raises Failed."""
+def start_and_wait(environment: Environment, meanwhile: Callable[[], None], start: Start | None = None) -> None:
+    """Starts the services and returns when all are at work; calls `meanwhile` often. Raises Failed."""
     supervision = Supervision(environment)
     logged = {path: path.stat().st_size for path in environment.log.glob("*.log")}
-    _start(supervision)
+    (start or _start)(supervision)
     _wait_until_ready(environment, supervision, logged, meanwhile)
 
 
-def down(environment: Environment, interface: InterfaceConfig | None) -> None:
-    """Stops an interface and removes all that it made. Raises Failed."""
-    supervision = Supervision(environment)
-    if supervision.pid() is None and not environment.run.exists() and not processes.services(environment):
-        raise Failed(f"{environment.interface} is not up")
-    _refuse_anothers(environment, supervision)
-    _hooks(interface.pre_down if interface else (), environment)
-    if interface and interface.save_config:
-        save(environment)
-    if interface:
-        dns.unset_servers(environment.interface, interface.dns)
-    stop(environment)
-    _hooks(interface.post_down if interface else (), environment)
+def down(environment: Environment, say: Callable[[str], None]) -> bool:
+    """Stops an interface and removes all that it made; says whether every step worked. Raises Failed.
 
-
-def save(environment: Environment) -> None:
-    """Writes what is in force back to the file, keeping its comments. Raises Failed or ConfigError."""
-    path = remembered_configuration(environment).resolve()
-    standing = config.load(path)
-    lines = in_force.ask(environment.wg / f"{environment.interface}.sock")
-    if lines is None:
-        raise Failed(f"{environment.interface}: the wg socket doesn't answer, so what is in force isn't known")
-    config.save(path, in_force.over(standing, lines))
-
-
-def remembered_configuration(environment: Environment) -> Path:
-    """The file that an interface was brought up with, for who names only the interface later: a link in the run folder.
-
-    When that was wiped, its supervisord knows.
+    Hooks and DNS are undone by the list of what `up` did. The present file does not matter for that.
     """
-    link = environment.run / "config"
-    pid = None if link.is_symlink() else Supervision(environment).pid()
-    named = processes.variables(pid).get("STAGEWIRE_CONFIG") if pid is not None else None
-    return Path(named) if named else link
+    if runner := claim.runner(environment):
+        return _have_ended(runner, environment)
+    with turn.take(environment):
+        return _down(environment, say)
+
+
+def _down(environment: Environment, say: Callable[[str], None]) -> bool:
+    found = processes.find(environment)
+    if not found:
+        if not environment.run.exists():
+            raise NotUp(environment.interface)
+        predecessors.refuse_anothers_folder(environment)
+    _refuse_anothers(environment)
+    done = DoneList(environment.run).read()
+    saves = done is not None and done.plan.save_config
+    return _take_down(
+        environment, done, say, keep=lambda: saving.save_as_it_goes_down(environment, say) if saves else None
+    )
+
+
+def _have_ended(runner: claim.Runner, environment: Environment) -> bool:
+    """Makes the `stagewire run` of an interface take it down; says whether every step worked. Raises Failed."""
+    with closing(runner):
+        runner.end()
+        if not select.select([runner], [], [], RUNNER_GONE_WITHIN)[0]:
+            why = f"its `stagewire run` does not end within {RUNNER_GONE_WITHIN:.0f} s"
+            raise Failed(f"{environment.interface}: {why}; kill pid {runner.pid} and run `stagewire down` again")
+        return not runner.failed()
+
+
+def end(environment: Environment, say: Callable[[str], None]) -> bool:
+    """Takes down the interface that this process runs in the foreground; says whether every step worked. Raises Failed."""
+    with turn.take(environment):
+        done = DoneList(environment.run).read()
+        saves = done is not None and done.plan.save_config
+        return _take_down(
+            environment, done, say, keep=lambda: saving.save_as_it_goes_down(environment, say) if saves else None
+        )
+
+
+def is_up(environment: Environment) -> bool:
+    """Says whether an interface has a process or a run folder."""
+    return environment.run.exists() or bool(processes.find(environment))
 
 
 def _remember_configuration(environment: Environment) -> None:
@@ -120,122 +232,93 @@ def _start(supervision: Supervision) -> None:
     supervisord = Path(sys.executable).parent / "supervisord"
     started = subprocess.run(
         [str(supervisord), "-c", str(supervision.configuration)],
-        env=supervision.variables(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        env=supervision.variables(), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
     )  # fmt: skip
     if started.returncode != 0:
-        last = (started.stderr or started.stdout).strip().splitlines()[-1:] or ["no reason given"]
-        raise Failed(f"supervisord did not start: {last[0]}")
+        lines = (started.stderr or started.stdout).strip().splitlines()
+        errors = [line for line in lines if line.startswith("Error:")]  # supervisord's advice follows its error
+        why = [*lines[-1:], *errors][-1:] or ["no reason given"]
+        raise Failed(f"supervisord did not start: {why[0]}")
 
 
 def _wait_until_ready(
     environment: Environment, supervision: Supervision, logged: Mapping[Path, int], meanwhile: Callable[[], None]
 ) -> None:
+    from stagewire.control import query  # slow to import, which `down` avoids
+
     deadline = time.monotonic() + READY_WITHIN
     waiting_for = ["key 0"]
     while time.monotonic() < deadline:
         meanwhile()
         answer = query.key_service(environment)
         if answer is not None:
-            faults = [f"{stage['stage']}-service: {stage['fault']}" for stage in answer["stages"] if stage["fault"]]
+            faults = [f"{stage.stage}-service: {stage.fault}" for stage in answer.stages if stage.fault]
             if faults:
                 raise Failed("; ".join(faults))
-            if answer["ready"]:
+            if answer.ready:
                 return
-            waiting_for = answer["waiting_for"]
+            waiting_for = [*answer.waiting_for]
         else:
-            _look_for_complaints(supervision, logged)
+            _look_for_complaints(environment, supervision, logged)
         time.sleep(_POLL)
-    raise Failed(f"not ready within {READY_WITHIN:.0f} s, waiting for {', '.join(waiting_for)}; see {environment.log}")
+    raise Failed(f"not ready within {READY_WITHIN:.0f} s, still waiting for {', '.join(waiting_for)}; the log says why")
 
 
-def _look_for_complaints(supervision: Supervision, logged: Mapping[Path, int]) -> None:
-    """Who can't work has said why in its log; `logged` is how long the logs were before."""
+def _look_for_complaints(environment: Environment, supervision: Supervision, logged: Mapping[Path, int]) -> None:
+    """Raises Failed with the reason that a service logged if it can't work; skips the first `logged` bytes of each log."""
     for process in supervision.processes() or []:
         if process.log is None or not process.log.exists():
             continue
         lines = process.log.read_bytes()[logged.get(process.log, 0) :].decode(errors="replace").splitlines()
-        complaints = [line for line in lines if "level=error" in line]
+        complaint = complaints.last(lines)
         dead = process.state in {"EXITED", "BACKOFF", "FATAL"}
-        if complaints and (dead or complaints[-1] == lines[-1]):  # the others found a way
-            raise Failed(f"{process.name}: {complaints[-1]}")
+        if complaint and (dead or complaint == lines[-1]):  # a later line of a live service means that it works again
+            raise Failed(f"{process.group}: {complaints.reason(complaint, environment)}")
 
 
-def stop(environment: Environment) -> None:
-    """Stops the services and removes what they made. Raises Failed."""
-    supervision = Supervision(environment)
-    told = supervision.pid() if supervision.socket.exists() else None
-    supervision.shut_down()
-    for pid in supervision.pids():
-        _wait_for_end(pid, environment.interface, told=pid == told)
-    _end_left_behind(environment)
-    _remove_interface(environment.interface)
-    default_route.remove_rules(environment.interface)
-    in_force.remove_stale(environment.wg / f"{environment.interface}.sock")
-    shutil.rmtree(environment.run, ignore_errors=True)
+def stop(environment: Environment) -> str:
+    """Stops the services and removes what they made; names processes that don't end. Raises Failed."""
+    socket = WgFile(environment)
+    if socket.is_ours:
+        socket.remove()  # first, because the next start may want its name
+    uids.look(environment)
+    found = processes.find(environment)
+    done = DoneList(environment.run).read()
+    noted = done.network if done is not None else None
+    with ending.followed_by(found.keepers), network_of([*found.supervisords, *found.services], noted) as network:
+        with moved_link.released(environment, network) as link_is_gone:
+            stuck = ending.end_all(environment)
+        if network is not None:
+            if left := undo_host(environment, network, link_is_gone=link_is_gone):
+                sys.stderr.write(f"stagewire: {environment.interface}: not undone: {logs.cleaned_lines(left)}\n")
+        elif noted is not None and noted.is_of_this_boot():
+            text = "its network namespace is gone, with all that was made in it"
+            sys.stderr.write(f"stagewire: {environment.interface}: {text}\n")
+        socket.remove()
+        _empty(environment.run)
+        uids.give_up(environment)
+    return ending.complaint(stuck) if stuck else ""
 
 
-def _refuse_anothers(environment: Environment, supervision: Supervision) -> None:
-    """Services that another supervisord runs it would only start again."""
-    for pid in slots.held(environment.run).values():
-        parent = processes.parent(pid)
-        if parent not in supervision.pids() and processes.is_supervisord(parent):
-            raise Failed(f"{environment.interface} is run by a supervisord of its own; stop that (pid {parent})")
-
-
-def _end_left_behind(environment: Environment) -> None:
-    """What a supervisord that was killed has left behind. Raises Failed."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + GONE_WITHIN / 2
-        while left := processes.services(environment):
-            if time.monotonic() > deadline:
-                break
-            for pid in left:  # again and again: one may only now be able to hear
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            time.sleep(_POLL)
-        else:
-            return
-    raise Failed(f"{environment.interface}: processes {processes.services(environment)} do not end")
-
-
-def _wait_for_end(pid: int, interface: str, *, told: bool) -> None:
-    """`told`: it was, by its socket; if not, or if it doesn't listen, it is told directly, and then made to."""
-    for number in (*((0,) if told else ()), signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
-            os.kill(pid, signal.SIGCONT)  # one that is stopped can't listen
-        deadline = time.monotonic() + GONE_WITHIN
-        while time.monotonic() < deadline:
-            if not lives(pid):
-                return
-            time.sleep(_POLL)
-    raise Failed(f"{interface}: supervisord {pid} does not end; its programs may still run")
-
-
-def _remove_interface(interface: str) -> None:
-    """The TUN device is persistent, and its routes go with it; policy rules don't. One that isn't ours stays."""
-    described = subprocess.run(
-        ["ip", "-json", "-details", "link", "show", "dev", interface], capture_output=True, text=True, check=False
-    )
-    found = json.loads(described.stdout)[0].get("linkinfo", {}) if described.returncode == 0 else {}
-    if found.get("info_kind") == "tun" and found["info_data"].get("user") == privileges.uid_of("tun"):
-        subprocess.run(["ip", "link", "delete", "dev", interface], capture_output=True, check=False)
-        for family in ("-4", "-6"):
-            _flush_rules(family)
-
-
-def _flush_rules(family: str) -> None:
-    """Removes our policy rules, unless another interface of ours still has its default route."""
-    routes = ["ip", family, "route", "show", "table", "all", "proto", _RULE_PROTOCOL, "default"]
-    if subprocess.run(routes, capture_output=True, text=True, check=False).stdout.strip():
+def _empty(run: Path) -> None:
+    """Removes the run folder, but keeps the list of what `up` did if that is still in it."""
+    if not (run / FOLDER).exists():
+        files.wipe(run)
         return
-    subprocess.run(["ip", family, "rule", "flush", "protocol", _RULE_PROTOCOL], capture_output=True, check=False)
+    for entry in run.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            if entry.name != FOLDER:
+                files.wipe(entry)
+        else:
+            entry.unlink(missing_ok=True)
 
 
-def _hooks(commands: Iterable[str], environment: Environment) -> None:
-    for command in commands:
-        command = command.replace("%i", environment.interface)  # noqa: PLW2901
-        shell = shutil.which("bash") or "/bin/sh"
-        done = subprocess.run([shell, "-c", command], check=False)
-        if done.returncode != 0:
-            raise Failed(f"hook failed with {done.returncode}: {command}")
+def _refuse_anothers(environment: Environment) -> None:
+    """Raises Failed for services of a plain supervisord, which would only start them again."""
+    if others := holders.present(environment.run, holders.OTHER_SUPERVISORD):
+        raise Failed(f"{environment.interface} has a supervisord of its own (pid {others[0]}); stop that instead")
+
+
+def _run_hooks(kind: str, commands: Iterable[str], environment: Environment) -> None:
+    if failure := hooks.run_until_one_fails(kind, commands, environment.interface):
+        raise Failed(failure)

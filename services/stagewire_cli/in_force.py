@@ -1,48 +1,51 @@
-"""The configuration in force, asked of the `wg` socket, for `stagewire save` to write back."""
+"""Asks the `wg` socket for the configuration in force, which `stagewire save` writes back."""
 
+import errno
 import socket
+import time
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from stagewire.config import HostPort, InterfaceConfig, Network, PeerConfig
+from stagewire.config import HostPort, InterfaceConfig, Network, PeerConfig, operations
 
 TIMEOUT = 10.0
+"""s that the `wg` socket gets to answer."""
+MOST = 256 << 20
+"""Bytes of an answer."""
 _NO_KEY = bytes(32)
-_DEFAULT_PORT = 51820
 Lines = list[tuple[str, str]]
 
 
 def ask(path: Path) -> Lines | None:
-    """The lines of a `get`; None when nobody answers."""
+    """Returns the lines of a `get`; None without a good answer."""
     try:
         with socket.socket(socket.AF_UNIX) as line:
             line.settimeout(TIMEOUT)
             line.connect(str(path))
             line.sendall(b"get=1\n\n")
             line.shutdown(socket.SHUT_WR)
-            answer = b"".join(iter(lambda: line.recv(65536), b""))
-    except OSError:
+            answer = received(line, TIMEOUT).decode()
+    except (OSError, ValueError):
         return None
-    lines = [(key, value) for key, _, value in (text.partition("=") for text in answer.decode().splitlines()) if key]
+    lines = [(key, value) for key, _, value in (text.partition("=") for text in answer.splitlines()) if key]
     return lines if ("errno", "0") in lines else None
 
 
-def remove_stale(path: Path) -> None:
-    """Removes a socket that nobody serves any more; one that another program serves stays."""
-    try:
-        with socket.socket(socket.AF_UNIX) as line:
-            line.settimeout(TIMEOUT)
-            line.connect(str(path))
-    except ConnectionRefusedError:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return
+def received(line: socket.socket, within: float) -> bytes:
+    """Receives all up to the end. Raises OSError beyond `within` s or MOST bytes: key-service may be hostile."""
+    until, data = time.monotonic() + within, bytearray()
+    while piece := line.recv(1 << 16):
+        data += piece
+        line.settimeout(max(0.001, until - time.monotonic()))
+        if len(data) > MOST:
+            raise OSError(errno.EMSGSIZE, "the answer is too long")
+    return bytes(data)
 
 
 def over(standing: InterfaceConfig, lines: Lines) -> InterfaceConfig:
-    """A file's configuration with what is in force laid over it; what the socket has no word for stays the file's."""
+    """Lays the socket's lines over a file's configuration; keys that the socket doesn't know stay the file's."""
     known = {peer.public_key: peer for peer in standing.peers}
     peers: list[PeerConfig] = []
     prefixes: list[list[Network]] = []
@@ -51,9 +54,7 @@ def over(standing: InterfaceConfig, lines: Lines) -> InterfaceConfig:
             case "private_key":
                 standing = _with_private_key(standing, bytes.fromhex(value))
             case "listen_port":
-                port = int(value)
-                if standing.listen_port is not None or port != _DEFAULT_PORT:
-                    standing = replace(standing, listen_port=port)
+                standing = replace(standing, listen_port=int(value))
             case "fwmark":
                 standing = replace(standing, fwmark=int(value))
             case "public_key":
@@ -67,15 +68,24 @@ def over(standing: InterfaceConfig, lines: Lines) -> InterfaceConfig:
                 peers[-1] = _with_line(peers[-1], key, value)
     if not any(key == "fwmark" for key, _ in lines):
         standing = replace(standing, fwmark=0)
-    # In the file's order, so that nothing is rewritten that didn't change.
+    # In the file's order, so that unchanged lines stay where they are.
     position = {peer.public_key: number for number, peer in enumerate(standing.peers)}
     now = [replace(peer, allowed_ips=_in_order(peer, found)) for peer, found in zip(peers, prefixes, strict=True)]
     now.sort(key=lambda peer: position.get(peer.public_key, len(position)))
     return replace(standing, peers=tuple(now))
 
 
+def with_expired(now: InterfaceConfig, standing: InterfaceConfig, at: float) -> InterfaceConfig:
+    """Adds the file's peers whose time is over: they are not in force, but `save` must not lose them."""
+    there = {peer.public_key for peer in now.peers}
+    gone = [peer for peer in standing.peers if operations.is_expired(peer, at) and peer.public_key not in there]
+    position = {peer.public_key: number for number, peer in enumerate(standing.peers)}
+    peers = sorted((*now.peers, *gone), key=lambda peer: position.get(peer.public_key, len(position)))
+    return replace(now, peers=tuple(peers))
+
+
 def _with_private_key(standing: InterfaceConfig, private_key: bytes) -> InterfaceConfig:
-    # The file may hold the key unclamped, which is the same key.
+    # The file may hold the same key unclamped.
     if standing.private_key is not None and _clamped(standing.private_key) == private_key:
         return standing
     return replace(standing, private_key=private_key)
@@ -98,7 +108,7 @@ def _with_line(peer: PeerConfig, key: str, value: str) -> PeerConfig:
 
 
 def _with_named_zone(host: str) -> str:
-    """A link-local address by its interface's name, which outlives a boot; its number may be another's then."""
+    """Names a link-local address's zone by its interface, whose number may be another's after a boot."""
     address, percent, zone = host.partition("%")
     if percent and zone.isdecimal():
         with suppress(OSError):

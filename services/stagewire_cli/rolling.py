@@ -1,51 +1,44 @@
-"""`stagewire restart`: other processes for those at work, one after another; `stagewire scale`: more workers or fewer. Both
-while traffic flows.
+"""Replaces processes (`stagewire restart`) and changes the number of workers (`stagewire scale`) while traffic flows.
 
-Restarting, for each stage: the spares first, because they have the old code in memory; then each that is at work is told
-to end, its spare takes over, and the next step waits until key-service says that all is ready and a new spare waits.
+A restart replaces a stage's spares first, because they have the old code in memory. Then it tells each holder to end, and
+its spare takes over. The next step waits until key-service says that all is ready, and until a new spare waits.
 
-Scaling: processes that lack are started, key-service moves the peers and sends workers home that nobody is at home in any
-more, and when all is quiet the processes that are too many are taken away; they are spares by then.
+Scaling starts missing processes. key-service moves the peers, and ends workers without peers. Then the surplus processes,
+which are spares by now, are taken away.
 """
 
-import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TypeVar
 
+from stagewire.control import query
 from stagewire.environment import Environment
-from stagewire.ipc import slots
-from stagewire_cli import processes, query
-from stagewire_cli.bring_up import Failed
+from stagewire.process import signals, slots
+from stagewire_cli.failures import Failed, NotUp
 from stagewire_cli.supervision import WORKERS_GROUP, Process, Supervision
 
-STAGES = ("status", "key", "conn", "tun", "device")
-"""In this order, those first that packets don't pass through."""
 STEP_WITHIN = 20.0
-"""s for another process to be at work, or to wait."""
-_POLL = 0.01
-_POLL_SUPERVISORD = 0.05
-"""s; it takes a millisecond of its and of ours to be asked, and there is traffic."""
+"""s that a step may take."""
+_FIRST_PAUSE = 0.01
+_LONGEST_PAUSE = 0.1
+"""s between two questions: the pauses grow, because questions cost processor time beside traffic."""
 
 T = TypeVar("T")
 
 
 def restart(environment: Environment, stages: tuple[str, ...], tell: Callable[[str], None]) -> None:
-    """Replaces every process of some stages. Raises Failed at the first step that doesn't come about."""
+    """Replaces every process of some stages. Raises Failed at the first step that takes too long."""
     if not slots.held(environment.run):
-        raise Failed(f"{environment.interface} is not up")
-    if not any(processes.is_supervisord(processes.parent(pid)) for pid in slots.contenders(environment.run)):
-        raise Failed(
-            f"its supervisord is gone, and nobody would start others: "
-            f"`supervisord -c {Supervision(environment).configuration}` first, or `stagewire down` and `up`"
-        )
+        raise NotUp(environment.interface)
+    supervision = Supervision(environment)
+    if not supervision.is_there():
+        raise Failed(supervision.gone)
     if set(stages) != {"key"}:
-        # Who isn't ready may be the very reason to restart; but without key-service nobody could say who is.
+        # A stage that isn't ready may be the reason to restart; but only key-service can say which stages are ready.
         _wait(lambda: _ready(environment) is not None, "key-service to answer; `stagewire restart key` replaces it")
     for stage in stages:
-        has_spares = _renew_spares(environment, stage)
+        has_spares = _renew_spares(environment, stage, wanted=supervision.spares() > 0)
         for number in sorted(number for name, number in slots.held(environment.run) if name == stage):
             began = time.monotonic()
             old, new = _replace(environment, stage, number)
@@ -56,26 +49,24 @@ def restart(environment: Environment, stages: tuple[str, ...], tell: Callable[[s
 
 
 def scale(environment: Environment, workers: int) -> None:
-    """Changes the number of workers; returns when every peer is where it belongs. Raises Failed."""
+    """Changes the number of workers; returns when every peer has its home worker. Raises Failed."""
     supervision = Supervision(environment)
     if not slots.held(environment.run):
-        raise Failed(f"{environment.interface} is not up")
+        raise NotUp(environment.interface)
+    if not supervision.is_there():
+        raise Failed(supervision.gone)
     if not _workers(supervision):
-        raise Failed(
-            "the supervisord that `stagewire up` started is gone or doesn't answer; nobody would start workers"
-        )
-    pid = supervision.pid()
-    spares = Environment.read(processes.variables(pid)).spares if pid is not None else environment.spares
-    count, before = workers + spares, len(_workers(supervision))
+        raise Failed("its supervisord doesn't answer, so no worker can start; `stagewire down` and `up` start another")
+    count, before = workers + supervision.spares(), len(_workers(supervision))
     supervision.add(WORKERS_GROUP, count)
     answer = query.scale(environment, workers)
     if answer is None:
-        raise Failed(f"{environment.interface}: key-service doesn't answer")
+        raise Failed("key-service doesn't answer; `stagewire status` says why")
     if answer.error:
         _take_away_surplus(environment, supervision, before)
         raise Failed(answer.error)
     moved = f"{workers} workers to be at work and the peers to have moved"
-    _wait(lambda: _settled(environment, workers), moved, _POLL_SUPERVISORD)
+    _wait(lambda: _settled(environment, workers), moved)
     _take_away_surplus(environment, supervision, count)
 
 
@@ -87,13 +78,13 @@ def _take_away_surplus(environment: Environment, supervision: Supervision, count
 
     def gone() -> bool:
         left = [each for each in _workers(supervision) if each.name in names]
-        # One that key-service sent home has ended by itself, and may be started again at any moment: it takes another try.
+        # At any moment supervisord may restart a worker that key-service has ended, so each pass tries again.
         for process in left:
             if not supervision.drop(process) and process.state != "STOPPING":
                 supervision.stop(process)
         return not left
 
-    _wait(gone, "workers that are not needed to end", _POLL_SUPERVISORD)
+    _wait(gone, "workers that are not needed to end")
 
 
 def _workers(supervision: Supervision) -> list[Process]:
@@ -102,24 +93,24 @@ def _workers(supervision: Supervision) -> list[Process]:
 
 def _settled(environment: Environment, workers: int) -> bool:
     answer = query.key_service(environment)
-    if answer is None or not answer["ready"]:
+    if answer is None or not answer.ready:
         return False
     at_work = {number for stage, number in slots.held(environment.run) if stage == "device"}
-    known = answer["workers"]
-    return bool(
-        known["wanted"] == workers and not known["peers_moving"] and at_work == {*range(workers)} == {*known["up"]}
-    )
+    known = answer.workers
+    return bool(known.wanted == workers and not known.peers_moving and at_work == {*range(workers)} == {*known.up})
 
 
 def waiting(environment: Environment, stage: str) -> list[int]:
-    """The pids of a stage's spares."""
+    """Lists the pids of a stage's spares."""
     return sorted(set(slots.contenders(environment.run, stage)) - set(slots.held(environment.run).values()))
 
 
-def _renew_spares(environment: Environment, stage: str) -> bool:
-    """Says whether there are any."""
+def _renew_spares(environment: Environment, stage: str, *, wanted: bool) -> bool:
+    """Replaces a stage's spares; says whether it has any."""
+    if wanted:  # supervisord starts spares last
+        _wait(lambda: waiting(environment, stage), f"the spares of {stage}-service")
     old = waiting(environment, stage)
-    _end(old)
+    _end(environment, old)
     if old:
         _wait(lambda: set(waiting(environment, stage)) - set(old), f"new spares of {stage}-service")
     return bool(old)
@@ -128,7 +119,7 @@ def _renew_spares(environment: Environment, stage: str) -> bool:
 def _replace(environment: Environment, stage: str, number: int) -> tuple[int, int]:
     before = {(name, at) for name, at, _ in _ready(environment) or ()} - {(stage, number)}
     old = slots.held(environment.run)[stage, number]
-    _end([old])
+    _end(environment, [old])
 
     def replaced() -> int:
         new = slots.held(environment.run).get((stage, number), old)
@@ -140,23 +131,23 @@ def _replace(environment: Environment, stage: str, number: int) -> tuple[int, in
 
 
 def _ready(environment: Environment) -> set[tuple[str, int, int]] | None:
-    """(stage, number, pid) of all that are at work; None when key-service doesn't answer. Raises Failed."""
+    """Returns (stage, number, pid) of all ready processes; None when key-service doesn't answer."""
     answer = query.key_service(environment)
     if answer is None:
         return None
-    return {(each["stage"], each["number"], each["pid"]) for each in answer["stages"] if each["ready"]}
+    return {(each.stage, each.number, each.pid) for each in answer.stages if each.ready}
 
 
-def _end(pids: list[int]) -> None:
+def _end(environment: Environment, pids: list[int]) -> None:
     for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+        signals.send(pid, signal.SIGTERM, lambda pid: pid in slots.contenders(environment.run))
 
 
-def _wait(condition: Callable[[], T], what: str, pause: float = _POLL) -> T:
-    until = time.monotonic() + STEP_WITHIN
+def _wait(condition: Callable[[], T], what: str) -> T:
+    until, pause = time.monotonic() + STEP_WITHIN, _FIRST_PAUSE
     while not (found := condition()):
         if time.monotonic() > until:
-            raise Failed(f"waited {STEP_WITHIN:.0f} s for {what}; the rest was left as it is")
+            raise Failed(f"waited {STEP_WITHIN:.0f} s for {what}; nothing further is changed")
         time.sleep(pause)
+        pause = min(pause * 1.2, _LONGEST_PAUSE)
     return found

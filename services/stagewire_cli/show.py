@@ -1,67 +1,130 @@
-"""`stagewire status`: what the services say, as one JSON object or as tables."""
+"""Gathers all that the services report about themselves and the peers, as one JSON object for `stagewire status`."""
 
 import os
 import time
+from base64 import b64encode
 from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
-
+from stagewire.control import query
+from stagewire.control.status import CountedStatus, GatewayStatus, ReasonStatus, StageStatus
+from stagewire.control.telemetry import CaptureReport
 from stagewire.environment import Environment
-from stagewire.ipc import slots
-from stagewire_cli import query
+from stagewire.limits import MAX_WORKERS
+from stagewire.process import slots
+from stagewire.stages import STAGES
+from stagewire_cli import by_filter, complaints, reasons, the_file
 from stagewire_cli.supervision import Process, Supervision
 
 Status = dict[str, Any]
-_STAGES = ("tun", "device", "conn", "key", "status")
-_DROP_PREFIXES = ("tun_packets", "datagrams")
+FORMAT: Final = 1
+"""Version of the JSON object."""
+_LOG_TAIL = 4096
+"""Bytes at a log's end that hold its last line."""
 
 
 def gather(environment: Environment) -> Status | None:
-    """Everything about one interface; None when it isn't up. What is away is missing, not guessed."""
+    """Returns everything about one interface; None when it isn't up. An absent service's part is left out."""
     if not environment.run.exists():
         return None
     supervision = Supervision(environment)
     processes = supervision.processes()
-    keys = query.key_service(environment)
-    if processes is None and keys is None:
-        return None
-    counters = _counters(environment)
-    keys = keys or {"interface": environment.interface, "ready": False, "stages": [], "peers": []}
-    stages = {(stage["stage"], stage["number"]): stage for stage in keys.pop("stages")}
-    counted = {(entry["stage"], entry["number"]): entry for entry in counters["services"]}
+    answer = query.key_service(environment)
     held = slots.held(environment.run)
+    if processes is None and answer is None and not held:
+        return None
+    counted, told, metrics = _counted(environment)
+    silent = [] if answer is not None else [_why_silent(environment, processes or [])]
+    keys: Status = {"interface": environment.interface, "ready": False, "peers": []}
+    if answer is not None:
+        keys = _of_key_service(answer)
+    of_peers, strangers = reasons.by_peer(told, {peer["public_key"] for peer in keys["peers"]})
+    for peer in keys["peers"]:
+        peer["reasons"] = of_peers.get(peer["public_key"], [])
+    stages = {(stage.stage, stage.number): stage for stage in answer.stages} if answer is not None else {}
     supervised = {process.pid: process for process in processes or []}
-    workers = keys.get("workers", {}).get("wanted", 1)
-    needed = {(stage, 0) for stage in _STAGES} | {("device", number) for number in range(workers)}
-    # Workers that `stagewire scale` has sent home are remembered for a while, or for good, by who counts.
+    workers = min(keys.get("workers", {}).get("wanted", 1), MAX_WORKERS)
+    needed = {(stage, 0) for stage in STAGES} | {("device", number) for number in range(workers)}
+    # key-service and status-service still remember workers that `stagewire scale` has ended.
     known = {name for name in stages.keys() | counted.keys() if name[0] != "device"}
     names = sorted(known | held.keys() | needed, key=_order)
+    services = [
+        _service(name, held.get(name), supervised.get(held.get(name, 0)), stages.get(name), counted.get(name))
+        for name in names
+    ]
+    # A supervisord that hangs is waited for once.
+    killed = {} if processes is None else supervision.killed_by_filter()
+    at_work = all(service["ready"] and not service["fault"] for service in services)
+    keys = {"version": FORMAT, **keys}
     return keys | {
-        "services": [
-            _service(name, held.get(name), supervised.get(held.get(name, 0)), stages.get(name), counted.get(name))
-            for name in names
-        ]
+        "healthy": keys["ready"] and at_work and keys.get("link_up") is not False,
+        "warnings": [
+            *silent,
+            *_without_supervisord(supervision),
+            *by_filter.warnings(killed),
+            *(keys.get("host") or {}).get("warnings", []),
+            *the_file.warnings(environment),
+        ],
+        "killed_by_filter": killed,
+        "services": services,
+        "strangers": strangers,
+        "metrics": metrics,
+        "captures": [_capture(each) for service in counted.values() for each in service.captures],
     }
 
 
-def _counters(environment: Environment) -> Status:
-    with suppress(query.OtherVersion):  # it has counted nothing of what it doesn't understand
+def _of_key_service(answer: GatewayStatus) -> Status:
+    # `asdict` copies each field of each of 10,000 peers.
+    keys = asdict(replace(answer, stages=(), peers=()))
+    del keys["stages"]
+    keys["peers"] = [{name: getattr(peer, name) for name in peer.__dataclass_fields__} for peer in answer.peers]
+    return keys
+
+
+def _capture(found: CaptureReport) -> Status:
+    return asdict(found) | {"public_key": b64encode(found.public_key).decode()}
+
+
+def _without_supervisord(supervision: Supervision) -> list[str]:
+    """Warns if no supervisord restarts the stages; root alone can tell."""
+    return [supervision.gone] if os.geteuid() == 0 and not supervision.is_there() else []
+
+
+def _why_silent(environment: Environment, processes: list[Process]) -> str:
+    """Returns a warning with the reason from key-service's log, if that has one."""
+    logs = [process.log for process in processes if process.group == "key-service" and process.log is not None]
+    lines: list[str] = []
+    for log in logs:
+        with suppress(OSError):
+            text = log.read_bytes()[-_LOG_TAIL:].decode(errors="replace")
+            lines += [line for line in text.splitlines()[-1:] if complaints.last([line])]
+    said = [complaints.reason(line, environment) for line in sorted(lines)[-1:]]
+    return ": ".join(["key-service does not answer", *said])
+
+
+def _counted(
+    environment: Environment,
+) -> tuple[dict[tuple[str, int], CountedStatus], tuple[ReasonStatus, ...], str]:
+    answer = None
+    with suppress(query.OtherVersion):  # a status-service of another version lacks our counters
         answer = query.status_service(environment)
-        if answer is not None and "services" in answer:
-            return answer
-    return {"services": []}
+    if answer is None:
+        return {}, (), ""
+    return {(each.stage, each.number): each for each in answer.services}, answer.reasons, answer.metrics
 
 
 def _order(name: tuple[str, int]) -> tuple[int, int]:
-    return (_STAGES.index(name[0]) if name[0] in _STAGES else len(_STAGES)), name[1]
+    return (STAGES.index(name[0]) if name[0] in STAGES else len(STAGES)), name[1]
 
 
 def _service(
-    name: tuple[str, int], pid: int | None, process: Process | None, stage: Status | None, counted: Status | None
+    name: tuple[str, int],
+    pid: int | None,
+    process: Process | None,
+    stage: StageStatus | None,
+    counted: CountedStatus | None,
 ) -> Status:
     started = _started(pid) if pid else None
     return {
@@ -71,106 +134,21 @@ def _service(
         "pid": pid,
         "program": f"{process.group}:{process.name}" if process else None,
         "uptime_s": int(time.time() - started) if started else None,
-        "ready": bool(stage and stage["ready"] and stage["pid"] == pid),
-        "fault": (stage or {}).get("fault", ""),
-        "spares": (stage or {}).get("spares", 0),
-        "lives": (counted or {}).get("lives", 0),
-        "counters": (counted or {}).get("counters", {}),
+        "ready": stage is not None and stage.ready and stage.pid == pid,
+        "fault": stage.fault if stage is not None else "",
+        "spares": stage.spares if stage is not None else 0,
+        "kernel": stage.kernel if stage is not None else "",
+        "lives": counted.lives if counted is not None else 0,
+        "counters": counted.counters if counted is not None else {},
+        "cpu_s": counted.cpu_s if counted is not None else 0.0,
+        "queues": [asdict(queue) for queue in counted.queues] if counted is not None else [],
     }
 
 
 def _started(pid: int) -> float | None:
-    """When a process was started, in unix s (proc(5), `stat`, field 22)."""
+    """Returns when a process was started, in unix s (proc(5), `stat`, field 22)."""
     try:
         ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except OSError:
         return None
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
-
-
-def render(status: Status, console: Console) -> None:
-    """As tables."""
-    state = "[green]up[/green]" if status["ready"] else "[yellow]not ready[/yellow]"
-    console.print(
-        f"[bold]{status['interface']}[/bold]  {state}  port {status.get('listen_port', '?')}  "
-        f"public key {status.get('public_key', '?')}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(_services(status["services"]))
-    console.print(_peers(status["peers"]))
-
-
-def _services(services: list[Status]) -> Table:
-    table = Table("service", "state", "pid", "up for", "spares", "drops and failures", box=None, header_style="bold")
-    for service in services:
-        name = service["service"] + (f" {service['number']}" if service["service"] == "device-service" else "")
-        state = (
-            service["state"].lower() if service["ready"] else f"[yellow]{service['state'].lower()}, not ready[/yellow]"
-        )
-        drops = ", ".join(
-            f"{reason} {count:,}"
-            for reason, count in service["counters"].items()
-            if not reason.startswith(_DROP_PREFIXES)
-        )
-        table.add_row(
-            name,
-            state,
-            str(service["pid"] or "-"),
-            span(service["uptime_s"]),
-            str(service["spares"]),
-            escape(service["fault"] or drops or "none"),
-        )
-    return table
-
-
-def _peers(peers: list[Status]) -> Table:
-    table = Table(
-        Column("peer", min_width=44, no_wrap=True),
-        "endpoint",
-        "last handshake",
-        "received",
-        "sent",
-        "allowed ips",
-        box=None,
-        header_style="bold",
-    )
-    skewed = any(peer["clock_skew_s"] is not None for peer in peers)
-    if skewed:
-        table.add_column("clock skew")
-    for peer in sorted(peers, key=lambda peer: -(peer["last_handshake_unix_s"] or 0)):
-        at = peer["last_handshake_unix_s"]
-        table.add_row(
-            peer["public_key"],
-            escape(peer["endpoint"] or "(unknown)"),  # an IPv6 one has brackets, which are markup
-            f"{span(max(0, time.time() - at))} ago" if at else "never",
-            size(peer["rx_bytes"]),
-            size(peer["tx_bytes"]),
-            ", ".join(peer["allowed_ips"]) or "(none)",
-            *([_skew(peer["clock_skew_s"])] if skewed else []),
-        )
-    return table
-
-
-def _skew(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds:+.3f} s"
-
-
-def span(seconds: float | None) -> str:
-    """A time as one would say it."""
-    if seconds is None:
-        return "-"
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def size(count: int) -> str:
-    """Bytes as one would say them."""
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"

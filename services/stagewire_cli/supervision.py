@@ -1,17 +1,19 @@
-"""supervisord for one interface: its configuration, and how to speak to it. What we add to it is in `inside`."""
+"""Configures the supervisord of one interface, and speaks to it. `inside` is our part in it."""
 
 import configparser
 import http.client
 import os
 import socket
+import sys
 import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stagewire.environment import Environment
+from stagewire.linux import uids
+from stagewire.process import holders
 from stagewire_cli import processes
-from stagewire_cli.processes import lives
 
 WORKERS_GROUP = "device-service"
 _RPC_TIMEOUT = 5.0
@@ -19,7 +21,7 @@ _RPC_TIMEOUT = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process as supervisord sees it. `started` is in unix s; `state` is supervisord's word."""
+    """Describes one process as supervisord sees it. `started` is in unix s; `state` is supervisord's word."""
 
     group: str
     name: str
@@ -30,47 +32,55 @@ class Process:
 
 
 class Supervision:
-    """The supervisord of one interface."""
+    """Writes one supervisord's configuration, and calls its methods."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self.configuration = environment.run / "supervisord.conf"
+        self.configuration = environment.run / processes.CONFIGURATION
         self.pid_file = environment.run / "supervisord.pid"
         self.socket = environment.run / "supervisor.sock"
 
-    def write_configuration(self) -> None:
-        """The top-level file's programs, with folders of this interface's own, in the background, logging to files."""
-        # Our conf has no %%; supervisord's own expansions must go through as they are.
+    def write_configuration(self, *, foreground: bool = False) -> None:
+        """Writes the programs of the top-level file, with folders of this interface's own. Raises OSError.
+
+        In the background they log to files. In the foreground they log to standard output, as in the top-level file.
+        """
+        # supervisord's own %-expansions must stay as they are.
         parser = configparser.RawConfigParser(inline_comment_prefixes=None)
         with template().open() as file:
             parser.read_file(file)
-        log = self._environment.log
-        parser["supervisord"].update(
-            {"nodaemon": "false", "logfile": str(log / "supervisord.log"), "pidfile": str(self.pid_file),
-             "logfile_maxbytes": "10MB", "logfile_backups": "1", "childlogdir": str(log)}
-        )  # fmt: skip
+        parser["supervisord"]["pidfile"] = str(self.pid_file)
         parser["unix_http_server"]["file"] = str(self.socket)
         parser["supervisorctl"]["serverurl"] = f"unix://{self.socket}"
+        if not foreground:
+            self._log_to_files(parser)
+        # A later `supervisord -c` then needs this file alone.
+        ours = {name: value for name, value in self.variables().items() if name.startswith("STAGEWIRE_")}
+        quoted = [f'{name}="{value.replace("%", "%%")}"' for name, value in ours.items() if '"' not in value]
+        parser["supervisord"]["environment"] = ",".join(quoted)
+        fresh = self.configuration.with_suffix(".new")
+        with fresh.open("w") as file:
+            parser.write(file)
+        fresh.replace(self.configuration)
+
+    def _log_to_files(self, parser: configparser.RawConfigParser) -> None:
+        log = self._environment.log
+        parser["supervisord"].update(
+            {"nodaemon": "false", "logfile": str(log / "supervisord.log"), "logfile_maxbytes": "10MB",
+             "logfile_backups": "1", "childlogdir": str(log)}
+        )  # fmt: skip
         for section in parser.sections():
             if section.startswith("program:"):
-                # Every process writes to a file of its own, which alone supervisord can rotate.
+                # supervisord can only rotate a file that a single process writes to.
                 process = parser[section].get("process_name", section.removeprefix("program:"))
                 process = process.replace("%(program_name)s", section.removeprefix("program:"))
                 parser[section].update(
                     {"stdout_logfile": f"{log}/{process}.log", "stdout_logfile_maxbytes": "10MB",
                      "stdout_logfile_backups": "1"}
                 )  # fmt: skip
-        # So that it needs nothing but this file when it is to be started again.
-        ours = {name: value for name, value in self.variables().items() if name.startswith("STAGEWIRE_")}
-        quoted = [f'{name}="{value.replace("%", "%%")}"' for name, value in ours.items() if '"' not in value]
-        parser["supervisord"]["environment"] = ",".join([parser["supervisord"]["environment"], *quoted])
-        fresh = self.configuration.with_suffix(".new")
-        with fresh.open("w") as file:
-            parser.write(file)
-        fresh.replace(self.configuration)
 
     def variables(self) -> dict[str, str]:
-        """What its programs read from the environment."""
+        """Returns the environment of supervisord and its programs."""
         environment = self._environment
         return os.environ | {
             "STAGEWIRE_INTERFACE": environment.interface,
@@ -80,12 +90,16 @@ class Supervision:
             "STAGEWIRE_LOG_DIR": str(environment.log.parent),
             "STAGEWIRE_WORKERS": str(environment.workers),
             "STAGEWIRE_SPARES": str(environment.spares),
+            "STAGEWIRE_PIPES": environment.pipes,
+            **uids.variables(environment),
             "STAGEWIRE_WG_DIR": str(environment.wg),
             "STAGEWIRE_MANAGED": str(int(environment.managed)),
+            # supervisord wants a folder for temporary files; a read-only root may have no other.
+            "TMPDIR": str(environment.run),
         }
 
     def processes(self) -> list[Process] | None:
-        """All programs, or None when this supervisord isn't there."""
+        """Lists all processes; None when this supervisord doesn't answer."""
         answer = self._call("supervisor.getAllProcessInfo")
         if answer is None:
             return None
@@ -98,37 +112,43 @@ class Supervision:
         ]  # fmt: skip
 
     def add(self, group: str, count: int) -> None:
-        """Has a group run at least `count` processes."""
+        """Makes a group run at least `count` processes."""
         for name in self._call("stagewire.add", group, count) or []:
             self._call("supervisor.startProcess", name, False)
 
+    def spares(self) -> int:
+        """Returns the wanted number of spares of each program; 0 when supervisord doesn't answer."""
+        return int(self._call("stagewire.spares") or 0)
+
     def stop(self, process: Process) -> None:
-        """Has a process end, and doesn't wait for it."""
+        """Tells a process to end, and doesn't wait for it."""
         self._call("supervisor.stopProcess", f"{process.group}:{process.name}", False)
 
     def drop(self, process: Process) -> bool:
-        """Has a process no more, if it has ended; says whether it had."""
+        """Takes a process out of its group if it has ended; says whether it had."""
         return bool(self._call("stagewire.drop", process.group, process.name))
 
-    def shut_down(self) -> None:
-        """Tells it to stop everything and itself."""
-        self._call(
-            "supervisor.stopAllProcesses"
-        )  # at once; shutting down it stops them one after another, up to a second each
-        self._call("supervisor.shutdown")
+    def killed_by_filter(self) -> dict[str, int]:
+        """Returns how many processes of each group the kernel's filter has killed; nothing without an answer."""
+        return dict(self._call("stagewire.killed_by_filter") or {})
+
+    def is_there(self) -> bool:
+        """Says whether this supervisord, or a plain one, has the interface."""
+        return bool(holders.present(self._environment.run, holders.SUPERVISORD, holders.OTHER_SUPERVISORD))
+
+    @property
+    def gone(self) -> str:
+        """Returns the warning for a missing supervisord."""
+        program = Path(sys.executable).parent / "supervisord"
+        again = f"run `{program} -c {self.configuration}`, or `stagewire down` and `up`"
+        return f"its supervisord is gone, so a stage that ends stays down: {again}"
 
     def pid(self) -> int | None:
-        """Its pid while it lives, also when its run folder was wiped."""
-        try:
-            pid = int(self.pid_file.read_text())
-        except (OSError, ValueError):
-            pid = 0
-        if pid and lives(pid) and processes.is_supervisord(pid, self.configuration):
-            return pid
+        """Returns supervisord's pid while it lives, also when its run folder was wiped."""
         return next(iter(self.pids()), None)
 
     def pids(self) -> list[int]:
-        """Of all supervisords that were started with this configuration and live; it should be one."""
+        """Lists all living supervisords with this configuration; there should be one at most."""
         return processes.supervisords(self.configuration)
 
     def _call(self, method: str, *arguments: Any) -> Any:
@@ -142,14 +162,13 @@ class Supervision:
 
 
 class _Connection(http.client.HTTPConnection):
-    """HTTP over a Unix socket. supervisor's own transport has no time limit, and a hung supervisord would hang us."""
+    """Speaks HTTP over a Unix socket, with a time limit: supervisor's own transport has none."""
 
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=_RPC_TIMEOUT)
         self._path = path
 
     def connect(self) -> None:
-        """To the socket."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
@@ -167,7 +186,5 @@ class _Transport(xmlrpc.client.Transport):
 
 
 def template() -> Path:
-    """`supervisord.conf`, from a wheel or from a checkout."""
-    here = Path(__file__).resolve().parent
-    installed = here / "supervisord.conf"
-    return installed if installed.exists() else here.parents[1] / "supervisord.conf"
+    """Returns the path of `supervisord.conf`; in a checkout a link leads from here to its root."""
+    return Path(__file__).resolve().parent / "supervisord.conf"

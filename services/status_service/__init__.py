@@ -1,1 +1,1 @@
-"""status-service: counters in, a snapshot of them out. It holds no keys and sees no packets."""
+"""Adds up all stages' counters and answers with a snapshot: status-service. It holds no keys and sees no packets."""

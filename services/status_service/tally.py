@@ -1,21 +1,46 @@
-"""Counters of many processes, added up over their lives.
+"""Adds up the counters of many processes over their lives, in whole and by reason and peer.
 
-A process counts from zero; what it had counted when it was last heard of is kept, so that a total never falls.
+A process counts from zero. The tally keeps the last counters of ended processes, so that a total never falls.
 """
 
-from collections import Counter
+from base64 import b64encode
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
 
-from stagewire.environment import MAX_WORKERS
-from stagewire.ipc.control import Counters
-from stagewire.stats import MEANINGS
+from stagewire.control.status import CountedStatus, CountersStatus, ReasonStatus
+from stagewire.control.telemetry import CaptureReport, Counters, QueueReport, WaitReport
+from stagewire.limits import MAX_WORKERS
+from stagewire.loop import IDLE_INTERVAL
+from stagewire.pipe.names import PIPES
+from stagewire.pipe.waits import BOUNDS
+from stagewire.reasons import KEY_LENGTH, Incident, shown
+from stagewire.stages import STAGES
+from stagewire.stats import COUNTERS
+from status_service import bounded
 
-STAGES = ("tun", "device", "conn", "key", "status")
+MAX_REASONS: Final = 65_536
+"""Pairs of a reason and a peer that are kept; those that happened longest ago go first."""
+MAX_SHOWN: Final = 4096
+"""Such pairs in one answer, the newest ones."""
+TAKEN_OVER_WITHIN: Final = 30.0
+"""s without a report after which the next process of a stage is a new start, and no take-over."""
+MAX_CAPTURES: Final = 16
+"""Captures of a worker that are shown."""
+CAPTURE_HEARD: Final = IDLE_INTERVAL + 4.0
+"""s without a report after which a worker's captures are over."""
+_MAX_IDENTITY: Final = 32
+_MAX_PLACE: Final = 18
+_PIPES: Final = frozenset(
+    name for pipe in PIPES for name in [pipe.name, *(f"{pipe.name}.{number}" for number in range(MAX_WORKERS))]
+)
+"""Names that a report may use: each makes a series of its own in Prometheus."""
 
 
 @dataclass(slots=True)
 class Service:
-    """One program (of the workers: one number). `lives` counts its processes since we started."""
+    """Counts for one stage, or one worker number. `lives` counts its processes since status-service began."""
 
     pid: int = 0
     generation: int = 0
@@ -23,29 +48,104 @@ class Service:
     lives: int = 0
     past: Counter[str] = field(default_factory=Counter)
     present: Counter[str] = field(default_factory=Counter)
+    cpu: float = 0.0
+    """s of the present process, as is all below."""
+    queues: tuple[QueueReport, ...] = ()
+    waits: tuple[WaitReport, ...] = ()
+    captures: tuple[CaptureReport, ...] = ()
 
     def total(self) -> dict[str, int]:
-        """By name, zeros left out."""
-        return dict(sorted((self.past + self.present).items()))
+        """Returns the counters by name, without zeros."""
+        return {name: bounded.count(value) for name, value in sorted((self.past + self.present).items())}
+
+
+@dataclass(slots=True)
+class Reason:
+    """Counts one reason for one peer, or one stranger, in one stage."""
+
+    past: int = 0
+    present: int = 0
+    generation: int = 0
+    place: bytes = b""
+    size: int = 0
+    at: float = 0.0
 
 
 class Tally:
-    """All services of an interface, by name and number."""
+    """Holds the counters of all stages of an interface, by stage and number."""
 
     def __init__(self) -> None:
         self.services: dict[tuple[str, int], Service] = {}
+        self._reasons: OrderedDict[tuple[str, int, str, bytes], Reason] = OrderedDict()
+        """By stage, number, reason, and key or place; the one that happened last is the last."""
 
-    def take(self, counters: Counters, now: float) -> None:
-        """Enters what a process has counted so far; what nobody we know would say is left out."""
+    def take(self, counters: Counters, now: float) -> bool:
+        """Enters a process's counters. Ignores unknown stages, numbers and names.
+
+        Returns whether the process has taken the place of one that was heard a moment before.
+        """
         if counters.stage not in STAGES or not 0 <= counters.number < MAX_WORKERS:
-            return
+            return False
         service = self.services.setdefault((counters.stage, counters.number), Service())
+        taken_over = False
         if counters.generation != service.generation:
-            service.past += service.present
+            taken_over = service.lives > 0 and now - service.heard < TAKEN_OVER_WITHIN
+            service.past = Counter(
+                {name: bounded.count(value) for name, value in (service.past + service.present).items()}
+            )
             service.present = Counter()
             service.generation = counters.generation
             service.lives += 1
         service.pid = counters.pid
         service.heard = now
         named = zip(counters.names, counters.values, strict=False)
-        service.present = Counter({name: value for name, value in named if name in MEANINGS})
+        service.present = Counter({name: value for name, value in named if name in COUNTERS})
+        service.cpu = counters.cpu
+        service.queues = tuple(each for each in counters.queues if each.pipe in _PIPES)
+        service.captures = counters.captures[:MAX_CAPTURES]
+        service.waits = tuple(
+            each for each in counters.waits if each.pipe in _PIPES and len(each.counts) == len(BOUNDS) + 1
+        )
+        for incident in counters.incidents:
+            if incident.reason in COUNTERS:
+                self._take_incident(counters, incident, now)
+        return taken_over
+
+    def _take_incident(self, counters: Counters, incident: Incident, now: float) -> None:
+        identity = incident.public_key or incident.place
+        key = counters.stage, counters.number, incident.reason, identity[:_MAX_IDENTITY]
+        reason = self._reasons.setdefault(key, Reason(generation=counters.generation))
+        if reason.generation != counters.generation or incident.count < reason.present:
+            reason.past, reason.generation = bounded.count(reason.past + reason.present), counters.generation
+        reason.present, reason.at = bounded.count(incident.count), now
+        reason.place, reason.size = incident.place[:_MAX_PLACE], incident.size
+        self._reasons.move_to_end(key)
+        if len(self._reasons) > MAX_REASONS:
+            self._reasons.popitem(last=False)
+
+    def status(self, now: float) -> CountersStatus:
+        """Returns the answer to a StatusQuery."""
+        return CountersStatus(
+            tuple(
+                CountedStatus(
+                    stage,
+                    number,
+                    service.pid,
+                    round(now - service.heard, 3),
+                    service.lives,
+                    tuple(total := service.total()),
+                    tuple(total.values()),
+                    round(service.cpu, 3),
+                    service.queues,
+                    service.captures if now - service.heard < CAPTURE_HEARD else (),
+                )
+                for (stage, number), service in sorted(self.services.items())
+            ),
+            tuple(
+                ReasonStatus(
+                    *(stage, number, name, b64encode(key).decode() if len(key) == KEY_LENGTH else ""),
+                    *(shown(reason.place), reason.size, reason.past + reason.present, round(now - reason.at, 3)),
+                )
+                for (stage, number, name, key), reason in islice(reversed(self._reasons.items()), MAX_SHOWN)
+            ),
+        )

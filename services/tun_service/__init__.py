@@ -1,1 +1,1 @@
-"""tun-service: the TUN device, its addresses and routes, and which worker a destination belongs to. It holds no keys."""
+"""Reads and writes the TUN device, and finds each destination's worker. tun-service holds no keys."""

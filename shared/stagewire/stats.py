@@ -1,78 +1,394 @@
-"""Named counters, and what each of them means.
+"""Names every counter, its kind, its meaning, and what to do about a drop or a failure.
 
-Every dropped packet and every failed handshake adds to one; `stagewire status --json` shows them by service. Counters
-only grow while their process lives; status-service adds the lives up, so what it shows survives a restart of a stage.
+Every dropped packet and every failed handshake adds to one counter. `stagewire status --json` shows counters by service.
+status-service adds up a stage's processes, so a restart of the stage loses nothing.
 """
 
-from typing import Final
+from enum import StrEnum
+from typing import Final, NamedTuple
 
-MEANINGS: Final = {
+
+class Kind(StrEnum):
+    """Names what a counter counts."""
+
+    TRAFFIC = "traffic"
+    DROP = "drop"
+    """Packets, datagrams or messages that were thrown away."""
+    FAILURE = "failure"
+    """Handshakes, look-ups or orders that came to nothing, and are tried again."""
+    REPAIR = "repair"
+    """Changes to the host by other programs, which host-service has undone."""
+
+
+TRAFFIC, DROP, FAILURE, REPAIR = Kind
+
+
+class Counted(NamedTuple):
+    """Describes one counter. `mend` tells the operator what to do about a drop or a failure."""
+
+    kind: Kind
+    meaning: str
+    mend: str = ""
+
+
+COUNTERS: Final = {
     # tun-service
-    "tun_packets_in": "packets taken from the OS",
-    "tun_packets_out": "packets handed to the OS",
-    "no_peer": "no peer's allowed-IPs cover the destination; the sender got an ICMP unreachable",
-    "outbound_malformed": "a packet from the OS that is neither IPv4 nor IPv6, or no super-packet though it says so",
-    "outbound_too_large": "a packet from the OS of more than 65,475 bytes, which no datagram can carry",
-    "worker_full": "the worker's pipe stayed full, or the worker is away",
-    "tun_write_failed": "the OS refused a packet",
+    "tun_packets_in": Counted(TRAFFIC, "packets from the OS"),
+    "tun_packets_out": Counted(TRAFFIC, "packets handed to the OS"),
+    "no_peer": Counted(
+        DROP,
+        "no peer's allowed-IPs contain the destination; the sender got an ICMP unreachable",
+        "add the destination to the AllowedIPs of the peer that has it, or stop sending there",
+    ),
+    "for_many_unrouted": Counted(
+        TRAFFIC,
+        "multicast and broadcast packets that no peer's allowed-IPs contain, such as a host's router solicitations",
+    ),
+    "outbound_malformed": Counted(
+        DROP,
+        "a packet from the OS was neither IPv4 nor IPv6, or was a malformed super-packet",
+        "report it: the kernel hands over a packet that Stagewire can't read",
+    ),
+    "outbound_too_large": Counted(
+        DROP,
+        "a packet from the OS had more than 65,475 bytes, so no datagram can carry it",
+        "lower the interface's MTU",
+    ),
+    "worker_full": Counted(
+        DROP, "the worker was away, or its pipe stayed full", "if it goes on, add workers with `stagewire scale`"
+    ),
+    "tun_write_failed": Counted(
+        DROP, "the OS refused a packet", "set the interface up, and look for the reason in the kernel's log"
+    ),
     # device-service
-    "no_endpoint": "nobody knows where the peer is; the sender got an ICMP unreachable",
-    "peer_elsewhere": "the peer is at home in another worker",
-    "staging_full": "more than 128 packets waited for a handshake; the oldest went",
-    "staging_room_full": "packets of all peers that waited for handshakes took more than 32 MiB of a worker",
-    "handshake_gave_up": "packets that waited for a handshake that nobody answered",
-    "key_wiped_staged": "packets that waited when the keys were wiped",
-    "counter_exhausted": "the session's counter reached its limit before its successor was there",
-    "unknown_receiver": "a transport message for no session that lives",
-    "session_expired": "a transport message under a session older than 180 s",
-    "transport_not_authentic": "a transport message that doesn't open under its session's key",
-    "replayed": "a counter seen before, too old, or beyond the limit",
-    "inner_malformed": "a decrypted packet that is no whole IP packet",
-    "inner_source_not_allowed": "a decrypted packet whose source isn't among the peer's allowed-IPs",
-    "grant_malformed": "what came on the line for session keys and is no session",
-    "conn_full": "conn-service is away, and more than a pipe full waited",
-    "tun_full": "tun-service is away, and more than a pipe full waited",
+    "no_endpoint": Counted(
+        DROP,
+        "the peer's endpoint isn't known yet; the sender got an ICMP unreachable",
+        "give the peer an Endpoint, or let the peer begin",
+    ),
+    "peer_elsewhere": Counted(
+        DROP,
+        "another worker is the peer's home worker, as the peer was just moving",
+        "nothing, unless it goes on: then report it",
+    ),
+    "staging_full": Counted(
+        DROP,
+        "more than 128 packets of a peer waited for a handshake; the oldest was dropped",
+        "see why the peer's handshake doesn't complete",
+    ),
+    "staging_room_full": Counted(
+        DROP,
+        "packets of all peers that waited for handshakes took more than 32 MiB of a worker",
+        "see why so many peers' handshakes don't complete",
+    ),
+    "handshake_gave_up": Counted(
+        DROP,
+        "a packet waited for a handshake, but the peer never answered",
+        "see why the peer's handshake doesn't complete",
+    ),
+    "key_wiped_staged": Counted(
+        DROP,
+        "a packet still waited when the peer's old keys were wiped",
+        "see why the peer's handshake doesn't complete",
+    ),
+    "counter_exhausted": Counted(
+        DROP,
+        "the session's counter reached its limit before the next session was ready",
+        "nothing: the next session is on its way",
+    ),
+    "nested_too_deep": Counted(
+        DROP,
+        "a packet was in 8 tunnels already, most likely in a loop of tunnels",
+        "look for a loop of tunnels: the endpoint of one lies in another",
+    ),
+    "unknown_receiver": Counted(
+        DROP,
+        "a transport message named no live session",
+        "nothing after a restart of either end; otherwise an attacker sends packets of old sessions",
+    ),
+    "session_expired": Counted(
+        DROP,
+        "a transport message named a session older than 180 s",
+        "see why no newer session came about: one end's handshakes don't reach the other",
+    ),
+    "transport_not_authentic": Counted(
+        DROP,
+        "a transport message failed authentication under its session's key",
+        "look for two devices with the same private key; a damaged or forged packet counts too",
+    ),
+    "replayed": Counted(
+        DROP,
+        "a counter was seen before, too old, or beyond the limit",
+        "look for a network that delivers packets twice or very late; an attacker may replay packets",
+    ),
+    "inner_malformed": Counted(
+        DROP, "a decrypted packet was no whole IP packet", "look at the peer's software: it sends what is no IP packet"
+    ),
+    "inner_source_not_allowed": Counted(
+        DROP,
+        "the source of a decrypted packet isn't among the peer's allowed-IPs",
+        "add the source to the peer's AllowedIPs here, or have the peer use its own tunnel address",
+    ),
+    "inner_source_of_another_worker": Counted(
+        DROP,
+        "a worker delivered a packet whose source belongs to no peer at home there",
+        "a few while peers or prefixes move are harmless; else report it, with the log: the worker may be in strange hands",
+    ),
+    "rate_exceeded": Counted(
+        DROP,
+        "a packet came faster than the peer's Rate allows, and found its queue full",
+        "nothing: the rate does what it should; `stagewire peer set --rate` changes it",
+    ),
+    "quota_reached": Counted(
+        DROP,
+        "the peer has used up its Quota of this month",
+        "wait for the next month (UTC), or raise the quota with `stagewire peer set --quota`",
+    ),
+    "grant_malformed": Counted(
+        DROP,
+        "a worker could not read the session keys that it was sent",
+        "run `stagewire restart all`: two versions may be side by side",
+    ),
+    "conn_full": Counted(
+        DROP, "conn-service was away, and its pipe was full", "if it goes on, see whether the machine is overloaded"
+    ),
+    "tun_full": Counted(
+        DROP, "tun-service was away, and its pipe was full", "if it goes on, see whether the machine is overloaded"
+    ),
     # conn-service
-    "datagrams_in": "datagrams received",
-    "datagrams_out": "datagrams sent",
-    "runs_in_pieces": "runs that the kernel didn't send in one call; they went one by one, as do the next to that place",
-    "too_short": "a datagram of less than four bytes",
-    "bad_type": "a datagram of no known type, or with reserved bits set",
-    "bad_length": "a datagram whose length doesn't fit its type",
-    "bad_mac1": "a handshake message whose sender doesn't know our public key",
-    "cookie_demanded": "under load: answered with a cookie instead",
-    "source_rate_exceeded": "more than 20 a second from one address: handshakes under load, cookie replies always",
-    "unknown_worker": "a transport message for a worker there is none of",
-    "key_full": "more handshake messages waited for key-service than it can take",
-    "send_failed": "the network refused a datagram",
-    # key-service
-    "unknown_peer": "an initiation from a key that isn't configured",
-    "no_key": "we have no private key yet",
-    "own_key": "a peer with our own key",
-    "low_order_key": "a public key that yields no secret",
-    "initiation_not_for_us": "an initiation that doesn't open under our private key",
-    "initiation_not_authentic": "an initiation by somebody who isn't the peer it names",
-    "initiation_replayed": "an initiation no newer than one seen before",
-    "initiation_too_soon": "an initiation less than 20 ms after the last",
-    "bad_timestamp": "a timestamp that is none",
-    "unknown_response": "a response to nothing we sent, or sent again since",
-    "response_not_authentic": "a response by somebody else, or with another pre-shared key",
-    "response_without_timestamp": "a response without the timestamp that is asked of this peer",
-    "response_with_timestamp": "a response with a timestamp that isn't asked of this peer",
-    "response_replayed": "a response whose timestamp is no newer than one seen before",
-    "unknown_cookie_reply": "a cookie reply to nothing we sent",
-    "bad_cookie_reply": "a cookie reply that isn't authentic, or was used already",
-    "no_worker": "the peer's home worker is away",
-    "session_refused": "the peer's home worker doesn't know it",
-    "install_timed_out": "the peer's home worker took too long",
-    "gave_up": "handshakes that nobody answered for 90 s",
-    "control_full": "a stage that took no more control messages; it gets a new snapshot",
+    "datagrams_in": Counted(TRAFFIC, "datagrams received"),
+    "datagrams_out": Counted(TRAFFIC, "datagrams sent"),
+    "runs_in_pieces": Counted(
+        TRAFFIC, "runs that the kernel refused whole; they were sent one by one, and so are later runs to that endpoint"
+    ),
+    "datagram_too_old": Counted(
+        DROP,
+        "datagrams waited longer than 250 ms in the socket's queue",
+        "see whether the machine is overloaded",
+    ),
+    "too_short": Counted(DROP, "a datagram had less than four bytes", "nothing: it was no WireGuard packet"),
+    "bad_type": Counted(
+        DROP,
+        "a datagram had an unknown type, or reserved bits set",
+        "nothing: it was no WireGuard packet, or one of a disguised variant such as AmneziaWG",
+    ),
+    "bad_length": Counted(
+        DROP, "a datagram's length didn't fit its type", "nothing: it was no WireGuard packet, or a network has cut it"
+    ),
+    "bad_mac1": Counted(
+        DROP,
+        "the sender of a handshake message doesn't know our public key",
+        "if a peer sends from there, put this interface's public key into that peer's configuration",
+    ),
+    "cookie_demanded": Counted(
+        DROP,
+        "under load, a handshake message was answered by a cookie; its sender tries again with the cookie",
+        "nothing, unless no flood is under way: then see whether the machine is overloaded",
+    ),
+    "source_rate_exceeded": Counted(
+        DROP,
+        "under load, one address sent more than 20 handshake messages a second with its cookie",
+        "block the address, if no peer is there",
+    ),
+    "handshake_overflow": Counted(
+        DROP,
+        "more came for the handshakes' own sockets than conn-service had time for",
+        "nothing, unless no flood is under way: then see whether the machine is overloaded",
+    ),
+    "handshake_merged": Counted(
+        DROP,
+        "more than 100 handshake messages a second came merged with transport messages",
+        "nothing: it is part of a flood",
+    ),
+    "handshake_repeated": Counted(
+        DROP, "an initiation came a second time, byte for byte", "nothing: a network or an attacker has repeated it"
+    ),
+    "unknown_worker": Counted(
+        DROP,
+        "a transport message named a worker that doesn't exist",
+        "nothing: the packet was forged, or belongs to a session from before a smaller `stagewire scale`",
+    ),
+    "key_full": Counted(
+        DROP,
+        "more handshake messages waited for key-service than the queue can hold",
+        "nothing, unless no flood is under way: then see whether key-service works",
+    ),
+    "send_failed": Counted(
+        DROP,
+        "the network refused a datagram, or had no route for it",
+        "look at the route to the peer's endpoint, and at a firewall on the way out",
+    ),
+    "endpoint_in_own_tunnel": Counted(
+        DROP,
+        "the peer's endpoint lies behind the peer itself, directly or through other peers",
+        "take the endpoint's address out of the AllowedIPs of its own peer",
+    ),
+    # resolver-service
+    "look_ups_failed": Counted(
+        FAILURE,
+        "a peer's host name was not found; resolver-service looks it up again",
+        "mend the name in the peer's Endpoint, or the DNS servers",
+    ),
+    # key-service; conn-service counts most answers that no message awaits
+    "unknown_peer": Counted(
+        DROP,
+        "an initiation came from a key that isn't configured",
+        "if the sender should be a peer, add its public key; otherwise nothing",
+    ),
+    "no_key": Counted(DROP, "we have no private key yet", "give the interface a PrivateKey"),
+    "own_key": Counted(DROP, "a peer has our own public key", "give this peer its own key pair"),
+    "low_order_key": Counted(
+        DROP, "a public key was of low order, which yields no secret", "have the peer make a proper key pair"
+    ),
+    "initiation_not_for_us": Counted(
+        DROP, "an initiation failed authentication under our private key", "nothing: it was forged or damaged"
+    ),
+    "initiation_not_authentic": Counted(
+        DROP,
+        "the sender of an initiation isn't the peer that it names",
+        "nothing: its sender has not the private key of the peer that it names",
+    ),
+    "initiation_replayed": Counted(
+        DROP,
+        "an initiation's timestamp was no newer than an earlier one",
+        "put the peer's clock right; then remove the peer and add it again",
+    ),
+    "initiation_too_soon": Counted(
+        DROP,
+        "an initiation came less than 20 ms after the one before",
+        "nothing, unless it goes on: then look for two devices with the same private key",
+    ),
+    "bad_timestamp": Counted(DROP, "a timestamp was malformed", "look at the peer's software"),
+    "unknown_response": Counted(
+        DROP,
+        "a response answered no initiation of ours, or not the latest",
+        "nothing: a late, repeated or forged answer",
+    ),
+    "response_not_authentic": Counted(
+        DROP,
+        "a response failed authentication: another sender, or another pre-shared key",
+        "give both ends the same PresharedKey, or none",
+    ),
+    "response_without_timestamp": Counted(
+        DROP,
+        "a response lacked the timestamp that this peer's configuration asks for",
+        "set ResponseTimestamp at both ends or at neither",
+    ),
+    "response_with_timestamp": Counted(
+        DROP,
+        "a response had a timestamp that this peer's configuration doesn't ask for",
+        "set ResponseTimestamp at both ends or at neither",
+    ),
+    "response_replayed": Counted(
+        DROP,
+        "a response's timestamp was no newer than an earlier one",
+        "put the peer's clock right; then remove the peer and add it again",
+    ),
+    "unknown_cookie_reply": Counted(
+        DROP, "a cookie reply answered no message of ours", "nothing: a late, repeated or forged answer"
+    ),
+    "bad_cookie_reply": Counted(
+        DROP,
+        "a cookie reply failed authentication, or came a second time",
+        "nothing: a late, repeated or forged answer",
+    ),
+    "no_worker": Counted(
+        FAILURE, "the peer's home worker was away", "see in `stagewire status` why the worker is away"
+    ),
+    "session_refused": Counted(
+        FAILURE,
+        "the peer's home worker refused a session, as it doesn't know the peer",
+        "nothing, unless it goes on: then report it",
+    ),
+    "install_timed_out": Counted(
+        FAILURE, "the peer's home worker took too long to install a session", "see whether the machine is overloaded"
+    ),
+    "initiation_unanswered": Counted(
+        FAILURE,
+        "a peer didn't answer an initiation within 5 s; it is sent again",
+        "see that the endpoint is right, that the peer runs and knows our key, and that UDP passes both ways",
+    ),
+    "response_unconfirmed": Counted(
+        FAILURE,
+        "a peer asked for another session and had sent nothing under the one that our last response made",
+        "give both ends the same PresharedKey; if they have it, see that UDP passes from here to the peer",
+    ),
+    "endpoint_contested": Counted(
+        FAILURE,
+        "a peer's handshakes come from two places in turn, each within 180 s of the other",
+        "give each device a key pair of its own: two have this one",
+    ),
+    "cookie_asked": Counted(
+        FAILURE,
+        "a peer under load asked for a cookie; the next initiation carries it",
+        "nothing, unless it goes on: then the peer is overloaded",
+    ),
+    "name_not_resolved": Counted(
+        FAILURE,
+        "the host name in a peer's endpoint was not found; it is asked for again",
+        "mend the name in the peer's Endpoint, or the DNS servers",
+    ),
+    "gave_up": Counted(
+        FAILURE,
+        "a peer answered no initiation for 90 s",
+        "see that the endpoint is right, that the peer runs and knows our key, and that UDP passes both ways",
+    ),
+    "control_full": Counted(
+        FAILURE,
+        "a stage took no more control messages; it gets a new snapshot",
+        "see whether the machine is overloaded",
+    ),
+    # host-service
+    "put_back_link": Counted(REPAIR, "the interface, which another program deleted"),
+    "put_back_address": Counted(REPAIR, "addresses that another program removed"),
+    "put_back_route": Counted(REPAIR, "routes that another program removed"),
+    "put_back_guard": Counted(REPAIR, "guard routes that another program removed"),
+    "put_back_rule": Counted(REPAIR, "policy rules that another program removed"),
+    "put_back_firewall": Counted(REPAIR, "our nftables table, which another program changed or removed"),
+    "put_back_sysctl": Counted(REPAIR, "src_valid_mark, which another program switched off"),
     # any
-    "train_malformed": "a frame on a pipe that is no train",
-    "train_of_unknown_version": "a frame on a pipe from another version of Stagewire",
-    "train_too_old": "packets that waited longer than 250 ms on a pipe",
-    "control_malformed": "a control message that is none",
-    "control_of_unknown_version": "a control message from another version of Stagewire",
-    "control_of_unknown_kind": "a control message of no known kind",
-    "control_unexpected": "a control message from a stage that may not say it",
+    "train_malformed": Counted(
+        DROP, "a frame on a pipe was no train", "run `stagewire restart all`: two versions may be side by side"
+    ),
+    "train_of_unknown_version": Counted(
+        DROP,
+        "a train came from another version of Stagewire",
+        "run `stagewire restart all`: two versions are side by side",
+    ),
+    "train_too_old": Counted(
+        DROP,
+        "packets waited longer than 250 ms on a pipe",
+        "see whether the machine is overloaded; `stagewire scale` adds workers",
+    ),
+    "control_malformed": Counted(
+        DROP, "a control message was malformed", "run `stagewire restart all`: two versions may be side by side"
+    ),
+    "control_of_unknown_version": Counted(
+        DROP,
+        "a control message came from another version of Stagewire",
+        "run `stagewire restart all`: two versions are side by side",
+    ),
+    "control_of_unknown_kind": Counted(
+        DROP,
+        "a control message was of an unknown kind",
+        "run `stagewire restart all`: two versions may be side by side",
+    ),
+    "control_unexpected": Counted(
+        DROP, "a stage sent a control message that it may not send", "report it, with the log"
+    ),
+    "speaker_refused": Counted(
+        DROP,
+        "a process connected or spoke for a stage or a worker whose uid or slot it hasn't got",
+        "see in the log which process it was",
+    ),
 }
+
+
+def kind_of(name: str) -> Kind:
+    """Returns a counter's kind. An unknown name, of another version of Stagewire, counts as a drop, so it is shown."""
+    return COUNTERS[name].kind if name in COUNTERS else DROP
+
+
+def mend_of(name: str) -> str:
+    """Returns what to do about a drop or a failure; empty for an unknown name."""
+    return COUNTERS[name].mend if name in COUNTERS else ""

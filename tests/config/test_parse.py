@@ -2,11 +2,11 @@
 
 import time
 from ipaddress import ip_address, ip_interface, ip_network
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.config.example import example
 
 from stagewire.config import (
     ConfigError,
@@ -19,7 +19,6 @@ from stagewire.config import (
     public_key,
 )
 
-EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "gateway.conf"
 PRIVATE = bytes([8] + [1] * 30 + [64])
 
 
@@ -191,7 +190,7 @@ def test_secrets_hide_from_repr() -> None:
 
 
 def test_the_example_parses() -> None:
-    config = parse(EXAMPLE.read_text(), "gateway.conf")
+    config = parse(example(), "gateway.conf")
     assert config.rekey_after_time == 60
     assert [peer.response_timestamp for peer in config.peers] == [False, False, True]
     assert len(config.addresses) == 2
@@ -203,17 +202,17 @@ def test_ten_thousand_peers_are_read_in_seconds() -> None:
         f"AllowedIPs = 10.{n >> 8}.{n & 255}.0/24, fd00:{n:x}::/64\nEndpoint = 192.0.2.1:{n}\n"
         for n in range(1, 10_001)
     )
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(parse(text, "wg0.conf").peers) == 10_000
-    assert time.perf_counter() - started < 10  # about 1 s; the rest is for a busy machine
+    assert time.process_time() - started < 10  # about 1 s; the rest is for a busy machine
 
 
 @pytest.mark.parametrize("unit", ["\n", "x\n", "[Peer]\n", "[x]\n", "a = b\n", "[", "#", "=", "\0", "AllowedIPs=,,,\n"])
 def test_ten_megabytes_of_anything_are_refused_in_seconds(unit: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ConfigError) as caught:
         parse("[Peer]\n" + unit * (10_000_000 // len(unit)), "wg0.conf")
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
     assert len(str(caught.value)) < 200_000
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagewire.proto import uapi
-from stagewire.proto.uapi import BadOperation, Change, Get, Operation, OperationReader
+from stagewire.config import uapi
+from stagewire.config.uapi import BadOperation, Change, Get, Operation, OperationReader
 
 PUBLIC = bytes([1] * 32)
 PEER = f"public_key={PUBLIC.hex()}\n"
@@ -244,16 +244,16 @@ def test_the_longest_line() -> None:
 
 
 def test_the_bounds_of_an_operation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uapi, "MAX_OPERATION", 27)
+    monkeypatch.setattr(uapi.reader, "MAX_OPERATION", 27)
     assert run([b"get=1\n\n" * 9]) == [Get()] * 9 + [None]
     assert run([b"set=1\nfwmark=1\nfwmark=002\n\n"])[0] == Change(fwmark=2)
     assert fatal([b"set=1\nfwmark=1\nfwmark=0002\n\n"])[:2] == (E2BIG, 4)
     monkeypatch.undo()
-    monkeypatch.setattr(uapi, "MAX_LINES", 4)
+    monkeypatch.setattr(uapi.reader, "MAX_LINES", 4)
     assert run([b"set=1\nfwmark=1\nfwmark=2\n\n"])[0] == Change(fwmark=2)
     assert fatal([b"set=1\nfwmark=1\nfwmark=2\nfwmark=3\n\n"])[:2] == (E2BIG, 5)
     monkeypatch.undo()
-    monkeypatch.setattr(uapi, "MAX_ITEMS", 3)
+    monkeypatch.setattr(uapi.reader, "MAX_ITEMS", 3)
     three = f"set=1\n{PEER}allowed_ip=::/0\n{PEER}"
     assert isinstance(run([f"{three}\n".encode()])[0], Change)
     for fourth in (PEER, "allowed_ip=::/0\n"):
@@ -279,7 +279,7 @@ def garbage(line: bytes) -> Iterator[bytes]:
     ],
 )
 def test_garbage_takes_no_memory(monkeypatch: pytest.MonkeyPatch, line: bytes, bound: int, code: int) -> None:
-    monkeypatch.setattr(uapi, "MAX_OPERATION", bound)
+    monkeypatch.setattr(uapi.reader, "MAX_OPERATION", bound)
     tracemalloc.start()
     try:
         found = [result for result in run(garbage(line)) if isinstance(result, tuple)]

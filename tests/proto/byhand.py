@@ -5,10 +5,11 @@ from ipaddress import ip_address, ip_network
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from stagewire.proto.device import Device, PeerFacts
 from stagewire.proto.endpoint import Endpoint
+from stagewire.proto.replay import ReplayWindow
 from stagewire.proto.session import Session
 from stagewire.proto.tunnel import Output, Tunnel
+from stagewire.proto.worker import PeerFacts, Worker
 
 T = 1000.0
 OURS, THEIRS = random.Random(1).randbytes(32), random.Random(2).randbytes(32)
@@ -28,20 +29,20 @@ def facts(
     return PeerFacts(public_key, tuple(map(ip_network, prefixes)), home, keepalive, place)
 
 
-def device() -> Device:
+def worker() -> Worker:
     """PEER has 10.1/16 and 2001:db8:1::/48, OTHER a part of it, AWAY (in another worker) another part."""
-    one = Device(lambda: 0.1)
+    one = Worker(lambda: 0.1)
     one.set_peer(facts(PEER, "10.1.0.0/16", "2001:db8:1::/48"), T)
     one.set_peer(facts(OTHER, "10.1.2.0/24"), T)
     one.set_peer(facts(AWAY, "10.1.3.0/24", "2001:db8:1:3::/64", home=False), T)
     return one
 
 
-def tunnel_of(one: Device, public_key: bytes = PEER) -> Tunnel:
+def tunnel_of(one: Worker, public_key: bytes = PEER) -> Tunnel:
     return next(tunnel for tunnel in one.tunnels() if tunnel.public_key == public_key)
 
 
-def current_index(one: Device) -> int | None:
+def current_index(one: Worker) -> int | None:
     current = tunnel_of(one).slots.current
     return None if current is None else current.index
 
@@ -51,15 +52,15 @@ def new_session(*, initiator: bool = True, index: int = INDEX, created: float = 
     return Session(index, REMOTE, send, receive, initiator=initiator, created=created)
 
 
-def install(one: Device, session: Session, now: float = T, place: bytes = PLACE) -> Output:
+def install(one: Worker, session: Session, now: float = T, place: bytes = PLACE) -> Output:
     out = one.install(PEER, session, place, now)
     assert out is not None
     return out
 
 
-def running() -> Device:
-    """A device with a session that we initiated."""
-    one = device()
+def running() -> Worker:
+    """A worker with a session that we initiated."""
+    one = worker()
     install(one, new_session())
     return one
 
@@ -86,8 +87,10 @@ def v6(source: str, destination: str = "2001:db8:9::9", payload: int = 20, after
     return b"\x60\0\0\0" + payload.to_bytes(2) + bytes([after, 64]) + addresses + b"\x55" * payload
 
 
-def receive(one: Device, *inners: bytes, place: bytes = PLACE, now: float = T) -> Output:
+def receive(one: Worker, *inners: bytes, place: bytes = PLACE, now: float = T) -> Output:
     """Each inner packet arrives in a datagram of its own, in one train."""
-    start = next(session.window._newest for _, session in one.sessions() if session.index == INDEX) + 1
+    window = next(session.window for _, session in one.sessions() if session.index == INDEX)
+    assert isinstance(window, ReplayWindow)
+    start = window._newest + 1
     datagrams = [theirs(start + at, inner) for at, inner in enumerate(inners)]
     return one.inbound([(place, datagrams)], now)

@@ -7,8 +7,8 @@ import pytest
 
 from stagewire.proto import handshake, tai64n
 from stagewire.proto.cookie import MacSealer
-from stagewire.proto.effects import Effect, RememberTimestamp, SendHandshake
 from stagewire.proto.endpoint import Endpoint
+from stagewire.proto.events import Effect, RememberTimestamp, SendHandshake
 from stagewire.proto.handshake import Identity, Remote, TransportKeys
 from stagewire.proto.handshaker import Handshaker
 from stagewire.proto.messages import BadMessage, Initiation, Response, parse_handshake_untrusted
@@ -75,12 +75,12 @@ def receive(ours: Handshaker, data: bytes, now: float = T, place: bytes = PLACE)
 def refused(ours: Handshaker, data: bytes, reason: str, now: float = T) -> None:
     """It is refused for a reason, and nothing has changed."""
     before = [(p.endpoint, p.latest_initiation, p.latest_response, p.rx_bytes, p.sent) for p in ours.peers.values()]
-    indices = len(ours._indices)
+    indices = len(ours._indices._used)
     with pytest.raises(BadMessage) as bad:
         receive(ours, data, now, ELSEWHERE)
     assert bad.value.reason == reason
     after = [(p.endpoint, p.latest_initiation, p.latest_response, p.rx_bytes, p.sent) for p in ours.peers.values()]
-    assert (after, len(ours._indices)) == (before, indices)
+    assert (after, len(ours._indices._used)) == (before, indices)
 
 
 def initiation_sent(effects: list[Effect]) -> bytes:

@@ -1,6 +1,6 @@
 """Whole gateways joined in memory: the protocol core as the services run it, over a clock and a wire of our own.
 
-A Gateway is a Handshaker, a Gate and some Devices (workers). Its effects and events are carried out in their order, as
+A Gateway is a Handshaker, a Gate and some Workers (workers). Its effects and events are carried out in their order, as
 the services do. A World has the clock, which jumps to the next delivery or deadline, and the wire, which loses,
 duplicates, delays and thereby reorders datagrams by a seeded generator.
 
@@ -10,7 +10,6 @@ never stands still while there is something due.
 
 import heapq
 import random
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -18,17 +17,28 @@ from ipaddress import IPv4Address, IPv4Network
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from stagewire.proto import endpoint as places
-from stagewire.proto.device import Device, PeerFacts
-from stagewire.proto.effects import Effect, GaveUp, InstallSession, RememberTimestamp, SendHandshake
-from stagewire.proto.endpoint import Endpoint
-from stagewire.proto.events import EndpointMoved, SessionConfirmed, SessionsEnded, WantHandshake, WorkerEvent
+from stagewire.proto.endpoint import Endpoint, place_of
+from stagewire.proto.events import (
+    Effect,
+    EndpointMoved,
+    GaveUp,
+    InstallSession,
+    RememberTimestamp,
+    SendHandshake,
+    SessionConfirmed,
+    SessionsEnded,
+    WantHandshake,
+    WorkerEvent,
+)
 from stagewire.proto.gate import Gate
 from stagewire.proto.handshake import Identity
 from stagewire.proto.handshaker import Handshaker
+from stagewire.proto.index import is_transport, worker_of_datagram
 from stagewire.proto.messages import BadMessage
 from stagewire.proto.session import Session
-from stagewire.proto.steer import is_transport, worker_of_datagram
 from stagewire.proto.tunnel import Output, Tunnel, TunnelSettings
+from stagewire.proto.worker import PeerFacts, Worker
+from stagewire.reasons import Reasons
 
 UNIX_NS = 1_700_000_000 * 10**9
 """The wall clock when the virtual clock stands at 0."""
@@ -173,8 +183,8 @@ class Gateway:
         self.place = Endpoint(IPv4Address(f"192.0.2.{number}").packed, 51820)
         self.rng = random.Random(world.rng.random())
         self.identity = Identity.from_private_bytes(self.rng.randbytes(32))
-        self.drops: Counter[str] = Counter()
-        self.failures: Counter[str] = Counter()
+        self.drops = Reasons()
+        self.failures = Reasons()
         self.stored: dict[tuple[bytes, str], bytes] = {}
         """Time stamps, as the disk has them."""
         self.delivered: dict[int, float] = {}
@@ -186,9 +196,9 @@ class Gateway:
         self.settings = TunnelSettings()
         self.pipe_delay = 0.0
         """s that a session takes from the Handshaker to its worker."""
-        self.gate = Gate(self.identity.public_key, self.rng.randbytes, self.drops, stamped=True)
+        self.gate = Gate(self.identity.public_key, self.rng.randbytes, self.drops, world.now, stamped=True)
         self.handshaker = self._new_handshaker()
-        self.devices: dict[int, Device] = {}
+        self.workers: dict[int, Worker] = {}
         for worker in range(workers):
             self.start_worker(worker)
         world.gateways.append(self)
@@ -208,8 +218,8 @@ class Gateway:
         known = Known(other.identity.public_key, prefixes, worker, psk, where, keepalive, stamped)
         self.known[known.public_key] = known
         self._tell_handshaker(known)
-        for number, device in self.devices.items():
-            self._tell_device(number, device, known)
+        for number, each in self.workers.items():
+            self._tell_worker(number, each, known)
 
     def _new_handshaker(self) -> Handshaker:
         own = self.stored.get((self.identity.public_key, "own"), bytes(12))
@@ -229,24 +239,24 @@ class Gateway:
             peer.endpoint = known.place
         peer.preshared_key = known.psk
 
-    def _tell_device(self, number: int, device: Device, known: Known) -> None:
+    def _tell_worker(self, number: int, worker: Worker, known: Known) -> None:
         home = number == known.worker
         facts = PeerFacts(known.public_key, known.allowed_ips, home, known.keepalive, known.place)
-        self._emit(number, device.set_peer(facts, self.world.now))
+        self._emit(number, worker.set_peer(facts, self.world.now))
 
     def start_worker(self, number: int) -> None:
         """A worker comes to life, without sessions."""
-        device = Device(self._jitter)
-        device.drops = self.drops
-        device.settings = self.settings
-        self.devices[number] = device
+        worker = Worker(self._jitter)
+        worker.drops = self.drops
+        worker.settings = self.settings
+        self.workers[number] = worker
         for known in self.known.values():
-            self._tell_device(number, device, known)
+            self._tell_worker(number, worker, known)
         self._carry_out(self.handshaker.worker_up(number, self.world.now, self.world.unix_ns))
 
     def kill_worker(self, number: int) -> None:
         """A worker dies, and its sessions with it."""
-        del self.devices[number]
+        del self.workers[number]
         self.handshaker.worker_down(number)
 
     def restart_key_service(self) -> None:
@@ -254,17 +264,17 @@ class Gateway:
         self.handshaker = self._new_handshaker()
         for known in self.known.values():
             self._tell_handshaker(known)
-        for number, device in self.devices.items():
-            for tunnel, session in device.sessions():
+        for number, worker in self.workers.items():
+            for tunnel, session in worker.sessions():
                 self.handshaker.adopt_session(tunnel.public_key, session.index, tunnel.endpoint, 0)
             self._carry_out(self.handshaker.worker_up(number, self.world.now, self.world.unix_ns))
-            self._emit(number, device.want_again(self.world.now))
+            self._emit(number, worker.want_again(self.world.now))
 
     def tunnel(self, other: "Gateway") -> Tunnel:
         """Our side of what we have with another."""
         public_key = other.identity.public_key
-        device = self.devices[self.known[public_key].worker]
-        return next(tunnel for tunnel in device.tunnels() if tunnel.public_key == public_key)
+        worker = self.workers[self.known[public_key].worker]
+        return next(tunnel for tunnel in worker.tunnels() if tunnel.public_key == public_key)
 
     # --- what goes through ---------------------------------------------------------------------------------
 
@@ -273,7 +283,7 @@ class Gateway:
         numbers = [self.world.number() for _ in range(count)]
         worker = self.known[other.identity.public_key].worker
         packets = [packet(self.inner, other.inner, number, size) for number in numbers]
-        self._emit(worker, self.devices[worker].outbound(packets, self.world.now))
+        self._emit(worker, self.workers[worker].outbound(packets, self.world.now))
         return numbers
 
     def receive(self, data: bytes, source: Endpoint) -> None:
@@ -281,10 +291,10 @@ class Gateway:
         arrived = source._replace(source=self.place.address, source_interface=1)
         if is_transport(data):
             worker = worker_of_datagram(data)
-            if worker in self.devices:
-                self._emit(worker, self.devices[worker].inbound([(arrived.pack(), [data])], self.world.now))
+            if worker in self.workers:
+                self._emit(worker, self.workers[worker].inbound([(arrived.pack(), [data])], self.world.now))
             return
-        passed, answer = self.gate.judge_untrusted(data, arrived, self.world.now)
+        passed, answer = self.gate.judge_untrusted(data, place_of(arrived.pack()), self.world.now)
         if answer:
             self.world.send(self, arrived.pack(), answer)
         if passed:
@@ -297,15 +307,15 @@ class Gateway:
 
     def next_deadline(self) -> float:
         """When `act` has something to do."""
-        owners: list[Handshaker | Device] = [self.handshaker, *self.devices.values()]
+        owners: list[Handshaker | Worker] = [self.handshaker, *self.workers.values()]
         deadlines = (owner.next_deadline() for owner in owners)
         return min((when for when in deadlines if when is not None), default=float("inf"))
 
     def act(self) -> None:
         """Does what is due."""
         self._carry_out(self.handshaker.act(self.world.now, self.world.unix_ns))
-        for number, device in list(self.devices.items()):
-            self._emit(number, device.act(self.world.now))
+        for number, worker in list(self.workers.items()):
+            self._emit(number, worker.act(self.world.now))
 
     # --- as the services do --------------------------------------------------------------------------------
 
@@ -317,8 +327,9 @@ class Gateway:
                     assert timestamp > self.stored.get((public_key, kind), b"")
                     self.stored[public_key, kind] = timestamp
                 case SendHandshake(public_key, endpoint, data, initiation):
+                    self.gate.note_sent(data, place_of(endpoint), self.world.now)
                     self.world.send(self, endpoint, data)
-                    home = self.devices.get(self.known[public_key].worker)
+                    home = self.workers.get(self.known[public_key].worker)
                     if initiation and home is not None:
                         home.handshake_sent(public_key, self.world.now)
                 case InstallSession() if self.pipe_delay:
@@ -327,19 +338,19 @@ class Gateway:
                 case InstallSession():
                     self._install(effect)
                 case GaveUp(public_key):
-                    home = self.devices.get(self.known[public_key].worker)
+                    home = self.workers.get(self.known[public_key].worker)
                     if home is not None:
                         home.handshake_gave_up(public_key, self.world.now)
 
     def _install(self, grant: InstallSession) -> None:
-        device = self.devices.get(grant.worker)
-        if device is None:
+        worker = self.workers.get(grant.worker)
+        if worker is None:
             return  # the pipe's other end is gone
         sender, receiver = ChaCha20Poly1305(grant.keys.send), ChaCha20Poly1305(grant.keys.receive)
         session = Session(
             grant.index, grant.remote_index, sender, receiver, initiator=grant.initiator, created=grant.created
         )
-        out = device.install(grant.public_key, session, grant.endpoint, self.world.now)
+        out = worker.install(grant.public_key, session, grant.endpoint, self.world.now)
         if out is None:
             self.handshaker.refused(grant.index)
             return
@@ -366,8 +377,8 @@ class Gateway:
         match event:
             case WantHandshake(public_key):
                 self._carry_out(self.handshaker.want(public_key, self.world.now, self.world.unix_ns))
-            case EndpointMoved(public_key, place):
-                self.handshaker.endpoint_moved(public_key, place)
+            case EndpointMoved(public_key, place, at):
+                self.handshaker.endpoint_moved(public_key, place, at)
             case SessionConfirmed(public_key):
                 self.handshaker.confirmed(public_key, worker, self.world.unix_ns)
             case SessionsEnded(indices):

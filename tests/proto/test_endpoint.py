@@ -15,7 +15,7 @@ PORTS = st.integers(0, 65535)
 def endpoints(width: int) -> st.SearchStrategy[Endpoint]:
     address = st.binary(min_size=width, max_size=width)
     source = st.just(b"") | address.filter(any)
-    return st.builds(Endpoint, address, PORTS, U32, source, U32)
+    return st.builds(Endpoint, address, PORTS, U32, source, U32, st.integers(0, 255))
 
 
 ENDPOINTS = endpoints(4) | endpoints(16)

@@ -22,10 +22,11 @@ from tests.proto.far import (
 from tests.proto.test_noise import LOW_ORDER
 
 from stagewire.proto.cookie import CookieChecker
-from stagewire.proto.effects import Effect, GaveUp, InstallSession, RememberTimestamp, SendHandshake
-from stagewire.proto.endpoint import without_source
+from stagewire.proto.endpoint import Endpoint, place_of, without_source
+from stagewire.proto.events import Effect, GaveUp, InstallSession, RememberTimestamp, SendHandshake
 from stagewire.proto.handshake import Identity, Remote
 from stagewire.proto.index import worker_of
+from stagewire.proto.messages import BadMessage
 
 # --- as responder ------------------------------------------------------------------------------------------
 
@@ -135,7 +136,7 @@ def test_a_response_is_held_for_a_second() -> None:
     assert ours.act(T + 1, WALL) == []
     assert ours.failures == {"install_timed_out": 1}
     assert ours.installed(install.index, T + 1.1) == []
-    assert len(ours._indices) == 0
+    assert len(ours._indices._used) == 0
     assert ours.next_deadline() is None
     assert peer.tx_bytes == 0
 
@@ -169,6 +170,55 @@ def test_answering_does_not_end_our_own_initiation_but_confirmation_does() -> No
     assert under_way(ours) == []
     refused(ours, answer, "unknown_response")
     assert ours.act(T + 100, WALL) == []
+
+
+def test_a_response_that_the_peer_never_confirms_counts_for_it() -> None:
+    """Its pre-shared key is another, or our answer doesn't reach it."""
+    ours, far, peer = setup()
+    for number in range(3):
+        _, install = receive(ours, far.initiation(stamp(number)), T + 5 * number, place=ELSEWHERE)
+        assert isinstance(install, InstallSession)
+        ours.installed(install.index, T + 5 * number)
+    assert ours.failures == {"response_unconfirmed": 2}
+    [incident] = ours.failures.take_changed()
+    assert (incident.public_key, incident.place, incident.count) == (peer.public_key, place_of(ELSEWHERE), 2)
+    ours.confirmed(peer.public_key, 5, WALL)
+    receive(ours, far.initiation(stamp(9)), T + 100, ELSEWHERE)
+    assert ours.failures == {"response_unconfirmed": 2}
+
+
+def test_two_devices_with_one_key_count_and_a_peer_that_moves_does_not() -> None:
+    ours, far, peer = setup()
+    there, back = Endpoint(bytes([198, 51, 100, 1]), 1).pack(), Endpoint(bytes([198, 51, 100, 2]), 2).pack()
+    for number, place in enumerate((there, back, back, Endpoint(bytes([198, 51, 100, 3]), 3).pack())):
+        receive(ours, far.initiation(stamp(number)), T + number, place)
+    assert "endpoint_contested" not in ours.failures
+    for number, place in enumerate((there, back, there, back), start=10):
+        receive(ours, far.initiation(stamp(number)), T + number, place)
+    assert ours.failures["endpoint_contested"] == 2
+    assert ours.failures.of(peer.public_key)["endpoint_contested"] == 2
+
+
+def test_an_initiation_without_an_answer_counts_for_the_peer_with_its_place() -> None:
+    ours, _, peer = setup()
+    want(ours, peer)
+    ours.act(T + 6, WALL)
+    assert ours.failures == {"initiation_unanswered": 1}
+    [incident] = ours.failures.take_changed()
+    assert (incident.public_key, incident.place) == (peer.public_key, place_of(PLACE))
+
+
+def test_a_refusal_tells_whose_message_it_was() -> None:
+    ours, far, peer = setup()
+    stranger = Far(ours.identity, seed=10)
+    with pytest.raises(BadMessage) as caught:
+        receive(ours, stranger.initiation(stamp()))
+    assert (caught.value.reason, caught.value.public_key) == ("unknown_peer", stranger.identity.public_key)
+    other = Far(ours.identity, seed=11)
+    other.identity = Identity(other.identity.private_key, far.identity.public_key)
+    with pytest.raises(BadMessage) as caught:
+        receive(ours, other.initiation(stamp()))
+    assert (caught.value.reason, caught.value.public_key) == ("initiation_not_authentic", peer.public_key)
 
 
 # --- as initiator ------------------------------------------------------------------------------------------
@@ -250,7 +300,7 @@ def test_giving_up_frees_everything() -> None:
     assert effects[-1] == GaveUp(peer.public_key)
     assert sum(isinstance(effect, SendHandshake) for effect in effects) == 19
     assert peer.sent is None
-    assert len(ours._indices) == 0
+    assert len(ours._indices._used) == 0
     assert not ours._owner_of_index
 
 

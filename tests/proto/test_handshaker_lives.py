@@ -20,7 +20,7 @@ from tests.proto.far import (
 )
 
 from stagewire.proto import tai64n
-from stagewire.proto.effects import InstallSession, RememberTimestamp, SendHandshake
+from stagewire.proto.events import InstallSession, RememberTimestamp, SendHandshake
 from stagewire.proto.handshaker import Handshaker
 from stagewire.proto.index import worker_of
 from stagewire.proto.pace import Pace
@@ -90,7 +90,7 @@ def running() -> tuple[Handshaker, Far, Peer, InstallSession]:
 def test_a_worker_that_comes_back_gets_new_sessions_at_once() -> None:
     ours, _, _, install = running()
     ours.worker_down(5)
-    assert len(ours._indices) == 0
+    assert len(ours._indices._used) == 0
     assert ours.worker_up(4, T + 0.1, WALL) == []
     sent = initiation_sent(ours.worker_up(5, T + 0.1, WALL + 10**9))
     assert int.from_bytes(sent[4:8], "little") != install.index
@@ -215,7 +215,7 @@ def test_a_response_without_a_worker_starts_anew_when_it_is_up() -> None:
     ours.worker_down(5)
     assert receive(ours, far.respond(sent)) == []
     assert ours.failures == {"no_worker": 1}
-    assert len(ours._indices) == 0
+    assert len(ours._indices._used) == 0
     initiation_sent(ours.worker_up(5, T + 0.1, WALL + 10**9))
 
 
@@ -242,9 +242,9 @@ def test_a_response_for_a_former_home_starts_anew_in_the_new_one() -> None:
 def test_a_worker_speaks_only_of_its_own_sessions() -> None:
     ours, _, _, install = running()
     ours.ended(4, (install.index,))
-    assert install.index in ours._indices
+    assert install.index in ours._indices._used
     ours.ended(5, (install.index,))
-    assert install.index not in ours._indices
+    assert install.index not in ours._indices._used
 
 
 def test_adopted_sessions_keep_their_indices_and_endpoints() -> None:
@@ -256,7 +256,7 @@ def test_adopted_sessions_keep_their_indices_and_endpoints() -> None:
     ours.adopt_session(peer.public_key, 0x00000104, ELSEWHERE, WALL)  # another worker's number
     ours.adopt_session(b"?" * 32, 0x00000205, ELSEWHERE, WALL)
     assert (peer.endpoint, peer.last_handshake_unix_ns) == (PLACE, WALL)
-    assert len(ours._indices) == 1
+    assert len(ours._indices._used) == 1
     ours.worker_up(5, T, WALL)
     with pytest.raises(RuntimeError):
         want(ours, peer)  # a source that knows only this index finds none free
@@ -275,9 +275,9 @@ def test_a_removed_peer_leaves_nothing_under_way() -> None:
     assert ours.next_deadline() is None
     assert ours.want(peer.public_key, T + 100, WALL) == []
     # The worker may have the session still.
-    assert install.index in ours._indices
+    assert install.index in ours._indices._used
     ours.ended(5, (install.index,))
-    assert len(ours._indices) == 0
+    assert len(ours._indices._used) == 0
 
 
 def test_secrets_hide_from_repr() -> None:

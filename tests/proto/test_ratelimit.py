@@ -69,11 +69,11 @@ def test_no_more_than_the_burst_is_saved() -> None:
 def test_capacity() -> None:
     limiter = RateLimiter(max_entries=500)
     assert all(limiter.allow(host.to_bytes(4), 3.0) for host in range(500))
-    assert len(limiter) == 500
+    assert len(limiter._buckets) == 500
     assert not limiter.allow((500).to_bytes(4), 3.0)
     assert not limiter.allow((500).to_bytes(4), 4.0)
     assert limiter.allow((0).to_bytes(4), 4.0)  # those it knows are served
-    assert len(limiter) == 500
+    assert len(limiter._buckets) == 500
 
 
 def test_idle_sources_are_forgotten_after_a_second() -> None:
@@ -84,7 +84,7 @@ def test_idle_sources_are_forgotten_after_a_second() -> None:
     assert not limiter.allow(b"cccc", 11.0)  # bbbb is idle for a second, no more
     assert not limiter.allow(b"cccc", 11.999)  # it was looked into less than a second ago
     assert limiter.allow(b"cccc", 12.0)
-    assert len(limiter) == 1
+    assert len(limiter._buckets) == 1
 
 
 def test_an_idle_source_is_found_behind_a_busy_one() -> None:
@@ -93,7 +93,7 @@ def test_an_idle_source_is_found_behind_a_busy_one() -> None:
     assert limiter.allow(b"idle", 10.0)
     assert limiter.allow(b"busy", 10.9)
     assert limiter.allow(b"cccc", 11.5)
-    assert len(limiter) == 2
+    assert len(limiter._buckets) == 2
 
 
 def test_a_source_that_goes_on_asking_is_kept() -> None:
@@ -102,7 +102,7 @@ def test_a_source_that_goes_on_asking_is_kept() -> None:
         limiter.allow(b"abcd", 0.0)
     allowed = sum(limiter.allow(b"abcd", step / 1000) for step in range(1, 5001))
     assert allowed == 100  # 20 a second, for 5 s
-    assert len(limiter) == 1
+    assert len(limiter._buckets) == 1
 
 
 def test_forgetting_gives_nothing_away() -> None:
@@ -110,7 +110,7 @@ def test_forgetting_gives_nothing_away() -> None:
     for _ in range(8):
         limiter.allow(b"abcd", 0.0)
     limiter.allow(b"efgh", 2.5)
-    assert len(limiter) == 1
+    assert len(limiter._buckets) == 1
     assert [limiter.allow(b"abcd", 2.5) for _ in range(6)] == [True] * 5 + [False]
 
 

@@ -168,38 +168,3 @@ def test_a_rejected_counter_changes_nothing() -> None:
     assert not window.accept(REJECT)
     assert not window.accept(2**64 - 1)
     assert window.accept(0)
-
-
-@settings(max_examples=300)
-@given(
-    st.lists(
-        st.tuples(
-            st.integers(0, 20_000) | st.integers(REJECT - 70, REJECT + 5), st.integers(1, 70), st.integers(-1, 69)
-        ),
-        max_size=25,
-    )
-)
-def test_a_run_is_accepted_as_its_counters_would_be_one_by_one(runs: list[tuple[int, int, int]]) -> None:
-    """Or it isn't, and nothing has changed."""
-    window, model = ReplayWindow(), ReplayWindow()
-    for start, count, swapped in runs:
-        counters = list(range(start, start + count))
-        if 0 <= swapped < count - 1:
-            counters[swapped : swapped + 2] = reversed(counters[swapped : swapped + 2])
-        if window.accept_run(counters):
-            assert [model.accept(counter) for counter in counters] == [True] * count
-        else:
-            assert [window.accept(counter) for counter in counters] == [model.accept(counter) for counter in counters]
-        assert bytes(window._seen) == bytes(model._seen)
-        assert (window._newest, window._end) == (model._newest, model._end)
-
-
-def test_runs_in_order_are_accepted_whole() -> None:
-    window = ReplayWindow()
-    for start in range(0, 3 * WINDOW_SIZE, 43):
-        assert window.accept_run(range(start, start + 43))
-        assert not window.accept_run(range(start, start + 43))
-        assert not window.accept(start + 42)
-    assert not window.accept_run([10**6, 10**6 + 2])
-    assert not window.accept_run(range(10**6, 10**6 + 65))
-    assert window.accept_run([10**6])

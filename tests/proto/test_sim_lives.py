@@ -8,9 +8,8 @@ from tests.proto.sim import Gateway, Pair, Sent, Wire, World, pair
 from tests.proto.test_sim_network import ATTACKER, flows, up
 
 from stagewire.proto import endpoint as places
-from stagewire.proto.effects import InstallSession, SendHandshake
 from stagewire.proto.endpoint import Endpoint
-from stagewire.proto.events import SessionConfirmed
+from stagewire.proto.events import InstallSession, SendHandshake, SessionConfirmed
 from stagewire.proto.gate import LOADED_AT
 
 
@@ -19,7 +18,7 @@ def state(one: Gateway, other: Gateway) -> tuple[object, ...]:
     peer, tunnel = one.handshaker.peers[other.identity.public_key], one.tunnel(other)
     return (
         len(one.world.log), dict(one.delivered), peer.endpoint, tunnel.endpoint, peer.rx_bytes, tunnel.rx_bytes,
-        peer.latest_initiation, list(tunnel.slots), len(one.handshaker._indices),
+        peer.latest_initiation, list(tunnel.slots), len(one.handshaker._indices._used),
     )  # fmt: skip
 
 
@@ -39,9 +38,10 @@ def recorded_life(*, forced_load: bool = True) -> Pair:
     """A session that came about through a cookie; the log has all four types."""
     p = pair(5)
     if forced_load:
-        p.b.gate.note_queue(LOADED_AT, p.world.now)
+        p.b.gate.note_queue(LOADED_AT)
     p.a.send(p.b)
     p.world.run(6)
+    p.b.gate.note_queue(0)
     p.b.send(p.a)
     p.world.run(1)
     assert {sent.kind for sent in p.world.log} == {1, 2, 3, 4}
@@ -160,14 +160,14 @@ def test_sessions_outlive_key_service_and_are_rekeyed_by_the_next() -> None:
     p = up()
     p.a.restart_key_service()
     p.b.restart_key_service()
-    assert len(p.a.handshaker._indices) == len(p.b.handshaker._indices) == 1
+    assert len(p.a.handshaker._indices._used) == len(p.b.handshaker._indices._used) == 1
     flows(p.a, p.b)
     assert len(p.world.sent(1)) == 1
     p.world.run(125)
     flows(p.a, p.b)
     assert len(p.world.sent(1)) == 2
     p.world.run(1)
-    assert len(p.a.handshaker._indices) == len(p.a.devices[0].sessions()) == 2
+    assert len(p.a.handshaker._indices._used) == len(p.a.workers[0].sessions()) == 2
 
 
 def test_key_service_restarting_in_the_middle_of_a_handshake() -> None:

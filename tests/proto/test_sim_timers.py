@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 from tests.proto.sim import START, Gateway, Pair, World, pair
 
-from stagewire.proto.effects import GaveUp
+from stagewire.proto.events import GaveUp
 from stagewire.proto.session import Session
 from stagewire.proto.tunnel import TunnelSettings
 
@@ -183,7 +183,7 @@ def test_a_lowered_interval_holds_for_both_roles(initiator: bool) -> None:
     """As responder a REKEY_TIMEOUT later, so that a side which keeps the interval too comes first."""
     p = up()
     one, other = (p.a, p.b) if initiator else (p.b, p.a)
-    one.devices[0].settings = one.settings = TunnelSettings(rekey_after_time=30)
+    one.workers[0].settings = one.settings = TunnelSettings(rekey_after_time=30)
     one.knows(other)
     limit = 30 if initiator else 30 + REKEY_TIMEOUT
     run_to_age(p, limit - 0.1)
@@ -200,11 +200,11 @@ def test_a_lowered_interval_holds_for_both_roles(initiator: bool) -> None:
 def test_keys_are_wiped_540_s_after_the_last_session() -> None:
     p = up()
     run_to_age(p, 3 * REJECT_AFTER_TIME - 1)
-    assert len(p.a.devices[0].sessions()) == len(p.b.devices[0].sessions()) == 1
+    assert len(p.a.workers[0].sessions()) == len(p.b.workers[0].sessions()) == 1
     run_to_age(p, 3 * REJECT_AFTER_TIME + 1)
-    assert p.a.devices[0].sessions() == p.b.devices[0].sessions() == []
+    assert p.a.workers[0].sessions() == p.b.workers[0].sessions() == []
     assert list(p.a.tunnel(p.b).slots) == []
-    assert len(p.a.handshaker._indices) == len(p.b.handshaker._indices) == 0
+    assert len(p.a.handshaker._indices._used) == len(p.b.handshaker._indices._used) == 0
     numbers = p.a.send(p.b)
     p.world.run(1)
     assert numbers[0] in p.b.delivered

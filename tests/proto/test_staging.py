@@ -4,7 +4,7 @@ import random
 from collections import Counter
 
 import pytest
-from tests.proto.byhand import PEER, T, device, facts, install, new_session, v4
+from tests.proto.byhand import PEER, T, facts, install, new_session, v4, worker
 
 from stagewire.proto import staging
 from stagewire.proto.constants import MAX_STAGED_PACKETS
@@ -54,7 +54,7 @@ def test_what_is_taken_of_it_is_what_waits(room: Room) -> None:
 
 @pytest.mark.parametrize("way", ["session", "gave up", "gone", "elsewhere"])
 def test_room_comes_back_whatever_becomes_of_the_packets(way: str) -> None:
-    one = device()
+    one = worker()
     one.outbound([v4("10.9.9.9", "10.1.0.5")] * 10, T)
     assert one._room.used > 0
     match way:

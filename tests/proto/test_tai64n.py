@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagewire.proto.messages import BadMessage
-from stagewire.proto.tai64n import STEP_NS, Stamper, decode_untrusted, encode
+from stagewire.proto.tai64n import MAX_JUMP_NS, STEP_NS, UNSET_BEFORE_NS, Anchor, Stamper, decode_untrusted, encode
 
 SECOND = 10**9
 TIMES = st.integers(0, 2**62 * SECOND)
@@ -75,9 +75,9 @@ def test_nothing_but_bad_message_is_raised(stamp: bytes) -> None:
 def test_a_clock_that_stands_still_or_goes_back() -> None:
     stamper = Stamper()
     now = 1_700_000_000 * SECOND
-    stamps = [stamper.next(now) for _ in range(200)]
-    stamps += [stamper.next(now - i * SECOND) for i in range(200)]
-    stamps += [stamper.next(-5)]
+    stamps = [stamper.next(now, 0.0) for _ in range(200)]
+    stamps += [stamper.next(now - i * SECOND, 0.0) for i in range(200)]
+    stamps += [stamper.next(-5, 0.0)]
     assert all(a < b for a, b in pairwise(stamps))
     assert all(int.from_bytes(stamp[8:]) % STEP_NS == 0 for stamp in stamps)
     assert stamper.last == stamps[-1]
@@ -87,8 +87,8 @@ def test_a_clock_that_stands_still_or_goes_back() -> None:
 
 def test_a_clock_that_goes_on_is_followed() -> None:
     stamper = Stamper()
-    assert stamper.next(5 * SECOND) == encode(5 * SECOND)
-    assert stamper.next(9 * SECOND) == encode(9 * SECOND)
+    assert stamper.next(5 * SECOND, 0.0) == encode(5 * SECOND)
+    assert stamper.next(9 * SECOND, 0.0) == encode(9 * SECOND)
 
 
 @given(TIMES, st.lists(st.integers(-(10**12), 10**12), max_size=30))
@@ -98,7 +98,7 @@ def test_stamps_only_grow(start: int, steps: list[int]) -> None:
     last, now = floor, 10**18
     for step in steps:
         now += step
-        stamp = stamper.next(now)
+        stamp = stamper.next(now, 0.0)
         assert stamp > last
         assert stamp >= encode(now)
         assert int.from_bytes(stamp[8:]) % STEP_NS == 0
@@ -110,7 +110,7 @@ def test_a_floor_that_is_not_rounded_is_passed(nanoseconds: int) -> None:
     floor = encode(0)[:8] + nanoseconds.to_bytes(4)
     stamper = Stamper(floor)
     assert stamper.last == floor
-    stamp = stamper.next(0)
+    stamp = stamper.next(0, 0.0)
     assert stamp > floor
     assert int.from_bytes(stamp[8:]) % STEP_NS == 0
 
@@ -119,3 +119,45 @@ def test_a_floor_that_is_not_rounded_is_passed(nanoseconds: int) -> None:
 def test_a_floor_that_is_no_stamp(floor: bytes) -> None:
     with pytest.raises(BadMessage):
         Stamper(floor)
+
+
+TODAY, YEAR = 1_800_000_000 * SECOND, 365 * 86_400 * SECOND
+
+
+def test_a_jump_ahead_is_not_followed() -> None:
+    """Peers that have seen a stamp of ten years ahead answer no other for ten years."""
+    stamper = Stamper()
+    assert stamper.next(TODAY, 100.0) == encode(TODAY)
+    assert stamper.next(TODAY + 10 * YEAR, 160.0) == encode(TODAY + 60 * SECOND)
+    assert stamper.jump(TODAY + 10 * YEAR, 160.0) == 10 * YEAR - 60 * SECOND
+    assert stamper.next(TODAY + 90 * SECOND, 190.0) == encode(TODAY + 90 * SECOND)
+    assert stamper.jump(TODAY + 90 * SECOND, 190.0) == 0
+
+
+def test_a_jump_back_is_not_followed_either() -> None:
+    stamper = Stamper(anchor=Anchor(TODAY, 100.0))
+    assert stamper.next(0, 200.0) == encode(TODAY + 100 * SECOND)
+    assert stamper.next(0, 300.0) == encode(TODAY + 200 * SECOND)
+
+
+@given(st.integers(-2 * MAX_JUMP_NS, 2 * MAX_JUMP_NS), st.floats(0, 10**8))
+def test_up_to_a_day_is_followed(ahead: int, later: float) -> None:
+    anchor = Anchor(TODAY, 100.0)
+    unix_ns = TODAY + int(later * SECOND) + ahead
+    followed = anchor.jump(unix_ns, 100.0 + later) == 0
+    assert followed or abs(ahead) > MAX_JUMP_NS - 1000 * SECOND
+    assert not followed or abs(ahead) < MAX_JUMP_NS + 1000 * SECOND
+
+
+def test_a_clock_that_was_never_set_is_followed_to_its_first_time() -> None:
+    """Some machines know the time only once the network has told them."""
+    stamper = Stamper()
+    assert stamper.next(5 * SECOND, 5.0) == encode(5 * SECOND)
+    assert stamper.next(UNSET_BEFORE_NS + YEAR, 60.0) == encode(UNSET_BEFORE_NS + YEAR)
+    assert stamper.next(UNSET_BEFORE_NS + 9 * YEAR, 61.0) == encode(UNSET_BEFORE_NS + YEAR + SECOND)
+
+
+def test_the_floor_of_a_clock_that_was_ahead_is_passed() -> None:
+    floor = encode(TODAY + 10 * YEAR)
+    stamper = Stamper(floor, Anchor(TODAY, 100.0))
+    assert stamper.next(TODAY + SECOND, 101.0) == encode(TODAY + 10 * YEAR + STEP_NS)

@@ -1,8 +1,13 @@
 """The two halves of the timers by themselves; how they play together is in test_sim_timers."""
 
+import inspect
+import re
+from math import inf
+from typing import Any
+
 import pytest
 
-from stagewire.proto.timers import HandshakeTimers, SessionTimers
+from stagewire.proto.timers import HANDSHAKE, SESSION, HandshakeTimers, SessionTimers, Timer
 
 T = 1000.0
 JITTER = 0.25
@@ -198,3 +203,43 @@ def test_defer_waits_as_long_as_an_initiation_would() -> None:
     assert not timers.may_initiate(T + 5.25)
     timers.defer(T + 5.25)
     assert timers.next_deadline() == (T + 10.5, "retransmit")
+
+
+# --- the tables --------------------------------------------------------------------------------------------
+
+ROWS = [(SessionTimers, row) for row in SESSION] + [(HandshakeTimers, row) for row in HANDSHAKE]
+EVENTS = {
+    timers: {event for row in table for event in (*row.set_by, *row.set_anew_by, *row.ended_by)}
+    for timers, table in ((SessionTimers, SESSION), (HandshakeTimers, HANDSHAKE))
+}
+
+
+def timers_of(kind: type[Any]) -> Any:
+    timers = kind(lambda: JITTER)
+    if kind is SessionTimers:
+        timers.persistent_interval = 25
+    else:
+        timers.flood_until = T + 1
+    return timers
+
+
+@pytest.mark.parametrize(("kind", "row"), ROWS, ids=lambda each: getattr(each, "why", each))
+def test_each_event_does_with_each_timer_what_its_row_says(kind: type[Any], row: Timer) -> None:
+    place = kind._table.index(row)
+    for event in EVENTS[kind]:
+        timers = timers_of(kind)
+        timers._happens(event, T)
+        first = row.when(timers, T)
+        assert timers._due[place] == (first if event in (*row.set_by, *row.set_anew_by) else inf), event
+        timers = timers_of(kind)
+        timers._happens((*row.set_by, *row.set_anew_by)[0], T)
+        timers._happens(event, T + 1)
+        expected = row.when(timers, T + 1) if event in row.set_anew_by else inf if event in row.ended_by else first
+        assert timers._due[place] == expected, event
+
+
+@pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.__name__)
+def test_every_event_of_a_table_comes_about(kind: type[Any]) -> None:
+    source = inspect.getsource(kind)
+    whys = {row.why for _, row in ROWS}
+    assert EVENTS[kind] - whys == set(re.findall(r'_happens\("(\w+)"', source))

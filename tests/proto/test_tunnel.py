@@ -11,7 +11,6 @@ from tests.proto.byhand import (
     PLACE,
     T,
     current_index,
-    device,
     facts,
     install,
     new_session,
@@ -21,12 +20,13 @@ from tests.proto.byhand import (
     theirs,
     tunnel_of,
     v4,
+    worker,
 )
 
-from stagewire.proto.device import Device
-from stagewire.proto.endpoint import without_source
+from stagewire.proto.endpoint import with_limit, without_source
 from stagewire.proto.events import EndpointMoved, SessionConfirmed, SessionsEnded, WantHandshake
 from stagewire.proto.tunnel import Output, TunnelSettings
+from stagewire.proto.worker import Worker
 
 # --- inbound: is it authentic, is it new? ------------------------------------------------------------------
 
@@ -79,7 +79,7 @@ def test_a_session_too_old_receives_no_more() -> None:
 
 
 def test_data_before_confirmation_is_parked_and_goes_with_the_first_packet() -> None:
-    one = device()
+    one = worker()
     sent = v4("10.9.9.9", "10.1.0.5")
     assert one.outbound([sent], T).events == [WantHandshake(PEER, "no_session")]
     out = install(one, new_session(initiator=False))
@@ -103,7 +103,7 @@ def test_sending_goes_on_under_the_old_session_until_confirmation() -> None:
 
 
 def test_as_initiator_a_keepalive_confirms_if_nothing_waits() -> None:
-    one = device()
+    one = worker()
     out = install(one, new_session())
     ((place, (datagram,)),) = out.runs
     assert (place, len(datagram), ours(datagram)) == (PLACE, 32, b"")
@@ -130,7 +130,7 @@ def test_an_ended_session_is_found_no_more() -> None:
 
 
 def test_staging_holds_128_and_drops_the_oldest() -> None:
-    one = device()
+    one = worker()
     packets = [v4("10.9.9.9", "10.1.0.5", size=28 + at) for at in range(200)]
     one.outbound(packets[:100], T)
     one.outbound(packets[100:], T)
@@ -141,14 +141,14 @@ def test_staging_holds_128_and_drops_the_oldest() -> None:
 
 
 def test_a_handshake_is_wanted_at_most_once_a_second() -> None:
-    one = device()
+    one = worker()
     sent = v4("10.9.9.9", "10.1.0.5")
     wanted = [bool(one.outbound([sent], T + at / 10).events) for at in range(21)]
     assert [at for at, want in enumerate(wanted) if want] == [0, 10, 20]
 
 
 def test_a_new_key_service_is_asked_at_once_for_what_the_old_was() -> None:
-    one = device()
+    one = worker()
     one.outbound([v4("10.9.9.9", "10.1.0.5")], T)
     assert one.want_again(T + 0.1).events == [WantHandshake(PEER, "no_session")]
     install(one, new_session())
@@ -165,7 +165,7 @@ def test_a_new_key_service_is_asked_again_for_a_rekey_by_the_next_packet() -> No
 
 @pytest.mark.parametrize(("size", "padded"), [(1299, 1300), (1300, 1300), (1290, 1296), (100, 112)])
 def test_padding_stays_within_the_mtu(size: int, padded: int) -> None:
-    one = Device(lambda: 0.1)
+    one = Worker(lambda: 0.1)
     one.settings = TunnelSettings(mtu=1300)
     one.set_peer(facts(PEER, "10.1.0.0/16"), T)
     install(one, new_session())
@@ -174,7 +174,7 @@ def test_padding_stays_within_the_mtu(size: int, padded: int) -> None:
 
 
 def test_what_counters_are_left_for_goes_and_the_rest_waits() -> None:
-    one = device()
+    one = worker()
     session = new_session()
     install(one, session)
     session.send_counter = 2**64 - 2**13 - 1 - 2
@@ -208,7 +208,7 @@ def test_silence_drops_the_choice_of_our_own_address() -> None:
 
 
 def test_giving_up_drops_what_waits() -> None:
-    one = device()
+    one = worker()
     one.outbound([v4("10.9.9.9", "10.1.0.5")] * 3, T)
     one.handshake_gave_up(PEER, T + 100)
     assert one.drops == {"handshake_gave_up": 3}
@@ -232,3 +232,30 @@ def test_a_handshake_of_theirs_is_an_answer(initiator: bool) -> None:
     one.outbound([v4("10.9.9.9", "10.1.0.5")], T)
     install(one, new_session(initiator=initiator, index=INDEX + 256), T + 1)
     assert one.act(T + 16) == Output()
+
+
+# --- a tunnel in the tunnel --------------------------------------------------------------------------------
+
+
+def carrying(hops: int) -> bytes:
+    """A packet for the peer with another tunnel's datagram in it."""
+    packet = bytearray(v4("10.9.9.9", "10.1.0.5"))
+    packet[8:10] = hops, 17
+    packet[28:32] = b"\4\0\0\0"
+    return bytes(packet)
+
+
+def test_a_tunnels_datagram_leaves_with_fewer_hops_and_what_went_too_deep_does_not_leave() -> None:
+    one, lone = running(), carrying(64)
+    place = with_limit(PLACE, 56)
+    assert [where for where, _ in one.outbound([lone], T).runs] == [place]
+    out = one.outbound([v4("10.9.9.9", "10.1.0.5"), lone, carrying(8), lone], T)
+    assert [(where, len(run)) for where, run in out.runs] == [(PLACE, 1), (place, 2)]
+    assert one.drops == {"nested_too_deep": 1}
+    assert tunnel_of(one).endpoint == PLACE
+
+
+def test_a_tunnels_datagram_that_waited_for_a_session_is_no_other() -> None:
+    one = worker()
+    assert one.outbound([carrying(64)], T).runs == []
+    assert [where for where, _ in install(one, new_session(initiator=True)).runs] == [with_limit(PLACE, 56)]

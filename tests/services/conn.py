@@ -1,25 +1,83 @@
 """The conn-service that its tests share: a process, and the test at the other ends of its pipes."""
 
+import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from threading import Thread
 
 import pytest
-import zmq
 from tests.services.surroundings import CountersStandIn, KeyStandIn, Program, Surroundings, surroundings
 
+from host_service import udp
 from lab.namespaces import Namespace, add_addresses
 from lab.wait import until
 from stagewire.config import public_key
-from stagewire.ipc import endpoints, trains
-from stagewire.ipc.control import ConnSettings
-from stagewire.ipc.loop import boot_time
+from stagewire.control.messages import ConnSettings
+from stagewire.control.socket_door import Door
+from stagewire.loop import Loop, boot_time
+from stagewire.pipe import trains
+from stagewire.pipe.names import CIPHER_IN, CIPHER_OUT, HANDSHAKE_IN, HANDSHAKE_OUT, SOCKETS
 from stagewire.proto import messages
 from stagewire.proto.cookie import MacSealer
 
 OURS = public_key(bytes(range(32)))
 PORT = 51820
 V4, V6 = ("127.0.0.1", "127.0.0.2"), ("fd00::1", "fd00::2")
+
+
+class HostStandIn:
+    """host-service's place at the socket door, served by a thread."""
+
+    def __init__(self, around: Surroundings, port: int | None = PORT) -> None:
+        """Without a port, it takes the sockets that it is offered."""
+        self._namespace = around.namespace
+        self._loop = Loop()
+        self.pair: udp.Pair | None = None
+        before = os.umask(0)
+        try:
+            self._door = Door(
+                self._loop, around.pipes.path(SOCKETS), self._on_offer, self._on_ask, around.pipes.admission(SOCKETS, 8)
+            )
+        finally:
+            os.umask(before)
+        self._stopped = False
+        if port is not None:
+            self.open(port)
+        self._thread = Thread(target=self._turn, daemon=True)
+        self._thread.start()
+
+    def open(self, port: int) -> None:
+        """Hands the sockets of a port over, in place of those before."""
+        standing, self.pair = self.pair, self._namespace.call(lambda: udp.Pair.open(port, 0))
+        self._door.give(self.pair.descriptors)
+        if standing is not None:
+            standing.close()
+
+    def close(self) -> None:
+        """As the death of host-service does."""
+        self._stopped = True
+        self._thread.join()
+        self._door.close()
+        if self.pair is not None:
+            self.pair.close()
+
+    def _on_offer(self, descriptors: dict[str, int], _now: float) -> None:
+        offered = udp.Pair.adopt(descriptors)
+        if self.pair is None and offered is not None:
+            self.pair = offered
+            self._door.give(offered.descriptors)
+        elif offered is not None:
+            offered.close()
+
+    def _on_ask(self, kinds: Iterable[str]) -> dict[str, socket.socket]:
+        return self._namespace.call(lambda: udp.fresh(kinds, 0))
+
+    def _turn(self) -> None:
+        while not self._stopped:
+            with suppress(OSError):
+                self._loop._turn()
 
 
 class Conn:
@@ -31,12 +89,13 @@ class Conn:
             self.namespace.run("ip", "address", "add", f"{address}/128", "dev", "lo", "nodad")
         self.key = KeyStandIn(around)
         self.counters = CountersStandIn(around)
-        self.workers = [around.bind(zmq.PULL, endpoints.CIPHER_IN, number) for number in range(2)]
-        self.handshakes = around.bind(zmq.PULL, endpoints.HANDSHAKE_IN)
+        self.workers = [around.bind(CIPHER_IN, number) for number in range(2)]
+        self.handshakes = around.bind(HANDSHAKE_IN)
+        self.host = HostStandIn(around)
         self.program: Program = around.start("conn-service")
         self.key.welcome(settings())
-        self.out = around.connect(zmq.PUSH, endpoints.CIPHER_OUT)
-        self.handshakes_out = around.connect(zmq.PUSH, endpoints.HANDSHAKE_OUT)
+        self.out = around.connect(CIPHER_OUT)
+        self.handshakes_out = around.connect(HANDSHAKE_OUT)
 
     def runs(self, worker: int = 0) -> list[trains.Run]:
         assert self.workers[worker].poll(5000), "no train came"
@@ -46,8 +105,8 @@ class Conn:
         self.out.send(trains.pack_cipher([(place, list(datagrams))], boot_time()))
 
 
-def settings(port: int = PORT, workers: int = 2, fwmark: int = 0) -> ConnSettings:
-    return ConnSettings(OURS, port, fwmark, workers, stamped=False)
+def settings(workers: int = 2) -> ConnSettings:
+    return ConnSettings(OURS, workers, stamped=False)
 
 
 def transport(worker: int = 0, counter: int = 0, size: int = 32) -> bytes:
@@ -55,13 +114,16 @@ def transport(worker: int = 0, counter: int = 0, size: int = 32) -> bytes:
 
 
 def initiation() -> bytes:
-    return MacSealer(OURS).seal(messages.pack_initiation(7, bytes(32), bytes(48), bytes(28)), 1.0)
+    """Another one each time."""
+    return MacSealer(OURS).seal(messages.pack_initiation(7, os.urandom(32), bytes(48), bytes(28)), 1.0)
 
 
 @pytest.fixture(scope="module")
 def conn() -> Iterator[Conn]:
     with surroundings("conn") as around:
-        yield Conn(around)
+        made = Conn(around)
+        yield made
+        made.host.close()
 
 
 def client(namespace: Namespace, address: str) -> socket.socket:

@@ -9,26 +9,22 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 import zmq
+from tests.speakers import acting_as
 
 from lab.namespaces import Namespace
 from lab.stagewire import executable
 from lab.wait import until
-from stagewire.ipc import control, endpoints
-from stagewire.ipc.control import (
-    FROM_KEY,
-    FROM_STAGE,
-    Counters,
-    FromKey,
-    FromStage,
-    Heartbeat,
-    Hello,
-    SnapshotEnd,
-    Welcome,
-)
+from stagewire.control import messages as control_messages
+from stagewire.control.messages import FROM_KEY, FROM_STAGE, FromKey, FromStage, Heartbeat, Hello, SnapshotEnd, Welcome
+from stagewire.control.telemetry import Counters
+from stagewire.environment import Environment
+from stagewire.linux import uids
+from stagewire.pipe.names import CONTROL, TELEMETRY, Pipe
+from stagewire.pipe.pipes import Pipes, prepare_folders
+from stagewire.stages import STAGES
 
 M = TypeVar("M")
 GENERATION = 77
-STAGES = ("tun", "device", "conn", "key", "status")
 PATIENCE = 10
 """s; for a program to start on a busy machine."""
 
@@ -40,29 +36,35 @@ class Surroundings:
         self.directory, self.namespace = directory, namespace
         self._stack = ExitStack()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.pipes = endpoints.Pipes(self.context, directory / "run" / "wg0")
+        self.pipes = Pipes(self.context, directory / "run" / "wg0")
         self.config = directory / "wg0.conf"
 
     def __enter__(self) -> Self:
         self._stack.callback(self.context.destroy, linger=0)
+        uids.claim(Environment.read({"STAGEWIRE_RUN_DIR": str(self.pipes.run.parent)}, "wg0"), afresh=True)
         for stage in STAGES:
-            endpoints.prepare_folders(self.pipes.run, stage)
+            prepare_folders(self.pipes.run, stage)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def bind(self, kind: int, pipe: str, number: int | None = None) -> "zmq.Socket[bytes]":
+    def bind(self, pipe: Pipe, number: int | None = None) -> "zmq.Socket[bytes]":
         """The reading end of a pipe; the program under test may connect though it runs as another user."""
         before = os.umask(0)
         try:
-            return self._stack.enter_context(self.pipes.bind(kind, pipe, number))
+            return self._stack.enter_context(self.pipes.bind(pipe, number))
         finally:
             os.umask(before)
 
-    def connect(self, kind: int, pipe: str, number: int | None = None, name: bytes = b"") -> "zmq.Socket[bytes]":
+    def connect_as(self, pipe: Pipe, stage: str, number: int = 0) -> "zmq.Socket[bytes]":
+        """The writing end of a pipe that many stages speak at, as one of them."""
+        with acting_as(uids.uid_of(stage, number), uids.group()):
+            return self.connect(pipe)
+
+    def connect(self, pipe: Pipe, number: int | None = None) -> "zmq.Socket[bytes]":
         """The writing end, once somebody reads."""
-        socket = self._stack.enter_context(self.pipes.connect(kind, pipe, number, name))
+        socket = self._stack.enter_context(self.pipes.connect(pipe, number))
         assert socket.poll(PATIENCE * 1000, zmq.POLLOUT), f"nobody reads {pipe}"
         return socket
 
@@ -74,6 +76,7 @@ class Surroundings:
             "STAGEWIRE_RUN_DIR": str(self.directory / "run"),
             "STAGEWIRE_STATE_DIR": str(self.directory / "state"),
             "STAGEWIRE_LOG_DIR": str(self.directory / "log"),
+            "STAGEWIRE_WG_DIR": str(self.directory / "wg"),
             "STAGEWIRE_WORKERS": "1",
         }
         log = self.directory / f"{program}.log"
@@ -114,7 +117,7 @@ class KeyStandIn:
     """key-service's place at `control`: hears what a stage says, tells it what a test wants it to know."""
 
     def __init__(self, around: Surroundings) -> None:
-        self._router = around.bind(zmq.ROUTER, endpoints.CONTROL)
+        self._router = around.bind(CONTROL)
         self._identity = b""
         self.heard: list[FromStage] = []
         self.fault = ""
@@ -123,6 +126,8 @@ class KeyStandIn:
         """Takes in what has come."""
         while self._router.poll(0):
             self._identity, data = self._router.recv_multipart()
+            if not data:  # the greeting of a connection
+                continue
             message = FROM_STAGE.unpack_untrusted(data)
             if isinstance(message, Heartbeat):
                 self.fault = message.fault
@@ -160,7 +165,7 @@ class KeyStandIn:
         """Waits for the stage's Hello, answers with a snapshot, and waits until it is in force."""
         hello = self.wait_for(Hello)
         self.configure(*messages)
-        self.wait_for(control.Applied)
+        self.wait_for(control_messages.Applied)
         return hello
 
 
@@ -168,7 +173,7 @@ class CountersStandIn:
     """status-service's place at `telemetry`."""
 
     def __init__(self, around: Surroundings) -> None:
-        self._pull = around.bind(zmq.PULL, endpoints.TELEMETRY)
+        self._pull = around.bind(TELEMETRY)
         self.latest: dict[str, int] = {}
 
     def wait_for(self, **expected: int) -> dict[str, int]:
@@ -176,7 +181,7 @@ class CountersStandIn:
 
         def reached() -> bool:
             while self._pull.poll(0):
-                message = control.TO_STATUS.unpack_untrusted(self._pull.recv())
+                message = control_messages.TO_STATUS.unpack_untrusted(self._pull.recv())
                 if isinstance(message, Counters):
                     self.latest = dict(zip(message.names, message.values, strict=True))
             return all(self.latest.get(name, 0) >= value for name, value in expected.items())

@@ -5,13 +5,23 @@ from hashlib import sha256
 
 import pytest
 
-from key_service.announce import DEFAULT_PORT, DEFAULT_ROUTE_MARK, Announcer
+from key_service.announce import ANY_PORT, Announcer
 from key_service.homes import home_of
 from key_service.moves import Moves
 from key_service.registry import Registry
-from stagewire.config import InterfaceConfig, encode_key, public_key
+from stagewire.config import InterfaceConfig, encode_key, public_key, uapi
 from stagewire.config.parse import parse
-from stagewire.ipc.control import ConnSettings, PeersSet, PrefixesSet, RoutesSet, TunSettings, WorkerSettings
+from stagewire.control.messages import (
+    ConnSettings,
+    HostEndpoints,
+    HostSettings,
+    PeersSet,
+    PrefixesSet,
+    RoutesSet,
+    SocketSettings,
+    TunSettings,
+    WorkerSettings,
+)
 from stagewire.proto import prefix
 from stagewire.proto.handshake import Identity
 from stagewire.proto.handshaker import Handshaker
@@ -36,21 +46,26 @@ def announcer(config: InterfaceConfig, workers: int = 4, *, managed: bool = True
     handshaker = Handshaker(Identity.from_private_bytes(PRIVATE), bytes(12), bytes, lambda: 0.0)
     for peer in config.peers:
         handshaker.add_peer(peer.public_key, bytes(32), home_of(peer.public_key, workers)).endpoint = bytes([7]) * 44
-    return Announcer(Registry(config), handshaker, Moves(handshaker, workers), managed)
+    return Announcer(Registry(config), handshaker, Moves(handshaker, workers), managed, 1400)
 
 
 def told(stage: str, config: InterfaceConfig, number: int = 0) -> list[object]:
-    return list(announcer(config).snapshot(stage, number, 1400))
+    return list(announcer(config).snapshot(stage, number))
+
+
+def socket_settings(config: InterfaceConfig, *, managed: bool = True) -> SocketSettings:
+    snapshot = announcer(config, managed=managed).snapshot("host", 0)
+    (found,) = (message for message in snapshot if isinstance(message, SocketSettings))
+    return found
 
 
 def networks(packed: Iterable[bytes]) -> list[str]:
     return [str(prefix.unpack_untrusted(each)) for each in packed]
 
 
-def test_tun_hears_addresses_and_routes_and_where_each_peer_lives() -> None:
-    config = made("Address = 10.9.0.1/24, fd09::1/64\nMTU = 1380\nTable = 77\nFwMark = 0x1f")
-    settings, *routes = told("tun", config)
-    assert settings == TunSettings(True, ("10.9.0.1/24", "fd09::1/64"), 1380, "77", 0x1F, 4)
+def test_tun_hears_where_each_peer_lives() -> None:
+    settings, *routes = told("tun", made())
+    assert settings == TunSettings(4)
     homes: dict[str, int] = {}
     for message in routes:
         assert isinstance(message, RoutesSet)
@@ -58,6 +73,38 @@ def test_tun_hears_addresses_and_routes_and_where_each_peer_lives() -> None:
     assert homes == {
         each: home_of(key(number), 4) for number in (1, 2, 3) for each in (f"10.0.{number}.0/24", f"fd00:{number}::/64")
     }
+
+
+def test_host_hears_the_rules_of_the_peers_in_force() -> None:
+    said = announcer(made("Address = 10.9.0.1/24\n# stagewire: Allow = any tcp 80", 2))
+    registry = said.registry
+
+    def sources() -> int:
+        settings = next(each for each in said.snapshot("host", 0) if isinstance(each, HostSettings))
+        return sum(len(each.sources) for each in settings.gateway.access)
+
+    assert (sources(), sources()) == (4, 4)
+    gone = uapi.Change(peers=(uapi.PeerChange(key(1), 0, remove=True),))
+    prepared = registry.prepare(gone)
+    tried = said.host_settings(prepared.settings, prepared.peers)
+    assert sum(len(each.sources) for each in tried.gateway.access) == 2
+    assert sources() == 4
+    registry.commit(prepared)
+    assert sources() == 2
+
+
+def test_host_hears_addresses_mtu_table_and_prefixes_and_of_a_bare_interface_nothing_of_them() -> None:
+    config = made("Address = 10.9.0.1/24, fd09::1/64\nMTU = 1380\nTable = 77\nFwMark = 0x1f")
+    settings, sockets, endpoints, *routes = told("host", config)
+    assert settings == HostSettings(True, ("10.9.0.1/24", "fd09::1/64"), 1380, "77", 0x1F)
+    assert isinstance(sockets, SocketSettings)
+    assert isinstance(endpoints, HostEndpoints)
+    named = [each for message in routes if isinstance(message, RoutesSet) for each in networks(message.prefixes)]
+    assert sorted(named) == sorted(each for n in (1, 2, 3) for each in (f"10.0.{n}.0/24", f"fd00:{n}::/64"))
+    bare, *rest = announcer(config, managed=False).snapshot("host", 0)
+    assert isinstance(bare, HostSettings)
+    assert not bare.managed
+    assert not any(isinstance(message, RoutesSet) for message in rest)
 
 
 def test_every_worker_hears_of_every_peer_but_is_home_to_its_own() -> None:
@@ -82,15 +129,13 @@ def test_many_peers_come_in_batches() -> None:
     assert sizes == [128, 128, 128, 128, 88]
 
 
-def test_conn_hears_the_port_and_the_public_key() -> None:
-    (settings,) = told("conn", made("ListenPort = 1234"))
-    assert settings == ConnSettings(public_key(PRIVATE), 1234, 0, 4, stamped=False)
-    (settings,) = told("conn", made())
-    assert isinstance(settings, ConnSettings)
-    assert settings.listen_port == DEFAULT_PORT
-    (settings,) = told("conn", made("ListenPort = 0"))
-    assert isinstance(settings, ConnSettings)
-    assert settings.listen_port == 0
+def test_conn_hears_the_public_key() -> None:
+    assert told("conn", made("ListenPort = 1234")) == [ConnSettings(public_key(PRIVATE), 4, stamped=False)]
+
+
+@pytest.mark.parametrize(("line", "port"), [("ListenPort = 1234", 1234), ("", ANY_PORT), ("ListenPort = 0", ANY_PORT)])
+def test_host_hears_the_port(line: str, port: int) -> None:
+    assert socket_settings(made(line)) == SocketSettings(port, 0)
 
 
 @pytest.mark.parametrize("stage", ["status", "key", "", "nonsense"])
@@ -99,26 +144,12 @@ def test_others_hear_nothing(stage: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("interface", "default_route", "mark"),
-    [
-        ("", False, 0),
-        ("", True, DEFAULT_ROUTE_MARK),
-        ("FwMark = 5", True, 5),
-        ("FwMark = 5", False, 5),
-        ("Table = off", True, 0),
-        ("Table = 7", True, 0),
-    ],
+    ("interface", "chosen", "mark"), [("", 0, 0), ("", 51823, 51823), ("FwMark = 5", 0, 5), ("FwMark = 5", 5, 5)]
 )
-def test_outer_packets_are_marked_when_a_default_route_would_catch_them(
-    interface: str, default_route: bool, mark: int
-) -> None:
-    config = made(interface, peers=1, peer="AllowedIPs = 0.0.0.0/0" if default_route else "")
-    (settings,) = told("conn", config)
-    assert isinstance(settings, ConnSettings)
-    assert settings.fwmark == mark
-    (unmanaged,) = announcer(config, managed=False).snapshot("conn", 0, 1400)
-    assert isinstance(unmanaged, ConnSettings)
-    assert unmanaged.fwmark == config.fwmark
+def test_outer_packets_are_marked_as_the_operator_or_host_service_says(interface: str, chosen: int, mark: int) -> None:
+    announced = announcer(made(interface))
+    announced.host_mark = chosen
+    assert announced.socket_settings(announced.registry.interface).fwmark == mark
 
 
 def test_no_private_key_is_in_any_of_it() -> None:

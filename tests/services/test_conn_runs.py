@@ -9,10 +9,11 @@ import pytest
 from tests.services.conn import PORT, V4, V6, Conn, Links, client, initiation, transport
 
 from conn_service.service import ConnService
-from stagewire.ipc import trains
-from stagewire.ipc.loop import boot_time
+from stagewire.loop import boot_time
+from stagewire.pipe import trains
 from stagewire.proto.endpoint import Endpoint, unpack_untrusted
-from stagewire.proto.offload.block import Block
+from stagewire.proto.packets.block import Block
+from stagewire.proto.packets.carried import CUT
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs a service in a network namespace")
 
@@ -39,6 +40,30 @@ def test_a_run_leaves_as_one_and_arrives_as_what_it_was(conn: Conn, address: str
     else:
         assert data == train[0]
         assert [peer.recv(2000) for _ in train[1:]] == train[1:]
+
+
+@pytest.mark.parametrize(
+    ("address", "asked", "told"),
+    [
+        (V4[0], (socket.IPPROTO_IP, 12), (socket.IPPROTO_IP, socket.IP_TTL)),
+        (V6[0], (socket.IPPROTO_IPV6, 51), (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT)),
+    ],
+    ids=["IP_RECVTTL", "IPV6_RECVHOPLIMIT"],
+)
+def test_a_limit_of_hops_leaves_with_each_datagram_and_run(
+    conn: Conn, address: str, asked: tuple[int, int], told: tuple[int, int]
+) -> None:
+    peer = client(conn.namespace, address)
+    peer.setsockopt(*asked, 1)
+    family = socket.AF_INET if "." in address else socket.AF_INET6
+    place = Endpoint(socket.inet_pton(family, address), peer.getsockname()[1])
+    for limit in (0, 56, 48, 8 | CUT, 0):
+        for train in (run_of(1), run_of(3)):
+            conn.send(place._replace(limit=limit).pack(), *train)
+            for datagram in train:
+                data, notes, _, _ = peer.recvmsg(65535, 100)
+                assert data == datagram
+                assert notes == [(*told, (limit & ~CUT or 64).to_bytes(4, "little"))]
 
 
 def offload() -> bool:

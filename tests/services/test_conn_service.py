@@ -1,22 +1,36 @@
 """conn-service as a process: its UDP sockets in a namespace, and the test at the other ends of its pipes."""
 
+import json
 import os
 import select
+import signal
 import socket
+import time
+from contextlib import closing
 from functools import partial
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.services.conn import OURS, PORT, V4, V6, Conn, Links, client, initiation, settings, transport
+from tests.services.conn import PORT, V4, V6, Conn, HostStandIn, Links, client, initiation, transport
 
+from conn_service import udp
 from conn_service.egress import Egress
 from lab.namespaces import add_addresses
 from lab.wait import until
-from stagewire.ipc import trains
-from stagewire.ipc.control import Applied, Resolve, Resolved
-from stagewire.ipc.loop import Handler, Loop, Source, boot_time
+from stagewire.control.chains import Chain, ChainsChanged, Nested
+from stagewire.control.messages import (
+    Applied,
+    SnapshotEnd,
+)
+from stagewire.control.socket_door import TUNNEL, UDP4
+from stagewire.loop import Loop, Source, boot_time
+from stagewire.pipe import trains
+from stagewire.proto.admission import SOURCE_ALLOWANCE
 from stagewire.proto.endpoint import Endpoint, unpack_untrusted
+
+UDP_SEGMENT = 103
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs a service in a network namespace")
 
@@ -34,10 +48,11 @@ def test_an_answer_leaves_from_the_address_that_was_contacted(conn: Conn, addres
     conn.send(place, b"one more")
     assert peer.recvfrom(2048)[1][:2] == (address, PORT)
 
-    peer.sendto(initiation(), (address, PORT))
+    sent = initiation()
+    peer.sendto(sent, (address, PORT))
     assert conn.handshakes.poll(5000)
     place, message = trains.unpack_handshake_untrusted(conn.handshakes.recv(), boot_time())
-    assert message == initiation()
+    assert message == sent
     conn.handshakes_out.send(trains.pack_handshake(place, b"a response", boot_time()))
     answer, source = peer.recvfrom(2048)
     assert (answer, source[:2]) == (b"a response", (address, PORT))
@@ -128,18 +143,29 @@ def test_an_address_that_goes_is_replaced_and_taken_again_when_it_is_back(
 
 
 class Turned(Loop):
-    """A loop that is turned by hand, for one source."""
+    """A loop that is turned by hand, and whose time is told."""
 
-    def add(self, source: Source, handler: Handler, *, pipe: bool = False, along: int | None = None) -> None:
-        assert not pipe
-        assert along is None
-        self._served = source, handler
+    def __init__(self) -> None:
+        super().__init__()
+        self._rests: set[Source] = set()
+
+    def pause(self, source: Source) -> None:
+        self._rests.add(source)
+
+    def resume(self, source: Source) -> None:
+        self._rests.discard(source)
+
+    def look(self) -> None:
+        """What is due at any time."""
+        for timed in self._timed:
+            if timed.next_deadline() is not None:
+                timed.act(0.0)
 
     def turn(self) -> None:
         """Serves what is there."""
-        source, handler = self._served
-        while select.select([source], [], [], 0)[0]:
-            handler(0.0)
+        while ready := select.select([each for each in self._handlers if each not in self._rests], [], [], 0)[0]:
+            for source in ready:
+                self._handlers[source](0.0)
 
 
 def test_the_routing_table_is_asked_anew_for_others_routes_and_not_for_the_tunnels(conn: Conn, links: Links) -> None:
@@ -148,17 +174,61 @@ def test_the_routing_table_is_asked_anew_for_others_routes_and_not_for_the_tunne
     ask = partial(egress.interface, mark=0, port=PORT)
     assert ask(Endpoint(bytes([192, 0, 0, 2]), 9)) == links.ours.call(lambda: socket.if_nametoindex("first"))
     assert ask(Endpoint(bytes([203, 0, 113, 1]), 9)) is None
-    with pytest.raises(OSError, match="in the tunnel itself"):
-        links.ours.call(lambda: ask(Endpoint(bytes([192, 0, 1, 2]), 9)))
+    assert links.ours.call(lambda: ask(Endpoint(bytes([192, 0, 1, 2]), 9)) == egress.tunnel() is not None)
     loop.turn()
     changes.clear()
     links.ours.run("ip", "route", "add", "10.5.0.0/16", "dev", "first", "proto", "87")
     loop.turn()
     assert changes == []
+    loop.look()  # those count a while later, as one
+    loop.look()
+    assert changes == [True]
+    links.ours.run("ip", "route", "add", "10.7.0.0/16", "dev", "first", "proto", "87")
+    loop.turn()
+    loop.look()
+    assert changes == [True, True]
+    changes.clear()
     links.ours.run("ip", "route", "add", "10.6.0.0/16", "dev", "first")
     loop.turn()
     assert changes
     egress.close()
+
+
+def test_what_leads_into_the_tunnel_waits_until_it_is_known_to_leave_it_again(conn: Conn) -> None:
+    """The interface's own name is that of a link here, which takes everything."""
+    inside, outside = Endpoint(bytes([198, 51, 100, 1]), 9).pack(), Endpoint(bytes([127, 0, 0, 9]), 9).pack()
+    conn.namespace.run("ip", "link", "add", "wg0", "arp", "off", "type", "veth", "peer", "name", "sink")
+    for name in ("wg0", "sink"):
+        conn.namespace.sysctl(f"net.ipv6.conf.{name}.disable_ipv6", 1)  # which would send by itself
+        conn.namespace.run("ip", "link", "set", name, "up")
+    conn.namespace.run("ip", "route", "add", "198.51.100.0/24", "dev", "wg0")
+
+    def sent() -> int:
+        told = conn.namespace.run("ip", "-s", "-j", "link", "show", "wg0").stdout
+        return int(json.loads(told)[0]["stats64"]["tx"]["packets"])
+
+    try:
+        before, refused = sent(), conn.counters.wait_for().get("endpoint_in_own_tunnel", 0)
+        conn.send(inside, b"one")
+        assert conn.key.wait_for(Nested).endpoint == inside
+        for datagram in (b"two", b"three"):
+            conn.send(inside, datagram)
+        assert sent() == before
+        conn.key.tell(Chain(inside, (outside,)))
+        until(lambda: sent() == before + 3, 5, "what has waited to be sent, once")
+        # Another word of key-service's, and there is no end of it: refused without another question.
+        conn.key.tell(ChainsChanged(), SnapshotEnd(9))
+        conn.key.wait_for(Applied)
+        conn.send(inside, b"four")
+        conn.key.wait_for(Nested)
+        conn.key.tell(Chain(inside, (Endpoint(bytes([198, 51, 100, 2]), 9).pack(),)))
+        conn.send(inside, *[b"more"] * 9)
+        conn.counters.wait_for(endpoint_in_own_tunnel=refused + 10)
+        conn.key.pump()
+        assert not [message for message in conn.key.heard if isinstance(message, Nested)]
+        assert sent() == before + 3
+    finally:
+        conn.namespace.run("ip", "link", "delete", "wg0")
 
 
 def test_a_datagram_goes_to_the_worker_its_receiver_names(conn: Conn) -> None:
@@ -172,9 +242,141 @@ def test_a_datagram_goes_to_the_worker_its_receiver_names(conn: Conn) -> None:
     conn.counters.wait_for(unknown_worker=before + 2)
 
 
+def test_handshakes_are_read_while_nobody_reads_transport_messages(conn: Conn) -> None:
+    """And a flood of what no handshake awaits neither reaches key-service nor holds up transport messages."""
+    peer = client(conn.namespace, V4[0])
+    for number in range(3000):
+        peer.sendto(transport(1, number, 1400), (V4[0], PORT))
+    sent = initiation()
+    peer.sendto(sent, (V4[0], PORT))
+    assert conn.handshakes.poll(5000)
+    assert conn.handshakes.recv().endswith(sent)
+    while conn.workers[1].poll(300):
+        conn.workers[1].recv()
+
+
+def test_a_flood_is_answered_by_cookies_from_the_address_that_it_reached(conn: Conn) -> None:
+    for address in (*V4, *V6):
+        peer = client(conn.namespace, address)
+        for _ in range(400):
+            peer.sendto(initiation(), (address, PORT))
+        reply, source = peer.recvfrom(2048)
+        assert (reply[:8], len(reply)) == (b"\3\0\0\0\7\0\0\0", 64)
+        assert source[:2] == (address, PORT)
+        passed = 0
+        while conn.handshakes.poll(100):
+            conn.handshakes.recv()
+            passed += 1
+        assert SOURCE_ALLOWANCE <= passed < 200
+
+
+def test_what_has_waited_too_long_is_dropped_and_a_handshake_is_not(conn: Conn) -> None:
+    peer = client(conn.namespace, V4[0])
+    before = conn.counters.wait_for().get("datagram_too_old", 0)
+    os.kill(conn.program.process.pid, signal.SIGSTOP)
+    try:
+        for counter in range(10):
+            peer.sendto(transport(counter=counter), (V4[0], PORT))
+        peer.sendto(initiation(), (V4[0], PORT))
+        sent = time.monotonic()
+        until(lambda: time.monotonic() > sent + trains.MAX_AGE, 5, "the datagrams to be old")
+        peer.sendto(transport(counter=10), (V4[0], PORT))
+    finally:
+        os.kill(conn.program.process.pid, signal.SIGCONT)
+    ((_, datagrams),) = conn.runs()
+    assert datagrams == [transport(counter=10)]
+    assert conn.handshakes.poll(5000)
+    conn.handshakes.recv()
+    conn.counters.wait_for(datagram_too_old=before + 10)
+
+
+def test_a_train_is_as_old_as_its_oldest_datagram_in_the_kernels_queue(conn: Conn) -> None:
+    peer = client(conn.namespace, V4[0])
+
+    def came() -> bytes:
+        os.kill(conn.program.process.pid, signal.SIGSTOP)
+        try:
+            began = boot_time()
+            peer.sendto(transport(counter=1), (V4[0], PORT))
+            until(lambda: boot_time() > began + 0.1, 5, "the datagram to wait")
+            peer.sendto(transport(counter=2), (V4[0], PORT))
+        finally:
+            os.kill(conn.program.process.pid, signal.SIGCONT)
+        frame = conn.workers[0].recv() if conn.workers[0].poll(500) else b""
+        return frame if trains.born_of(frame or bytes(16), 0) <= began + 0.09 else b""  # else it was too late
+
+    frame = until(came, 20, "a train with a datagram that has waited")
+    assert frame is not None
+    assert 0.08 <= trains.sent_of(frame, 0) - trains.born_of(frame, 0) <= trains.MAX_AGE + 0.1
+
+
+class NoWays:
+    def interface(self, _endpoint: Endpoint, _mark: int, _port: int) -> int | None:
+        return None
+
+    def room(self, _interface: int) -> int | None:
+        return None
+
+
+def test_what_has_waited_for_a_take_over_counts_as_fresh() -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bound,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer,
+        closing(udp.Sockets({UDP4: os.dup(bound.fileno())}, NoWays())) as former,
+    ):
+        bound.bind(("127.0.0.1", 0))
+        bound.settimeout(5)
+
+        def sent(sockets: udp.Sockets) -> float:
+            peer.sendto(b"one", bound.getsockname())
+            time.sleep(0.02)
+            sockets.receive(sockets.all[0], memoryview(bytearray(100)))
+            return sockets.waited(time.time())
+
+        until(lambda: sent(former) >= 0.02, 5, "the kernel to say when a datagram came")
+        peer.sendto(b"one", bound.getsockname())
+        with closing(udp.Sockets({UDP4: os.dup(bound.fileno())}, NoWays())) as latter:
+            latter.receive(latter.all[0], memoryview(bytearray(100)))
+            assert latter.waited(time.time() + 1) == 0
+            assert sent(latter) >= 0.02
+
+
+def test_handshakes_merged_with_transport_messages_take_little_of_their_time(conn: Conn) -> None:
+    """The kernel delivers such a run by its first datagram."""
+    peer = client(conn.namespace, V4[0])
+    peer.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 148)
+    before = conn.counters.wait_for().get("handshake_merged", 0)
+    for _ in range(50):
+        peer.sendto(transport(size=148) + b"".join(initiation() for _ in range(39)), (V4[0], PORT))
+    conn.counters.wait_for(handshake_merged=before + 1000)
+    while conn.handshakes.poll(100) or conn.workers[0].poll(0):
+        for pipe in (conn.handshakes, conn.workers[0]):
+            if pipe.poll(0):
+                pipe.recv()
+
+
+def test_what_the_kernel_drops_from_a_full_queue_is_counted(conn: Conn) -> None:
+    """Each datagram counts once, dropped there or here."""
+    names = ("handshake_overflow", "bad_type")
+    peer = client(conn.namespace, V4[0])
+    before = sum(conn.counters.wait_for().get(name, 0) for name in names)
+    os.kill(conn.program.process.pid, signal.SIGSTOP)
+    try:
+        for _ in range(5000):
+            peer.sendto(bytes(148), (V4[0], PORT))
+    finally:
+        os.kill(conn.program.process.pid, signal.SIGCONT)
+    conn.counters.wait_for(handshake_overflow=1000)
+    until(
+        lambda: sum(conn.counters.wait_for().get(name, 0) for name in names) == before + 5000, 10, "all to be counted"
+    )
+
+
 def test_what_is_neither_goes_nowhere_and_is_counted(conn: Conn) -> None:
     peer = client(conn.namespace, V4[0])
-    before = dict(conn.counters.wait_for(datagrams_in=1))
+    was = conn.counters.latest.get("too_short", 0)
+    peer.sendto(b"\1", (V4[0], PORT))
+    before = dict(conn.counters.wait_for(too_short=was + 1))
     for nonsense in (
         b"",
         b"\1\0\0",
@@ -228,66 +430,49 @@ def test_garbage_on_its_pipes_is_counted(conn: Conn) -> None:
     assert conn.program.alive()
 
 
-def test_names_are_looked_up_and_those_that_are_none_explained(conn: Conn) -> None:
-    conn.key.tell(Resolve(OURS, "127.0.0.9", 7), Resolve(OURS, "no-such-host.invalid", 7), Resolve(OURS, "fd00::9", 8))
-    answers = [conn.key.wait_for(Resolved) for _ in range(3)]
-    assert unpack_untrusted(answers[0].endpoint) == Endpoint(bytes([127, 0, 0, 9]), 7)
-    assert (answers[1].endpoint, answers[1].error != "") == (b"", True)
-    assert "no-such-host.invalid" in answers[1].error
-    assert unpack_untrusted(answers[2].endpoint).port == 8
-
-
-def listens(conn: Conn, port: int) -> bool:
-    """In both families."""
-    listed = conn.namespace.run("ss", "-Hulpn", f"sport = :{port}").stdout.splitlines()
-    return len(listed) == 2
-
-
-def test_a_port_that_is_taken_is_explained_and_tried_again(conn: Conn) -> None:
-    other = conn.namespace.udp_socket("0.0.0.0", 4000)
-    conn.key.configure(settings(4000), version=2)
-    fault = conn.key.wait_for_fault("4000")
-    assert fault == "UDP port 4000 is taken by another program; choose another ListenPort or stop it"
-    other.close()
-    assert conn.key.wait_for(Applied).version == 2
-    assert listens(conn, 4000)
-    assert not listens(conn, PORT)
-    conn.key.configure(settings(), version=3)
-    assert conn.key.wait_for(Applied).version == 3
-    assert listens(conn, PORT)
-
-
-def test_port_0_is_one_port_in_both_families(conn: Conn) -> None:
-    conn.key.configure(settings(0), version=4)
-    conn.key.wait_for(Applied)
+def ports(conn: Conn) -> list[str]:
+    """Those that the process has open."""
     listed = conn.namespace.run("ss", "-Hulnp").stdout.splitlines()
-    ports = [line.split()[3].rpartition(":")[2] for line in listed if f"pid={conn.program.process.pid}," in line]
-    assert len(ports) == 2
-    assert len(set(ports)) == 1
-    conn.key.configure(settings(), version=5)
-    conn.key.wait_for(Applied)
+    return [line.split()[3].rpartition(":")[2] for line in listed if f"pid={conn.program.process.pid}," in line]
 
 
-def test_a_socket_that_was_paused_when_the_port_changed_is_read_at_the_new_one(conn: Conn) -> None:
-    """Worker 1 takes nothing, so its pipe fills and the sockets are left unread for a while: in that while."""
+def comes_through(conn: Conn, peer: socket.socket, port: int) -> Any:
+    peer.sendto(transport(0), (V4[0], port))
+    return conn.workers[0].poll(20)
+
+
+def test_it_holds_no_capability(conn: Conn) -> None:
+    status = Path(f"/proc/{conn.program.process.pid}/status").read_text()
+    held = {line.split()[0]: line.split()[1] for line in status.splitlines() if line.startswith("Cap")}
+    assert {held[name] for name in ("CapInh:", "CapPrm:", "CapEff:", "CapAmb:")} == {"0" * 16}
+
+
+def test_other_sockets_take_the_place_of_those_before(conn: Conn) -> None:
+    """Also while the old ones were left unread, because a pipe was full: worker 1 takes nothing."""
     peer = client(conn.namespace, V4[0])
-    drained = conn.counters.wait_for().get("worker_full", 0)
     for port in (4001, PORT):
         for counter in range(3000):
             peer.sendto(transport(1, counter, 1400), (V4[0], PORT if port == 4001 else 4001))
-        conn.key.configure(settings(port), version=port)
-        conn.key.wait_for(Applied, lambda applied, port=port: applied.version == port)  # type: ignore[misc]
+        conn.host.open(port)
+        until(lambda port=port: comes_through(conn, peer, port), 5, "a datagram at the new port")  # type: ignore[misc]
+        assert set(ports(conn)) == {str(port)}
+        for worker in conn.workers:
+            while worker.poll(50):
+                worker.recv()
 
-        def comes_through(port: int = port) -> Any:
-            peer.sendto(transport(0), (V4[0], port))
-            return conn.workers[0].poll(20)
 
-        until(comes_through, 5, "a datagram at the new port")
-        while conn.workers[0].poll(50):
-            conn.workers[0].recv()
-        while conn.workers[1].poll(50):
-            conn.workers[1].recv()
-    assert conn.counters.wait_for().get("worker_full", 0) >= drained
+def test_a_new_host_service_is_offered_the_sockets(conn: Conn) -> None:
+    peer = client(conn.namespace, V4[0])
+    conn.host.close()
+    assert comes_through(conn, peer, PORT)
+    conn.runs()
+    conn.host = host = HostStandIn(conn.around, None)
+    until(lambda: host.pair, 5, "the sockets")
+    assert host.pair is not None
+    assert host.pair.port == PORT
+    assert comes_through(conn, peer, PORT)
+    conn.runs()
+    assert len(ports(conn)) == len(TUNNEL)
 
 
 def test_it_stops_when_told_to(conn: Conn) -> None:

@@ -1,30 +1,46 @@
 """device-service and key-service as processes, with the test in the place of the network and the OS."""
 
+import math
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.proto.offload.flows import Shape
-from tests.services.house import OURS, PLACE, THEIRS, House, packet
+from tests.far_peer import packet
+from tests.proto.packets.flows import Shape
+from tests.services.house import OURS, PLACE, THEIRS, House
 from tests.services.surroundings import PATIENCE, surroundings
 
 from lab.wait import until
-from stagewire.ipc import trains
-from stagewire.ipc.loop import boot_time
+from stagewire.control import capture, query
+from stagewire.loop import boot_time
+from stagewire.pipe import trains
 from stagewire.proto import constants as c
-from stagewire.proto.offload.coalesce import Merged
+from stagewire.proto.kernel.choice import choose
+from stagewire.proto.kernel.rule import COMPILED, PLAIN
+from stagewire.proto.packets.merge import Merged
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs services as users of their own")
 
 
-@pytest.fixture(scope="module")
-def house() -> Iterator[House]:
+@pytest.fixture(scope="module", params=[COMPILED, PLAIN])
+def house(request: pytest.FixtureRequest) -> Iterator[House]:
+    if choose("").name != COMPILED and request.param == COMPILED:
+        pytest.skip("the compiled kernel isn't built here")
     with surroundings("house") as around:
-        made = House(around)
+        made = House(around, STAGEWIRE_KERNEL=request.param)
         made.shake_hands()
         yield made
+
+
+def test_the_status_says_which_kernel_a_worker_has(house: House, request: pytest.FixtureRequest) -> None:
+    answer = query.key_service(house.environment)
+    assert answer is not None
+    (worker,) = (each for each in answer.stages if each.stage == "device")
+    assert worker.kernel == f"{request.node.callspec.params['house']}, as STAGEWIRE_KERNEL says"
 
 
 def test_packets_go_both_ways(house: House) -> None:
@@ -51,6 +67,77 @@ def test_what_is_replayed_foreign_or_too_old_is_counted_and_goes_nowhere(house: 
 
     expected = {"replayed": 10, "inner_source_not_allowed": 2, "train_too_old": 2}
     house.counters.wait_for(**{name: before.get(name, 0) + count for name, count in expected.items()})
+
+
+def passed_on(house: House, outbound: bool, births: list[float]) -> tuple[float, float]:
+    """When the trains that a worker makes of such trains were born and made, in a word. Tries again beside other load."""
+    into, out = (house.plain_out, house.cipher) if outbound else (house.cipher_in, house.plain)
+    found: list[bytes] = []
+
+    def came() -> bool:
+        for age in births:
+            if outbound:
+                train = trains.pack_plain([packet(OURS, THEIRS), packet(OURS, THEIRS, bytes(90))], boot_time() - age)
+            else:
+                train = trains.pack_cipher([(PLACE, house.far.sealed(packet(THEIRS, OURS)))], boot_time() - age)
+            into.send(train)
+        while out.poll(100):
+            found.append(out.recv())
+        return any(trains.sent_of(each, 0) - trains.born_of(each, 0) >= max(births) - 0.001 for each in found)
+
+    until(came, PATIENCE, "a train")  # an old one may have been dropped
+    return min(trains.born_of(each, 0) for each in found), min(trains.sent_of(each, 0) for each in found)
+
+
+@pytest.mark.parametrize("outbound", [True, False])
+def test_a_packet_keeps_the_age_that_it_had_before_a_worker(house: House, outbound: bool) -> None:
+    """So that no packet passes through the whole gateway that is older than MAX_AGE."""
+    before = boot_time()
+    born, made = passed_on(house, outbound, [0.0, 0.1, 0.05])
+    assert before - 0.1 <= born
+    assert before <= made + 0.001
+
+
+@pytest.mark.parametrize("outbound", [True, False])
+@pytest.mark.attack("P20")
+def test_a_birth_in_the_future_makes_no_packet_younger_than_it_is(house: House, outbound: bool) -> None:
+    """Whatever a hostile stage writes there, its reader is neither ended nor misled beyond this train."""
+    for age in (math.nan, math.inf, 1e300):
+        train = trains.pack_plain([packet(OURS, THEIRS)], boot_time() - age)
+        (house.plain_out if outbound else house.cipher_in).send(train)
+    before = boot_time()
+    for age in (-1e300, -math.inf, -100.0):
+        born, made = passed_on(house, outbound, [age])
+        assert before - 0.001 <= born <= made <= boot_time()
+    house.works()
+
+
+def test_root_gets_a_copy_of_a_peers_packets(house: House) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+        line.settimeout(PATIENCE)
+        line.connect(str(house.environment.run / "device/capture.0"))
+        order = capture.Order(house.far.public, True, (), (), (), 100_000, 60.0, "test")
+        socket.send_fds(line, [capture.TO_WORKER.pack(order)], [writing])
+        assert capture.FROM_WORKER.unpack_untrusted(line.recv(4096)) == capture.Progress(0, 0, 0, "")
+        out = [packet(OURS, THEIRS, bytes([number]) * 40) for number in range(3)]
+        house.outbound(*out)
+        back = [packet(THEIRS, OURS, bytes([number]) * 40) for number in range(3)]
+        house.inbound(*back)
+        captured = b""
+
+        def whole() -> bool:
+            nonlocal captured
+            with suppress(BlockingIOError):
+                captured += os.read(reading, 1 << 16)
+            return all(captured.count(each) == 1 for each in (*out, *back))
+
+        until(whole, PATIENCE, "the packets in the pipe")
+        until(lambda: capture.FROM_WORKER.unpack_untrusted(line.recv(4096)).packets == 6, PATIENCE, "the count")
+    for each in (reading, writing):
+        os.close(each)
+    house.works()
 
 
 def test_packets_larger_than_any_datagram_cost_a_worker_nothing(house: House) -> None:

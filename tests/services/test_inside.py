@@ -1,5 +1,6 @@
 """What we add to supervisord: as many processes as are wanted, a folder that comes back, orphans that are replaced."""
 
+import base64
 import os
 import signal
 import subprocess
@@ -10,8 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.memory import in_memory
 
 from lab.wait import until
+from lab.wireguard_go import new_key_pair
 from stagewire.environment import Environment
 from stagewire_cli import inside, processes
 from stagewire_cli.inside import GROUPS, Programs, Upkeep
@@ -25,6 +28,7 @@ class Options:
         self.mood, self.nodaemon, self.configfile = 1, True, str(configuration)
         self.httpservers: Any = ()
         self.said: list[str] = []
+        self.pidhistory: dict[int, Any] = {}
         self.logger = SimpleNamespace(warn=self.said.append, error=self.said.append, info=self.said.append)
         self.socket = configuration.with_name("supervisor.sock")
         self.pid_file = configuration.with_name("supervisord.pid")
@@ -35,6 +39,9 @@ class Options:
     def make_http_servers(self, _supervisord: object) -> tuple[str, ...]:
         self.socket.touch()
         return ("server",)
+
+    def waitpid(self) -> tuple[int, int]:
+        return os.waitpid(-1, os.WNOHANG)
 
     def write_pidfile(self) -> None:
         self.pid_file.write_text(f"{os.getpid()}\n")
@@ -54,8 +61,8 @@ def environment(tmp_path: Path) -> Environment:
     return Environment.read({f"STAGEWIRE_{kind}_DIR": str(tmp_path / kind.lower()) for kind in ("RUN", "STATE", "LOG")})
 
 
-def test_as_many_are_left_as_are_wanted_and_the_others_can_be_added_and_dropped() -> None:
-    supervisord = supervisord_of("device-service", 5)
+def test_as_many_are_left_as_are_wanted_and_the_others_can_be_added_and_dropped(tmp_path: Path) -> None:
+    supervisord = supervisord_of("device-service", 5, Options(tmp_path))
     left = supervisord.process_groups["device-service"].processes
     programs = Programs(supervisord, {"device-service": 2})
     assert sorted(left) == ["device-service_00", "device-service_01"]
@@ -72,6 +79,20 @@ def test_as_many_are_left_as_are_wanted_and_the_others_can_be_added_and_dropped(
         "device-service:device-service_01",
         "device-service:device-service_04",
     ]
+
+
+def test_who_was_killed_by_the_filter_is_counted_by_its_group_and_nobody_else(tmp_path: Path) -> None:
+    options = Options(tmp_path)
+    programs = Programs(supervisord_of("conn-service", 1, options), {"conn-service": 1})
+    for number in (signal.SIGSYS, signal.SIGKILL, signal.SIGSYS):
+        child = subprocess.Popen(["sleep", "60"])
+        options.pidhistory[child.pid] = SimpleNamespace(
+            group=SimpleNamespace(config=SimpleNamespace(name="conn-service"))
+        )
+        child.send_signal(number)
+        until(lambda pid=child.pid: options.waitpid()[0] == pid, 5, "its end")  # type: ignore[misc]
+        child.returncode = -number  # `options.waitpid` has waited for it
+    assert programs.killed_by_filter() == {"conn-service": 2}
 
 
 def test_a_wiped_folder_is_made_again_once_there_is_room(environment: Environment) -> None:
@@ -111,8 +132,10 @@ def test_nothing_is_mended_of_a_plain_supervisord_or_while_one_ends(environment:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from stagewire.ipc import slots
-from stagewire.ipc.loop import boot_time
+from stagewire.process import slots
+from stagewire.process.holders import Presence
+from stagewire.loop import boot_time
+here = Presence(Path(sys.argv[1]), "key")
 slot = slots.Slot(Path(sys.argv[1]), "key", 0)
 print("took" if slot.take(boot_time()) else "waits", flush=True)
 time.sleep(60)
@@ -180,3 +203,31 @@ def test_a_supervisord_is_known_by_the_configuration_it_was_started_with(tmp_pat
             until(lambda p=started.pid: not processes.lives(p), 5, "its end")  # type: ignore[misc]
             assert processes.supervisords(configuration) == []
             started.communicate()
+
+
+LOOKS = """
+import sys
+from pathlib import Path
+from stagewire_cli import inside
+good, bad = map(Path, sys.argv[1:])
+print(inside._can_be_read(good), inside._can_be_read(bad), inside._can_be_read(bad.with_name("none")), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="reads another process's memory")
+def test_a_supervisord_that_starts_anew_judges_the_file_and_keeps_no_key_for_its_forks(tmp_path: Path) -> None:
+    key = new_key_pair().private
+    good, bad = tmp_path / "good.conf", tmp_path / "bad.conf"
+    good.write_text(f"[Interface]\nPrivateKey = {key}\n")
+    bad.write_text(f"[Interface]\nPrivateKey = {key}\nListenPort = x\n")
+    for path in (good, bad):
+        path.chmod(0o600)
+    forms = {"text": key.encode(), "raw": base64.b64decode(key)}
+    command, variables = [sys.executable, "-c", LOOKS, str(good), str(bad)], {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        command, env={**os.environ, **variables}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "True False False\n"
+        assert in_memory(reader.pid, forms) == set()

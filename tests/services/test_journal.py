@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from key_service import journal
 from key_service.journal import Journal, operation, records
+from stagewire.config.uapi import Change, OperationReader, PeerChange, PrefixChange
 from stagewire.proto.endpoint import Endpoint
 from stagewire.proto.noise import clamp
-from stagewire.proto.uapi import Change, OperationReader, PeerChange, PrefixChange
 
 A = sha256(b"a").digest()
 KEYS = st.binary(min_size=32, max_size=32)

@@ -14,10 +14,11 @@ import zmq
 from tests.turning import turn_until
 
 from conn_service.service import ConnService
-from stagewire.ipc import endpoints
-from stagewire.ipc.control import RoutesSet, TunSettings, Welcome
-from stagewire.ipc.loop import Loop, boot_time
+from stagewire.control.messages import RoutesSet, TunSettings, Welcome
 from stagewire.logs import Log
+from stagewire.loop import Loop, boot_time
+from stagewire.pipe.names import CIPHER_IN, PLAIN_OUT
+from stagewire.pipe.pipes import Pipes
 from stagewire.proto import prefix
 from tun_service.service import TunService
 
@@ -30,7 +31,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.pipes = endpoints.Pipes(self.context, folder)
+        self.pipes = Pipes(self.context, folder)
         (folder / "device").mkdir()
         self.loop = Loop()
         self.counters: Counter[str] = Counter()
@@ -68,10 +69,8 @@ def bench() -> Iterator[Bench]:
         made = Bench(Path(name))
         yield made
         for service in made.kept:
-            if isinstance(service, TunService):
-                service._routes._kernel.close()
-            for worker in getattr(service, "_workers", ()):
-                worker.close()
+            if isinstance(service, TunService | ConnService):
+                service._workers.connect(0)
         made.pipes.close_listeners()
         made.context.destroy(linger=0)
 
@@ -79,27 +78,27 @@ def bench() -> Iterator[Bench]:
 @pytest.mark.parametrize("stage", ["tun", "conn"])
 def test_what_waits_for_a_worker_goes_on_waiting_while_others_come_and_go(bench: Bench, stage: str) -> None:
     read, write = os.pipe()
-    service: Any = (
-        TunService(bench.stage, NO_NETLINK, read, attached=True) if stage == "tun" else ConnService(bench.stage)
-    )
+    service: Any = TunService(bench.stage, read, attached=True) if stage == "tun" else ConnService(bench.stage)
     bench.kept.append(service)
-    pipe = endpoints.PLAIN_OUT if stage == "tun" else endpoints.CIPHER_IN
-    workers = [bench.pipes.bind(zmq.PULL, pipe, number) for number in range(3)]
+    pipe = PLAIN_OUT if stage == "tun" else CIPHER_IN
+    workers = [bench.pipes.bind(pipe, number) for number in range(3)]
     bench.kept += workers
-    service._connect_workers(1)
-    (first,) = service._workers
+    connect = service._connect_workers if stage == "tun" else service._workers.connect
+    queues = service._workers._queues
+    connect(1)
+    (first,) = queues
     first._patience = None
     frames = [number.to_bytes(4) * 25_000 for number in range(40)]
-    bench.turn(lambda: first._line.connected, "the connection")
+    bench.turn(lambda: first._sender.connected, "the connection")
     for frame in frames:
         first.offer(frame, 1, boot_time())
     assert first._held
-    service._connect_workers(3)
-    assert len(service._workers) == 3
-    service._connect_workers(2)
-    assert service._workers[0] is first
-    bench.turn(lambda: service._workers[1]._line.connected, "the other connection")
-    service._workers[1].offer(b"second", 1, boot_time())
+    connect(3)
+    assert len(queues) == 3
+    connect(2)
+    assert queues[0] is first
+    bench.turn(lambda: queues[1]._sender.connected, "the other connection")
+    queues[1].offer(b"second", 1, boot_time())
     assert bench.read(workers[1], 1) == [b"second"]
     assert bench.read(workers[0], len(frames)) == frames
     assert bench.counters == {}
@@ -110,11 +109,11 @@ def test_what_waits_for_a_worker_goes_on_waiting_while_others_come_and_go(bench:
 def test_a_snapshot_with_more_workers_is_good_for_packets_at_once(bench: Bench) -> None:
     """Its prefixes hold from the moment they are named, its settings as a whole only from its end."""
     read, write = os.pipe()
-    service: Any = TunService(bench.stage, NO_NETLINK, read, attached=True)
+    service: Any = TunService(bench.stage, read, attached=True)
     bench.kept.append(service)
     service._connect_workers(1)
     service.on_control(Welcome(1, 1), 0.0)
-    service.on_control(TunSettings(False, (), 1420, "off", 0, 3), 0.0)
+    service.on_control(TunSettings(3), 0.0)
     service.on_control(RoutesSet(2, (prefix.pack(ip_network("10.1.0.0/16")),)), 0.0)
     assert len(service._workers) == 3
     for descriptor in (read, write):

@@ -72,7 +72,7 @@ def test_a_peer_with_a_session_moves_when_the_new_one_may_send() -> None:
     assert swapped(town, key) == pytest.approx(begin + 3 * WIRE)
     assert town.moves.homes(key) == (1, 0)
     assert town.handshaker.peers[key].has_session(0)
-    town.run(LINGER)
+    town.run(LINGER + WIRE)
     assert town.moves.homes(key) == (1,)
     assert not town.handshaker.peers[key].has_session(0)
     assert town.handshaker.peers[key].has_session(1)
@@ -87,6 +87,40 @@ def test_a_peer_that_only_sends_is_nudged_to_use_its_new_session() -> None:
     assert [(worker, keys) for _, worker, keys in town.nudged] == [(1, (key,))] * NUDGES
     first, last = town.nudged[0][0], town.nudged[-1][0]
     assert begin + 3 * WIRE < first < last < begin + 3 * WIRE + LINGER
+
+
+def test_both_homes_of_a_moving_peer_may_deliver_its_packets_and_then_one_alone() -> None:
+    town, key = one_mover()
+    grow(town)
+    town.run(SETTLED - 0.001)
+    assert town.sources[key] == {0}
+    town.run(0.001)
+    assert town.sources[key] == {0, 1}
+    town.run(3 * WIRE + LINGER - 0.001)
+    assert town.sources[key] == {0, 1}
+    town.run(2 * WIRE)
+    assert town.sources[key] == {1}
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+@pytest.mark.parametrize("after", [1.5 * WIRE, 4 * WIRE])
+def test_a_worker_that_died_in_a_move_may_deliver_nothing_for_the_peer_later(dead: int, after: float) -> None:
+    town, key = one_mover()
+    grow(town)
+    town.run(SETTLED + after)
+    town.kill(dead)
+    town.run(LINGER + SHAKE_WITHIN)
+    assert town.sources[key] == {town.moves.carrier(key)}
+
+
+def test_until_its_sessions_are_known_a_peer_may_be_where_an_earlier_key_service_had_it() -> None:
+    town = Town(8, 2, sessions=False)
+    town.moves.earlier = (1,)
+    assert {town.moves.others(key) for key in town.fars if home_of(key, 2) == 1} == {(0,)}
+    assert {town.moves.others(key) for key in town.fars if home_of(key, 2) == 0} == {()}
+    key = next(key for key in town.fars if home_of(key, 2) == 1)
+    town.do(town.moves.claim(1, [(key, 5)]))
+    assert town.moves.others(key) == ()
 
 
 def test_who_stays_hears_of_nothing() -> None:
@@ -370,22 +404,35 @@ def test_anything_at_any_time(seed: int) -> None:
 
 
 def test_where_a_session_is_its_peer_is_whatever_a_new_key_service_thinks() -> None:
-    town = Town(12, 2, sessions=False)
+    town = Town(24, 2, sessions=False)
     moves = Moves(town.handshaker, 2)
-    zero, one = ([key for key in town.fars if home_of(key, 2) == home] for home in (0, 1))
-    assert moves.claim(0, [(one[0], 50), (zero[0], 60)]) == [MoveOut(1, (one[0],)), Carry(0, (one[0],))]
-    assert moves.homes(one[0]) == (0,)
+    moves.earlier = (3, 1)
+    one = next(key for key in town.fars if home_of(key, 2) == 1)
+    zero = [key for key in town.fars if (home_of(key, 2), home_of(key, 3)) == (0, 2)]
+    assert moves.claim(0, [(one, 50), (zero[0], 60)]) == [MoveOut(1, (one,)), Carry(0, (one,))]
+    assert moves.homes(one) == (0,)
     assert moves.moving == 1
     # It was moving when the last key-service went: the younger session counts, whoever speaks first.
-    assert moves.claim(1, [(one[0], 49), (zero[0], 60 + 1), (b"?" * 32, 7)]) == [
+    assert moves.claim(2, [(one, 49), (zero[0], 60 + 1), (b"?" * 32, 7)]) == [
+        Count(3),
         MoveOut(0, (zero[0],)),
-        Carry(1, (zero[0],)),
+        Carry(2, (zero[0],)),
     ]
-    assert moves.claim(2, [(zero[1], 5)]) == [Count(3), MoveOut(0, (zero[1],)), Carry(2, (zero[1],))]
+    assert moves.claim(2, [(zero[1], 5)]) == [MoveOut(0, (zero[1],)), Carry(2, (zero[1],))]
     town.handshaker.adopt_session(zero[1], 2, PLACE, WALL)
     assert moves.claim(0, [(zero[1], WALL)]) == []  # we know it by now
-    moves.worker_up(0, town.now)
-    moves.worker_up(1, town.now)
-    moves.worker_up(2, town.now)
+    for worker in range(3):
+        moves.worker_up(worker, town.now)
     steps = moves.act(town.now + SETTLED)
-    assert steps == [MoveIn(1, (one[0],)), MoveIn(0, (zero[0], zero[1]))]
+    assert steps == [MoveIn(1, (one,)), MoveIn(0, (zero[0], zero[1]))]
+
+
+def test_a_worker_gets_no_peer_by_its_word_whose_home_it_never_was() -> None:
+    town = Town(24, 4, sessions=False)
+    moves = Moves(town.handshaker, 4)
+    moves.earlier = (2,)
+    for worker in range(5):
+        sessions = [(key, WALL) for key in town.fars]
+        moved = [key for step in moves.claim(worker, sessions) if isinstance(step, Carry) for key in step.public_keys]
+        assert all(home_of(key, 2) == worker != home_of(key, 4) for key in moved)
+        assert worker >= 2 or moved

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from key_service.registry import Delta, Registry, unconfigured
 from stagewire.config import HostPort, encode_key, public_key
 from stagewire.config.parse import parse
+from stagewire.config.uapi import Change, PeerChange, PrefixChange
 from stagewire.proto.endpoint import Endpoint
-from stagewire.proto.uapi import Change, PeerChange, PrefixChange
 
 NONE = bytes(32)
 PRIVATE = bytes([8, *range(1, 31), 64])

@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from stagewire.environment import Environment
-from stagewire.ipc import slots
+from stagewire.process import slots
 from stagewire_cli import rolling
 from stagewire_cli.supervision import WORKERS_GROUP, Process, Supervision
 
@@ -53,7 +53,7 @@ def test_a_worker_too_many_goes_even_if_it_is_just_being_started_again(
 ) -> None:
     supervisord = Supervisord(*states)
     monkeypatch.setattr(rolling, "STEP_WITHIN", 1.0)
-    monkeypatch.setattr(rolling, "_POLL_SUPERVISORD", 0.0)
+    monkeypatch.setattr(rolling, "_FIRST_PAUSE", 0.0)
     monkeypatch.setattr(slots, "held", lambda _run: {("device", 0): 100})
     rolling._take_away_surplus(
         Environment.read({"STAGEWIRE_RUN_DIR": str(tmp_path)}), cast("Supervision", supervisord), 2

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +12,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.config.example import EXAMPLE
 
 from lab.stagewire import executable
 from stagewire.config import decode_key, encode_key, generate_private_key, public_key
 
+LONG = 300
+"""s that a command may take: these tests give way to those that measure."""
 NOT_ROOT = ("unshare", "--user", "--map-user=1000")
 """A user namespace in which we are an ordinary user: nobody else may be able to read this checkout."""
 
@@ -31,7 +36,7 @@ def stagewire(
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=LONG,
     )
 
 
@@ -131,12 +136,32 @@ def test_check_names_every_mistake_with_its_line(folder: Path) -> None:
     assert [int(line) for line in lines] == [2, 3, 5, 6, 7]
 
 
-@pytest.mark.parametrize(("mode", "words"), [(0o644, "can be read by others: chmod 600"), (0o666, "read and written")])
-def test_check_does_not_take_a_file_that_others_can_read(folder: Path, mode: int, words: str) -> None:
-    path = written(folder, f"[Interface]\nPrivateKey = {wg('genkey')}", mode)
+def test_check_warns_of_a_file_that_others_can_read(folder: Path) -> None:
+    path = written(folder, f"[Interface]\nPrivateKey = {wg('genkey')}MTU = 1400\nMTU = 1300\n", 0o644)
+    checked, strictly = stagewire("check", path), stagewire("check", "--strict", path)
+    assert (checked.returncode, strictly.returncode) == (0, 1)
+    assert checked.stdout == f"{path}: no mistakes; 0 peers, 0 allowed IPs\n"
+    warnings = checked.stderr.splitlines()
+    assert warnings == [
+        f"warning: {path}: can be read by others, and may hold a private key: chmod 600 it",
+        f"warning: {path}:4: MTU is already given in line 3; the last one counts",
+    ]
+    assert strictly.stderr.splitlines() == [warning.removeprefix("warning: ") for warning in warnings]
+
+
+def test_check_does_not_take_a_file_that_everyone_may_write(folder: Path) -> None:
+    path = written(folder, f"[Interface]\nPrivateKey = {wg('genkey')}", 0o666)
     checked = stagewire("check", path)
     assert checked.returncode == 1
-    assert words in checked.stderr
+    assert checked.stderr == f"{path}: can be written by everyone, and its commands run as root: chmod 600 it\n"
+
+
+def test_check_refuses_the_examples_keys_by_name(folder: Path) -> None:
+    checked = stagewire("check", written(folder, EXAMPLE.read_text()))
+    assert checked.returncode == 1
+    says = checked.stderr.splitlines()
+    assert len(says) == 6
+    assert says[0].endswith("wg0.conf:12: PrivateKey is the example's published key: make one with `stagewire genkey`")
 
 
 def test_check_of_what_is_no_file_does_not_wait(folder: Path) -> None:
@@ -148,6 +173,27 @@ def test_check_of_what_is_no_file_does_not_wait(folder: Path) -> None:
         assert str(path) in checked.stderr
 
 
+@pytest.mark.parametrize(("command", "says"), [("check", ""), ("up", "stagewire: ")])
+def test_a_file_that_wg_quick_alone_has_is_pointed_to(folder: Path, command: str, says: str) -> None:
+    script = 'mount -t tmpfs none /etc/wireguard && touch /etc/wireguard/never-was.conf && exec "$@"'
+    refused = stagewire(
+        command, "never-was", before=("unshare", "--mount", "sh", "-c", script, "sh"), env=folders(folder)
+    )
+    assert (refused.returncode, refused.stdout) == (1, "")
+    ours, theirs = (f"/etc/{program}/never-was.conf" for program in ("stagewire", "wireguard"))
+    assert refused.stderr == f"{says}{ours}: does not exist, but {theirs} does: give that path\n"
+
+
+@pytest.mark.parametrize("name", ["a b.conf", "sixteen-letters-.conf", "wg0.txt"])
+def test_check_says_which_name_up_would_refuse(folder: Path, name: str) -> None:
+    key = encode_key(generate_private_key(bytes(range(32))))
+    path = written(folder, f"[Interface]\nPrivateKey = {key}\n").rename(folder / name)
+    checked = stagewire("check", "--strict", path)
+    assert (checked.returncode, checked.stdout) == (0, f"{path}: no mistakes; 0 peers, 0 allowed IPs\n")
+    assert checked.stderr.startswith(f"note: {path}: the file must be named after its interface: ")
+    assert checked.stderr.count("\n") == 1
+
+
 # --- up, down, status --------------------------------------------------------------------------------------
 
 
@@ -155,9 +201,7 @@ def test_check_of_what_is_no_file_does_not_wait(folder: Path) -> None:
 def test_an_ordinary_user_is_told_why_not(folder: Path, command: list[str]) -> None:
     refused = stagewire(*command, "wg0", before=NOT_ROOT, env=folders(folder))
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == (
-        "stagewire: this needs root: it makes a network interface and starts services under uids of their own\n"
-    )
+    assert refused.stderr == "stagewire: this needs root\n"
     assert list(folder.iterdir()) == []
 
 
@@ -172,12 +216,12 @@ def test_an_ordinary_user_is_told_why_not(folder: Path, command: list[str]) -> N
 def test_status_when_nothing_is_up(folder: Path, arguments: list[str], words: str) -> None:
     for before in ((), NOT_ROOT):
         asked = stagewire(*arguments, before=before, env=folders(folder))
-        assert (asked.returncode, asked.stdout, asked.stderr) == (1, "", words)
+        assert (asked.returncode, asked.stdout, asked.stderr) == (3, "", words)
 
 
 def test_status_as_json_when_nothing_is_up_is_an_empty_list(folder: Path) -> None:
     asked = stagewire("status", "--json", env=folders(folder))
-    assert asked.returncode == 0
+    assert (asked.returncode, asked.stderr) == (3, "")
     assert json.loads(asked.stdout) == []
 
 
@@ -187,7 +231,7 @@ def test_status_of_what_a_killed_machine_left_behind(folder: Path) -> None:
     (folder / "run/wg0/supervisord.pid").write_text("4194304\n")
     (folder / "run/wg0/supervisor.sock").touch()
     asked = stagewire("status", "wg0", env=folders(folder))
-    assert (asked.returncode, asked.stderr) == (1, "stagewire: wg0 is not up\n")
+    assert (asked.returncode, asked.stderr) == (3, "stagewire: wg0 is not up\n")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "x" * 16, "wg 0", "wg0;reboot", ".."])
@@ -208,24 +252,77 @@ def test_a_file_that_is_named_after_no_interface_is_refused(folder: Path) -> Non
 
 def test_down_of_what_is_not_up(folder: Path) -> None:
     refused = stagewire("down", "wg7", env=folders(folder))
-    assert (refused.returncode, refused.stderr) == (1, "stagewire: wg7 is not up\n")
+    assert (refused.returncode, refused.stderr) == (3, "stagewire: wg7 is not up\n")
 
 
 @pytest.mark.parametrize("arguments", [["restart", "all"], ["scale", "2"]])
 def test_restart_and_scale_when_nothing_is_up(folder: Path, arguments: list[str]) -> None:
-    assert stagewire(*arguments, env=folders(folder)).stderr == "stagewire: no interface is up\n"
+    refused = stagewire(*arguments, env=folders(folder))
+    assert (refused.returncode, refused.stderr) == (3, "stagewire: no interface is up\n")
     for name in ("wg7", "/nowhere/wg7.conf"):
         refused = stagewire(*arguments, name, env=folders(folder))
-        assert (refused.returncode, refused.stdout, refused.stderr) == (1, "", "stagewire: wg7: wg7 is not up\n")
+        assert (refused.returncode, refused.stdout, refused.stderr) == (3, "", "stagewire: wg7 is not up\n")
 
 
 @pytest.mark.parametrize("arguments", [["restart", "all"], ["scale", "2"]])
 def test_which_of_two_interfaces_is_not_guessed(folder: Path, arguments: list[str]) -> None:
     for name in ("wg0", "wg1"):
         (folder / "run" / name).mkdir(parents=True)
+        (folder / "run" / name / "supervisord.conf").touch()
     refused = stagewire(*arguments, env=folders(folder))
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == "stagewire: 2 interfaces are up (wg0, wg1); name one\n"
+
+
+@pytest.mark.parametrize("arguments", [["restart", "all"], ["scale", "2"], ["reload"], ["status"]])
+def test_a_folder_that_we_did_not_make_is_no_interface(folder: Path, arguments: list[str]) -> None:
+    (folder / "run" / "other" / "inside").mkdir(parents=True)
+    refused = stagewire(*arguments, env=folders(folder))
+    assert (refused.returncode, refused.stderr) == (3, "stagewire: no interface is up\n")
+
+
+def test_a_stage_is_also_known_by_the_name_that_status_gives_it(folder: Path) -> None:
+    refused = stagewire("restart", "conn-service", "wg7", env=folders(folder))
+    assert (refused.returncode, refused.stderr) == (3, "stagewire: wg7 is not up\n")
+
+
+def test_a_folder_with_a_relative_path_is_refused(folder: Path) -> None:
+    for name in ("RUN", "STATE", "LOG", "WG"):
+        refused = stagewire("up", "wg7", env=folders(folder) | {f"STAGEWIRE_{name}_DIR": "here"})
+        assert (refused.returncode, refused.stderr) == (
+            1,
+            f"stagewire: STAGEWIRE_{name}_DIR: 'here' is no absolute path; begin it with /\n",
+        )
+
+
+@pytest.mark.parametrize("arguments", [["check", "wg0.conf"], ["status", "--json"], ["genkey"], ["--help"]])
+def test_what_cannot_be_printed_is_said(folder: Path, arguments: list[str]) -> None:
+    key = encode_key(generate_private_key(bytes(range(32))))
+    path = written(folder, f"[Interface]\nPrivateKey = {key}\n")
+    with Path("/dev/full").open("w") as full:
+        failed = subprocess.run(
+            [executable("stagewire"), *(str(path) if each == path.name else each for each in arguments)],
+            env={**os.environ, **folders(folder)}, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=LONG,
+        )  # fmt: skip
+    assert (failed.returncode, failed.stderr) == (1, "stagewire: standard output: No space left on device\n")
+
+
+def test_check_of_a_name_by_a_user_who_may_not_look(folder: Path) -> None:
+    """The file may be another than the name's; who may look finds out."""
+    run = folder / "run/wg0"
+    run.mkdir(parents=True)
+    (run / "supervisord.conf").touch()
+    run.chmod(0o700)
+    folder.chmod(0o755)
+    run.parent.chmod(0o755)
+    asked = stagewire(
+        "check", "wg0", before=("setpriv", "--reuid=65534", "--clear-groups", "--inh-caps=-all"), env=folders(folder)
+    )
+    assert (asked.returncode, asked.stdout) == (1, "")
+    assert asked.stderr == (
+        f"stagewire: {run}: only root and the services' group may look inside; "
+        "give the file's path, or run this as root\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -241,7 +338,7 @@ def test_a_command_that_makes_no_sense_is_explained(folder: Path, arguments: lis
 
 def test_status_takes_a_path_as_up_and_down_do(folder: Path) -> None:
     asked = stagewire("status", folder / "wg7.conf", env=folders(folder))
-    assert (asked.returncode, asked.stderr) == (1, "stagewire: wg7 is not up\n")
+    assert (asked.returncode, asked.stderr) == (3, "stagewire: wg7 is not up\n")
 
 
 def test_help_and_version_need_nothing(folder: Path) -> None:
@@ -249,4 +346,108 @@ def test_help_and_version_need_nothing(folder: Path) -> None:
         asked = stagewire(*arguments, before=NOT_ROOT, env=folders(folder))
         assert asked.returncode == 0
         assert asked.stdout
-    assert stagewire("statsu").returncode == 2
+    for number, meaning in (
+        (0, "done"),
+        (1, "failed"),
+        (2, "command line"),
+        (3, "not up"),
+        (4, "not everything works"),
+    ):
+        assert re.search(rf"^ +{number}  .*{meaning}", stagewire("--help").stdout, re.MULTILINE), meaning
+
+
+# --- words that are no command -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("word", "meant"), [("show", "status"), ("wg7.conf", "up wg7.conf")])
+def test_a_word_that_looks_like_a_command_makes_nothing(folder: Path, word: str, meant: str) -> None:
+    """Which words those are, `test_mistyped` has."""
+    refused = stagewire(word, env=folders(folder))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert repr(word) in refused.stderr.splitlines()[-1]
+    assert meant in refused.stderr.splitlines()[-1]
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("word", ["./wg7.conf", "/etc/stagewire/wg7.conf", "a b.conf"])
+def test_a_file_without_a_command_is_put_right(folder: Path, word: str) -> None:
+    refused = stagewire(word, env=folders(folder))
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1] == f"Error: {word!r} is a file: `stagewire up {word}` brings it up"
+
+
+@pytest.mark.parametrize("word", ["a-name-that-is-too-long", "a b", "a/b"])
+def test_a_word_that_is_neither_command_nor_name(folder: Path, word: str) -> None:
+    refused = stagewire(word, env=folders(folder))
+    assert refused.returncode == 2
+    assert "an interface's name has 1 to 15 of" in refused.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("option", ["-v", "--verbose", "-"])
+def test_an_option_that_there_is_not(folder: Path, option: str) -> None:
+    refused = stagewire(option, "up", "wg7", env=folders(folder))
+    assert (refused.returncode, refused.stderr.splitlines()[-1]) == (2, f"Error: no such option {option!r}")
+
+
+def test_an_interface_before_the_command_is_put_right(folder: Path) -> None:
+    refused = stagewire("wg7", "up", env=folders(folder))
+    assert refused.returncode == 2
+    assert "did you mean `stagewire up wg7`?" in refused.stderr
+
+
+def test_a_name_makes_an_interface_as_wireguard_go_does(folder: Path) -> None:
+    """For want of root it says what it would have done."""
+    refused = stagewire("office", before=NOT_ROOT, env=folders(folder))
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "this needs root" in refused.stderr
+
+
+@pytest.mark.parametrize(("name", "file"), [("show", "{}"), ("status", "/etc/wireguard/{}.conf"), ("up", "{}.conf")])
+def test_wg_quick_may_call_an_interface_anything(folder: Path, name: str, file: str) -> None:
+    """It is known by its command line, however many shells are between it and us."""
+    script = folder / "wg-quick"
+    script.write_text("#!/bin/bash\nbash -c '$ASKED; exit $?'\nexit $?\n")
+    script.chmod(0o755)
+    called = file.format(name)
+    for asked, meant in (((called, name), True), (("wg9", name), False)):
+        refused = subprocess.run(
+            [*NOT_ROOT, script, "up", asked[0]],
+            env={**os.environ, **folders(folder), "ASKED": f"{executable('stagewire')} {asked[1]}"},
+            capture_output=True, text=True, check=False, timeout=LONG,
+        )  # fmt: skip
+        assert ("this needs root" in refused.stderr) is meant, refused.stderr
+
+
+# --- FILE or NAME ------------------------------------------------------------------------------------------
+
+
+def test_check_takes_a_name(folder: Path) -> None:
+    refused = stagewire("check", "wg-not-there", env=folders(folder))
+    assert refused.returncode == 1
+    assert refused.stderr == "/etc/stagewire/wg-not-there.conf: does not exist: write it, or name another\n"
+
+
+def test_save_takes_a_name_and_a_file(folder: Path) -> None:
+    for named in ("wg7", folder / "wg7.conf"):
+        refused = stagewire("save", named, env=folders(folder))
+        assert (refused.returncode, refused.stderr) == (3, "stagewire: wg7 is not up\n")
+
+
+def test_a_locale_without_our_letters_costs_no_line() -> None:
+    """Such as of a serial console: `top` draws boxes, and a peer may have any name."""
+    program = (
+        "import click\n"
+        "from stagewire_cli.__main__ import main\n"
+        "main.command('draw')(lambda: click.echo('a \\u2581 line'))\n"
+        "main(['draw'])\n"
+    )
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "latin-1:strict"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | plain,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LONG,
+    )
+    assert (done.returncode, done.stdout) == (0, "a ? line\n"), done.stderr

@@ -1,9 +1,13 @@
 """Counters over many lives of a process: a total never falls."""
 
+from base64 import b64encode
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagewire.ipc.control import Counters
+from stagewire.control.telemetry import Counters
+from stagewire.reasons import Incident
 from status_service.tally import Tally
 
 NAMES = ("datagrams_in", "datagrams_out", "bad_mac1")
@@ -74,3 +78,41 @@ def test_what_nobody_we_know_would_say_is_left_out() -> None:
     tally.take(Counters("device", 4711, 1, 7, ("no_peer",), (1,)), 1.0)
     tally.take(Counters("tun", 0, 1, 7, ("no_peer", "[/x]"), (1, 2)), 1.0)
     assert {name: service.total() for name, service in tally.services.items()} == {("tun", 0): {"no_peer": 1}}
+
+
+ANNA = bytes([1]) * 32
+
+
+def incidents(generation: int, *found: Incident, number: int = 0) -> Counters:
+    return Counters("device", number, generation, 7, (), (), found)
+
+
+def reasons(tally: Tally, now: float) -> list[tuple[int, str, str, str, int, int, float]]:
+    return [
+        (each.number, each.reason, each.public_key, each.place, each.size, each.count, each.s_ago)
+        for each in tally.status(now).reasons
+    ]
+
+
+def test_reasons_add_up_over_lives_and_the_newest_is_first() -> None:
+    tally, key = Tally(), b64encode(ANNA).decode()
+    tally.take(incidents(1, Incident("replayed", ANNA, b"", 0, 3)), 1.0)
+    tally.take(incidents(1, Incident("unknown_receiver", b"", bytes([192, 0, 2, 1, 0, 9]), 96, 5)), 2.0)
+    tally.take(incidents(2), 3.0)
+    tally.take(incidents(2, Incident("replayed", ANNA, b"", 0, 1)), 4.0)
+    tally.take(incidents(2, Incident("replayed", ANNA, b"", 0, 2)), 5.0)
+    tally.take(incidents(1, Incident("replayed", ANNA, b"", 0, 1), number=1), 6.0)
+    assert reasons(tally, 7.0) == [
+        (1, "replayed", key, "", 0, 1, 1.0),
+        (0, "replayed", key, "", 0, 5, 2.0),
+        (0, "unknown_receiver", "", "192.0.2.1:9", 96, 5, 5.0),
+    ]
+
+
+def test_what_no_stage_of_ours_would_say_is_left_out_and_all_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("status_service.tally.MAX_REASONS", 3)
+    tally = Tally()
+    tally.take(incidents(1, Incident("[/x]", ANNA, b"", 0, 1)), 1.0)
+    for number in range(5):
+        tally.take(incidents(1, Incident("replayed", bytes([number]) * 5000, b"x" * 5000, 0, 1)), float(number))
+    assert [s_ago for *_, s_ago in reasons(tally, 5.0)] == [1.0, 2.0, 3.0]

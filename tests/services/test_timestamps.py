@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from key_service import timestamps
 from key_service.timestamps import TimestampStore
+from stagewire.proto import tai64n
 
 KEYS = [bytes([number]) * 32 for number in range(1, 200)]
 NEVER = bytes(12)
@@ -61,6 +62,7 @@ def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
 import os, signal
 from pathlib import Path
 from key_service.timestamps import TimestampStore
+from stagewire.proto import tai64n
 store = TimestampStore(Path({str(path)!r}))
 for number in range(1, 500):
     store.store(bytes([number % 100]) * 32, "initiation", number.to_bytes(12, "big"))
@@ -267,3 +269,59 @@ def test_a_full_disk_is_an_error_and_costs_nothing_that_was_stored(tmp_path: Pat
         # Room again: what could not be stored is stored with the next stamp.
         store.store(KEYS[64], "initiation", stamp(9001))
         assert TimestampStore(path).latest(KEYS[64], "initiation") == stamp(9001)
+
+
+def test_what_is_forgotten_stays_forgotten_when_the_process_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "timestamps"
+    store = filled(path)
+    store.forget(KEYS[1])
+    store.forget(KEYS[9])  # never known
+    for reader in (store, TimestampStore(path)):  # neither flushed nor closed
+        assert reader.latest(KEYS[1], "initiation") == reader.latest(KEYS[1], "response") == NEVER
+        assert reader.latest(KEYS[0], "initiation") == stamp(1)
+        assert reader.latest(KEYS[2], "initiation") == stamp(3)
+    reader.store(KEYS[1], "initiation", stamp(1))  # an older stamp than the one that was forgotten
+    assert TimestampStore(path).latest(KEYS[1], "initiation") == stamp(1)
+
+
+def test_room_of_forgotten_peers_is_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "timestamps"
+    store = filled(path)
+    size = path.stat().st_size
+    for number in range(1000):
+        key = number.to_bytes(32, "big")
+        store.store(key, "initiation", stamp(number))
+        store.forget(key)
+    assert path.stat().st_size == size
+    assert TimestampStore(path).latest(KEYS[2], "response") == stamp(1003)
+
+
+def test_strangers_are_forgotten_but_for_the_last_ones_and_our_own_keys(tmp_path: Path) -> None:
+    path = tmp_path / "timestamps"
+    store = filled(path, 10)
+    store.store(KEYS[50], "own", stamp(77))
+    store = TimestampStore(path)
+    assert store.forget_strangers({KEYS[0], KEYS[5]}, 2) == 6
+    for reader in (store, TimestampStore(path)):
+        known = [number for number in range(10) if reader.latest(KEYS[number], "initiation") != NEVER]
+        assert known == [0, 5, 8, 9]
+        assert reader.latest(KEYS[50], "own") == stamp(77)
+    store = reader  # the file is the last one's that opened it
+    assert store.forget_strangers({KEYS[0]}, 0) == 3
+    for number in range(100, 180):
+        store.store(KEYS[number], "own", stamp(number))
+    store = TimestampStore(path)
+    assert store.forget_strangers({KEYS[0]}, 0) == 81 - 64
+    assert store.latest(KEYS[179], "own") == stamp(179)
+
+
+@pytest.mark.parametrize("absurd", [b"\xff" * 12, bytes(11) + b"\1", tai64n.encode(2**61 * 10**9)])
+def test_a_stamp_beyond_all_times_is_no_floor_of_ours(tmp_path: Path, absurd: bytes) -> None:
+    """A peer made it with a key that is ours now; no stamp of ours could follow it."""
+    store = filled(tmp_path / "stamps")
+    store.store(KEYS[7], "initiation", absurd)
+    assert store.latest(KEYS[7], "initiation") == absurd
+    assert store.own(KEYS[7]) == NEVER
+    ahead = tai64n.encode(4_102_444_800 * 10**9)
+    store.store(KEYS[8], "own", ahead)
+    assert TimestampStore(tmp_path / "stamps").own(KEYS[8]) == ahead

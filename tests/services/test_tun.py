@@ -9,8 +9,9 @@ import pytest
 
 from lab.namespaces import Namespace
 from lab.wait import until
-from stagewire import privileges, tun
-from stagewire.tun import TunUnavailable
+from stagewire.limits import MAX_PACKET
+from stagewire.linux import privileges, tun
+from stagewire.linux.tun import TunUnavailable
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes network devices")
 
@@ -82,7 +83,7 @@ def test_packets_go_through_it(namespace: Namespace, clone: Callable[[], int]) -
 
     def arrived() -> bytes:
         try:
-            packet = os.read(descriptor, tun.MAX_PACKET)
+            packet = os.read(descriptor, MAX_PACKET)
         except BlockingIOError:
             return b""
         return packet if packet[0] >> 4 == 4 else b""
@@ -150,4 +151,4 @@ def test_without_the_capability_it_says_so() -> None:
     with os.fdopen(read) as file:
         said = file.read()
     if not said.startswith("no device"):  # the node's mode is the host's to choose
-        assert said == "interface wg0 cannot be made: CAP_NET_ADMIN is needed"
+        assert said == "interface wg0 cannot be made: CAP_NET_ADMIN is lacking; start as root with this capability"

@@ -7,27 +7,38 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
-import zmq
-from tests.proto.offload.flows import ACK, TCP, UDP, Shape, summed, sums_are_right
+from tests.proto.packets.flows import ACK, TCP, UDP, Shape, summed, sums_are_right
 from tests.services.surroundings import CountersStandIn, KeyStandIn, Program, Surroundings, surroundings
 
 from lab.wait import until
-from stagewire.ipc import endpoints, trains
-from stagewire.ipc.control import Applied, RoutesSet, TunSettings
-from stagewire.ipc.loop import boot_time
+from stagewire.control.confirm import Cleared
+from stagewire.control.messages import Hello, RoutesSet, TunSettings
+from stagewire.linux import privileges
+from stagewire.linux import tun as devices
+from stagewire.loop import boot_time
+from stagewire.pipe import trains
+from stagewire.pipe.names import PLAIN_IN, PLAIN_OUT
 from stagewire.proto import prefix
-from stagewire.proto.offload import coalesce, segment
-from stagewire.proto.offload.coalesce import Item, Merged
-from stagewire.proto.offload.segment import SuperPacket
+from stagewire.proto.packets import merge, split
+from stagewire.proto.packets.merge import Item, Merged
+from stagewire.proto.packets.split import SuperPacket
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs a service in a network namespace")
 
-BOTH = coalesce.TAKES_TCP | coalesce.TAKES_UDP
+BOTH = merge.TAKES_TCP | merge.TAKES_UDP
 OURS = "10.9.9.9"
+MOVING = "10.0.3.0/24"
+"""Prefix of a peer at home in worker 0 and in worker 1."""
+
+
+def make_device(*, offload: bool) -> None:
+    """As host-service does."""
+    clone = devices.open_clone()
+    devices.attach(clone, "wg0", privileges.uid_of("tun"), offload=offload)
+    os.close(clone)
 
 
 class Tun:
@@ -37,14 +48,22 @@ class Tun:
         self.namespace, self.offload = around.namespace, offload
         self.key = KeyStandIn(around)
         self.counters = CountersStandIn(around)
-        self.workers = [around.bind(zmq.PULL, endpoints.PLAIN_OUT, number) for number in range(2)]
+        self.workers = [around.bind(PLAIN_OUT, number) for number in range(2)]
+        self.namespace.call(lambda: make_device(offload=offload))
+        for command in (f"address add {OURS}/8", "address add fd00::9/16"):
+            self.namespace.run("ip", *command.split(), "dev", "wg0")
+        self.namespace.run("ip", "link", "set", "wg0", "up")
+        for network in ("10.0.0.0/23", "10.0.2.0/24"):
+            self.namespace.run("ip", "route", "add", network, "dev", "wg0")
         self.program: Program = around.start("tun-service", STAGEWIRE_OFFLOAD=str(int(offload)))
         routes = [
             RoutesSet(worker, tuple(prefix.pack(ip_network(each)) for each in prefixes))
             for worker, prefixes in enumerate((["10.0.0.0/23", "fd00::/16"], ["10.0.2.0/24"]))
         ]
-        self.key.welcome(TunSettings(True, (f"{OURS}/8", "fd00::9/16"), 1420, "auto", 0, 2), *routes)
-        self.plain_in = around.connect(zmq.PUSH, endpoints.PLAIN_IN)
+        routes.append(RoutesSet(0, (prefix.pack(ip_network(MOVING)),), (1,)))
+        self.key.welcome(TunSettings(2), *routes)
+        self.plain_in = around.connect(PLAIN_IN)
+        self.as_worker = [around.connect_as(PLAIN_IN, "device", number) for number in range(2)]
 
     def train(self, worker: int = 0) -> tuple[list[Item], int]:
         """The next one, and what the device is said to take."""
@@ -77,8 +96,8 @@ def apart(items: list[Item]) -> list[bytes]:
     found = []
     for item in items:
         if isinstance(item, Merged):
-            opened = segment.open_untrusted(item.header, item.packet)
-            found += segment.split(opened) if isinstance(opened, SuperPacket) else [opened]
+            opened = split.open_untrusted(item.header, item.packet)
+            found += split.split(opened) if isinstance(opened, SuperPacket) else [opened]
         else:
             found.append(item)
     return found
@@ -187,7 +206,7 @@ def test_a_super_packet_reaches_a_socket_as_what_it_stands_for(tun: Tun) -> None
     with tun.namespace.udp_socket(OURS, 53) as opened:
         opened.settimeout(5)
         shape = Shape(protocol=UDP, size=1200, payload=random.Random(6).randbytes(20 * 1200 + 5))
-        (merged,) = coalesce.merge(shape.train(), BOTH)
+        (merged,) = merge.merge(shape.train(), BOTH)
         assert isinstance(merged, Merged)
         before = tun.counted().get("tun_packets_out", 0)
         tun.write(merged, *shape.train()[:2])
@@ -228,22 +247,58 @@ def test_without_offloads_there_is_no_header_and_with_them_there_is(tun: Tun) ->
     assert not tun.offload or "gso_max_size 60000" in described
 
 
-def test_a_new_key_service_changes_only_the_routes_that_it_says_otherwise() -> None:
-    """All are compared when we begin. What somebody did to them by hand since is left as it is."""
-    with tun_service(offload=True, label="tun-new") as tun:
+def test_a_worker_delivers_the_packets_of_its_own_peers_and_no_others(tun: Tun) -> None:
+    """Nor a super-packet, nor a packet of no peer; a peer that moves has two homes."""
+    before = tun.counted().get("inner_source_of_another_worker", 0)
+    with tun.namespace.udp_socket(OURS, 53) as opened:
+        opened.settimeout(5)
+        for worker, source, delivered in (
+            (0, "10.0.2.7", False), (0, "10.0.1.7", True), (1, "10.0.1.7", False), (1, "10.0.2.7", True),
+            (0, "10.77.0.1", False), (0, "10.0.3.7", True), (1, "10.0.3.7", True), (0, "10.0.0.8", True),
+        ):  # fmt: skip
+            shape = Shape(protocol=UDP, payload=f"{worker} {source}".encode() * 30, size=100)
+            items = merge.merge([sent_by(source, packet) for packet in shape.train()], BOTH)
+            tun.as_worker[worker].send(trains.pack_plain(items, boot_time()))
+            if delivered:
+                found = b"".join(opened.recv(2000) for _ in shape.train())
+                assert found == shape.payload
+            else:
+                before += len(shape.train())
+                tun.counted(inner_source_of_another_worker=before)
 
-        def routes() -> set[str]:
-            lines = tun.namespace.run("ip", "route", "show", "dev", "wg0", "proto", "87").stdout.splitlines()
-            return {line.split()[0] for line in lines}
 
-        assert routes() == {"10.0.0.0/23", "10.0.2.0/24"}
-        tun.namespace.run("ip", "route", "del", "10.0.0.0/23", "dev", "wg0")
-        settings = TunSettings(True, (f"{OURS}/8", "fd00::9/16"), 1420, "auto", 0, 2)
-        prefixes = [prefix.pack(ip_network(each)) for each in ("10.0.0.0/23", "10.0.4.0/24")]
-        tun.key.configure(settings, RoutesSet(0, tuple(prefixes)), version=2)
-        tun.key.wait_for(Applied, lambda applied: applied.version == 2)
-        assert routes() == {"10.0.4.0/24"}
-        # Another address: all is looked at.
-        tun.key.configure(replace(settings, addresses=(f"{OURS}/8",)), RoutesSet(0, tuple(prefixes)), version=3)
-        tun.key.wait_for(Applied, lambda applied: applied.version == 3)
-        assert routes() == {"10.0.0.0/23", "10.0.4.0/24"}
+def sent_by(source: str, packet: bytes) -> bytes:
+    """The same packet from another source, with sums that are right."""
+    made = bytearray(packet)
+    made[12:16] = socket.inet_aton(source)
+    made[16:20] = socket.inet_aton(OURS)
+    made[10:12] = made[26:28] = bytes(2)
+    made[10:12] = (0xFFFF - summed(bytes(made[:20]))).to_bytes(2)
+    pseudo = bytes(made[12:20]) + bytes([0, UDP]) + (len(made) - 20).to_bytes(2)
+    made[26:28] = ((0xFFFF - summed(pseudo + bytes(made[20:]))) or 0xFFFF).to_bytes(2)
+    return bytes(made)
+
+
+def test_a_worker_sets_its_own_mark_and_no_other(tun: Tun) -> None:
+    tun.as_worker[0].send(trains.pack_mark(1, 8, boot_time()))
+    tun.as_worker[1].send(trains.pack_mark(1, 9, boot_time()))
+    assert tun.key.wait_for(Cleared) == Cleared(1, 9)
+
+
+def test_packets_wait_until_their_workers_are_known() -> None:
+    """A process without its predecessor's table delivers nothing before key-service has spoken."""
+    with surroundings("blind") as around:
+        key, counters = KeyStandIn(around), CountersStandIn(around)
+        around.namespace.call(lambda: make_device(offload=True))
+        around.namespace.run("ip", "address", "add", f"{OURS}/8", "dev", "wg0")
+        around.namespace.run("ip", "link", "set", "wg0", "up")
+        around.start("tun-service", STAGEWIRE_OFFLOAD="1")
+        key.wait_for(Hello)
+        worker = around.connect_as(PLAIN_IN, "device", 0)
+        with around.namespace.udp_socket(OURS, 53) as opened:
+            opened.settimeout(5)
+            packet = sent_by("10.0.1.7", Shape(protocol=UDP, payload=b"hello", size=100).packet())
+            worker.send(trains.pack_plain([packet], boot_time() + 60))  # no train is too old here
+            assert "inner_source_of_another_worker" not in counters.wait_for()
+            key.configure(TunSettings(1), RoutesSet(0, (prefix.pack(ip_network("10.0.0.0/8")),)))
+            assert opened.recv(100) == b"hello"

@@ -13,9 +13,9 @@ import pytest
 from key_service import wg_socket
 from key_service.wg_socket import MAX_CONNECTIONS, WgSocket
 from lab.wait import until
-from stagewire.ipc.loop import Loop, boot_time
+from stagewire.config import uapi
 from stagewire.logs import Log
-from stagewire.proto import uapi
+from stagewire.loop import Loop, boot_time
 
 
 class Live:

@@ -8,8 +8,8 @@ from contextlib import suppress
 from tests.proto.far import PLACE, PSK, WALL, Far, T, new_handshaker
 
 from key_service.homes import home_of
-from key_service.moves import Carry, Count, MoveIn, MoveOut, Moves, Nudge, Retired, Step
-from stagewire.proto.effects import InstallSession, SendHandshake
+from key_service.moves import Carry, Count, MoveIn, MoveOut, Moves, Nudge, Retired, Settled, Step
+from stagewire.proto.events import InstallSession, SendHandshake
 from stagewire.proto.index import worker_of
 from stagewire.proto.messages import BadMessage
 
@@ -29,6 +29,8 @@ class Town:
         }
         self.told: dict[int, set[bytes]] = {}
         self.routes: dict[bytes, int] = {}
+        self.sources: dict[bytes, set[int]] = {}
+        """Workers that tun-service lets deliver each peer's packets."""
         self.silent: set[bytes] = set()
         """Peers that don't answer."""
         self.hung: set[int] = set()
@@ -48,6 +50,7 @@ class Town:
             peer = self.handshaker.add_peer(key, PSK, home)
             peer.endpoint = PLACE
             self.routes[key] = home
+            self.sources[key] = {home}
             if sessions:
                 self.handshaker.adopt_session(key, number << 8 | home, PLACE, self.unix_ns)
         for number in range(workers):
@@ -110,6 +113,7 @@ class Town:
             homes = self.moves.homes(key)
             assert self.routes[key] == self.moves.carrier(key)
             assert self.routes[key] in homes
+            assert set(homes) <= self.sources[key]
             assert max(homes) < self.count
             assert {worker for worker, told in self.told.items() if key in told} == set(homes) & set(self.told)
         assert self.count == self.moves.count >= self.moves.wanted
@@ -117,14 +121,17 @@ class Town:
     def settled(self) -> bool:
         """Whether everybody is where they belong."""
         wanted = self.moves.wanted
-        return self.moves.moving == 0 and all(self.routes[key] == home_of(key, wanted) for key in self.fars)
+        return self.moves.moving == 0 and all(
+            {self.routes[key]} == self.sources[key] == {home_of(key, wanted)} for key in self.fars
+        )
 
     # --- what is to be done --------------------------------------------------------------------------------
 
-    def do(self, steps: Iterable[Step]) -> None:
+    def do(self, steps: Iterable[Step]) -> None:  # noqa: C901 - one case for each step
         for step in steps:
             match step:
                 case MoveIn(worker, keys):
+                    self._tell_sources(keys)
                     if worker in self.told:
                         self.told[worker] |= set(keys)
                         if worker not in self.hung:
@@ -139,6 +146,9 @@ class Town:
                     for key in keys:
                         self.routes[key] = worker
                         self.swaps.append((self.now, key, worker))
+                    self._tell_sources(keys)
+                case Settled(keys):
+                    self.later(WIRE, lambda keys=keys: self._tell_sources(keys))  # type: ignore[misc]
                 case Nudge(worker, keys):
                     self.nudged.append((self.now, worker, keys))
                 case Count(workers):
@@ -150,6 +160,11 @@ class Town:
                     self._send(step)
                 case InstallSession():
                     self._install(step)
+
+    def _tell_sources(self, keys: tuple[bytes, ...]) -> None:
+        for key in keys:
+            if key in self.handshaker.peers:
+                self.sources[key] = {self.moves.carrier(key), *self.moves.others(key)}
 
     def _moved_in(self, worker: int, keys: tuple[bytes, ...]) -> None:
         if worker in self.told:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -11,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from lab.hub import Hub
+from lab.namespaces import Topology
+from lab.wait import until
+from lab.wg import WgHub, both_kinds
 
 HERE = Path(__file__).parent
 
@@ -23,12 +25,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="system tests need root, for network namespaces"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _tidy_when_terminated() -> Iterator[None]:
-    """SIGTERM (a time limit on the run) ends pytest through its teardown, so that no namespace is left behind."""
-    before = signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
-    yield
-    signal.signal(signal.SIGTERM, before)
+def _is_removed(directory: Path) -> bool:
+    """Removes a directory; a keeper that is still ending may remove its own files meanwhile."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(directory)
+    return not directory.exists()
 
 
 @contextlib.contextmanager
@@ -40,7 +41,7 @@ def short_directory() -> Iterator[Path]:
     try:
         yield directory
     finally:
-        shutil.rmtree(directory)
+        until(lambda: _is_removed(directory), 5, f"{directory} to be removed")
 
 
 @pytest.fixture
@@ -55,6 +56,13 @@ def shared_directory() -> Iterator[Path]:
     """A short directory for the gateways that a module's tests share."""
     with short_directory() as directory:
         yield directory
+
+
+@pytest.fixture(scope="module")
+def both(request: pytest.FixtureRequest, network: Topology, shared_directory: Path) -> Iterator[dict[str, WgHub]]:
+    """Starts a gateway by `up` and a bare one on the module's `network`; the module's BOTH are arguments of `both_kinds`."""
+    with both_kinds(network.b, shared_directory, **getattr(request.module, "BOTH", {})) as hubs:
+        yield hubs
 
 
 @pytest.hookimpl(wrapper=True)

@@ -13,14 +13,15 @@ from lab.namespaces import Namespace
 from lab.stagewire import Gateway
 from lab.traffic import NumberedStream
 from lab.wait import until
+from stagewire.control import query
 from stagewire.environment import Environment
-from stagewire.ipc import slots
-from stagewire_cli import processes, query, show
+from stagewire.process import holders, slots
+from stagewire.stages import STAGES
+from stagewire_cli import processes, show
 from stagewire_cli.supervision import Supervision
 
 BACK_WITHIN = 90.0
 """s; the machine may be busy with others."""
-STAGES = ("tun", "device", "conn", "key", "status")
 RATE = 100
 
 
@@ -59,7 +60,7 @@ class Holders:
                     self.doubled.append(still)
 
     def _now(self) -> dict[str, list[int]]:
-        locked = set(slots._locks())
+        locked = {(lock.pid, lock.file.inode) for lock in holders.locks() if lock.exclusive}
         found: dict[str, list[int]] = {}
         for pid in {pid for pid, _ in locked}:
             with suppress(OSError):
@@ -120,19 +121,19 @@ class Overseen:
 
     def _settled(self) -> bool:
         answer = query.key_service(self.environment)
-        if answer is None or not answer["ready"]:
+        if answer is None or not answer.ready:
             return False
         supervisords = self.supervision.pids()
         spares = self.environment.spares
-        wanted = dict.fromkeys(STAGES, 1 + spares) | {"device": answer["workers"]["wanted"] + spares}
+        wanted = dict.fromkeys(STAGES, 1 + spares) | {"device": answer.workers.wanted + spares}
         everybody = processes.services(self.environment)
         return (
             len(supervisords) == 1
             and self.census() == wanted
             and len(everybody) == sum(wanted.values())
             and {processes.parent(pid) for pid in everybody} == {*supervisords}
-            and len(self.gateway.held()) == len(STAGES) - 1 + answer["workers"]["wanted"]
-            and all(each["spares"] >= spares for each in answer["stages"] if each["stage"] != "device")
+            and len(self.gateway.held()) == len(STAGES) - 1 + answer.workers.wanted
+            and all(each.spares >= spares for each in answer.stages if each.stage != "device")
         )
 
     def fault_of(self, stage: str) -> str:

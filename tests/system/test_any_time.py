@@ -10,13 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.system.oversight import BACK_WITHIN, STAGES, Overseen
+from tests.system.oversight import BACK_WITHIN, Overseen
 
 from lab.hub import Spoke
 from lab.namespaces import Topology
 from lab.stagewire import executable
 from lab.wait import until
 from lab.wg import WgHub
+from stagewire.stages import STAGES
 from stagewire_cli import processes
 
 pytestmark = pytest.mark.system
@@ -103,10 +104,16 @@ def test_storms_of_signals(seen: Overseen) -> None:
 
 
 def test_supervisord_may_be_told_to_begin_anew(seen: Overseen) -> None:
-    with seen.traffic():
-        before = {*seen.gateway.processes()}
-        os.kill(seen.gateway.pid(), signal.SIGHUP)
-        until(lambda: not before & {*seen.gateway.processes()}, BACK_WITHIN, "all to be others")
+    """Also beside a file that is broken by then."""
+    text = seen.gateway.config_path.read_text()
+    seen.gateway.write_config("[Interface]\nListenPort = 51820x\n")
+    try:
+        with seen.traffic():
+            before = {*seen.gateway.processes()}
+            os.kill(seen.gateway.pid(), signal.SIGHUP)
+            until(lambda: not before & {*seen.gateway.processes()}, BACK_WITHIN, "all to be others")
+    finally:
+        seen.gateway.write_config(text)
 
 
 def wipe(seen: Overseen) -> None:

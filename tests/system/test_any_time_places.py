@@ -22,6 +22,8 @@ from stagewire_cli import processes
 pytestmark = pytest.mark.system
 
 SPOKE = Spoke(1, Topology.A4)
+HOLDERS = {"host": ("host", "conn"), "tun": ("tun",)}
+"""Which stages have to be gone before another program can take what the first of them opens."""
 
 
 @contextmanager
@@ -114,7 +116,7 @@ def taken(seen: Overseen, what: str) -> Iterator[None]:
     """By another program, in the moment in which nobody of ours has it."""
     hub, ip = seen.hub, seen.hub.namespace.run
     with ExitStack() as stack:
-        if what == "conn":
+        if what == "host":
             program = stack.enter_context(hub.namespace.udp_socket("0.0.0.0"))
 
             def take() -> bool:
@@ -133,19 +135,19 @@ def taken(seen: Overseen, what: str) -> Iterator[None]:
                 added = ip("ip", "link", "add", hub.name, "type", "veth", "peer", "name", "other", check=False)
                 return added.returncode == 0
 
-        kill_all_of(seen, what)
+        kill_all_of(seen, *HOLDERS[what])
         until(take, 10, "it to be taken")
         yield
 
 
 @pytest.mark.parametrize(
     ("stage", "words"),
-    [("conn", "UDP port 51820 is taken by another program"), ("tun", "exists and is no TUN device")],
+    [("host", "UDP port 51820 is taken by another program"), ("tun", "exists and is no TUN device")],
 )
 def test_what_another_program_has_taken_meanwhile_is_waited_for(seen: Overseen, stage: str, words: str) -> None:
     with seen.traffic():
         seen.settles()
-        others = {name: pid for name, pid in seen.gateway.held().items() if name[0] != stage}
+        others = {name: pid for name, pid in seen.gateway.held().items() if name[0] not in HOLDERS[stage]}
         with taken(seen, stage):
             until(lambda: words in seen.fault_of(stage), BACK_WITHIN, f"a fault, {seen.fault_of(stage)}")
             assert words in seen.log_of(stage)

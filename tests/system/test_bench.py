@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pytest
+from tests.bench import latency, tcp, udp
+from tests.bench.contestants import CEILING, REFERENCE, all_up, entries
 
-from bench import latency, tcp, udp
-from bench.contestants import CEILING, REFERENCE, all_up, entries
-
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.alone, pytest.mark.system]
 
 
 def test_the_instruments_agree_with_what_is_sent(lab_directory: Path) -> None:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from tests.bench.contestants import REFERENCE, STAGEWIRE
+from tests.bench.hubs import bare
 
-from bench.contestants import REFERENCE, STAGEWIRE
-from bench.hubs import bare
 from lab.namespaces import Namespace
 from lab.wireguard_go import new_key_pair
 

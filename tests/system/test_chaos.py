@@ -1,4 +1,4 @@
-"""`make chaos` for two minutes: every main kind of fault twice under traffic, and whatever must hold holds all the time.
+"""Runs `make chaos` for a minute and a half: every main kind of fault under traffic, while every invariant holds.
 
 Figures to be reached are for quiet machines and for `make chaos EACH=50`; here they are only kept from being absurd.
 """
@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from chaos import network
-from chaos.catalogue import KINDS
+from tests.chaos import network
+from tests.chaos.catalogue import KINDS
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.alone, pytest.mark.system, pytest.mark.timeout(400)]
 
 ABSURD_MS = 20_000
 """A machine that gives nobody a processor makes 5 s of what takes 50 ms when it is quiet."""
@@ -43,8 +42,8 @@ def beside() -> set[Path]:
 def report(folder: Path, beside: set[Path]) -> dict[str, Any]:
     """Of one run, in a process of its own, as it forks and takes signals."""
     run = subprocess.run(
-        [sys.executable, "-m", "chaos", "--short", "--out", str(folder)],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "deploy")},
+        [sys.executable, "-m", "tests.chaos", "--short", "--each", "1", "--out", str(folder)],
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'deploy'}:{ROOT}"},
         capture_output=True, text=True, check=False, timeout=390,
     )  # fmt: skip
     print(run.stdout + run.stderr)
@@ -54,11 +53,11 @@ def report(folder: Path, beside: set[Path]) -> dict[str, Any]:
     return found
 
 
-def test_every_main_kind_of_fault_was_tried_twice(report: dict[str, Any]) -> None:
+def test_every_main_kind_of_fault_was_tried(report: dict[str, Any]) -> None:
     counts = Counter(fault["kind"] for fault in report["faults"])
     for kind in KINDS:
         if kind.short and kind.name not in report["skipped"]:
-            assert counts[kind.name] >= 2, kind.name
+            assert counts[kind.name], kind.name
 
 
 def test_what_must_hold_held_all_the_time(report: dict[str, Any]) -> None:
@@ -100,9 +99,9 @@ def test_what_a_killed_run_left_is_taken_away(tmp_path: Path, monkeypatch: pytes
 
 def test_a_seed_draws_the_same_faults_again() -> None:
     script = (
-        "import random; from chaos.catalogue import KINDS; from chaos.schedule import rounds;"
+        "import random; from tests.chaos.catalogue import KINDS; from tests.chaos.schedule import rounds;"
         "print([(kind.name, pause) for kind, pause in rounds(KINDS, 3, random.Random(7))])"
     )
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "deploy")}
+    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'deploy'}:{ROOT}"}
     drawn = {subprocess.check_output([sys.executable, "-c", script], env=env) for _ in range(2)}
     assert len(drawn) == 1

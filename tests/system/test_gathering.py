@@ -11,7 +11,7 @@ from lab.namespaces import Topology
 from lab.traffic import ping, tcp_fetch
 from lab.wait import until
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.alone, pytest.mark.system]
 
 PEER = Spoke(1, Topology.A4)
 STAGES = ("tun", "conn", "device")

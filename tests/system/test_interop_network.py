@@ -15,6 +15,7 @@ from lab.hub import PORT, Hub, Spoke, together
 from lab.namespaces import Namespace, Topology
 from lab.traffic import ping
 from lab.wait import until
+from stagewire.stages import STAGES
 
 pytestmark = pytest.mark.system
 
@@ -150,11 +151,12 @@ def test_every_service_has_an_unprivileged_uid_of_its_own(network: Topology, hub
         assert not fields["Groups"].split()
         uids.setdefault(real, set()).add(service["service"])
         # CAP_NET_BIND_SERVICE is bit 10, CAP_NET_ADMIN bit 12.
-        allowed = {"tun-service": 1 << 12, "conn-service": 1 << 12 | 1 << 10}.get(service["service"], 0)
+        outside = 1 << 12 | 1 << 10
+        allowed = {"host-service": outside}.get(service["service"], 0)
         assert int(fields["CapEff"], 16) == int(fields["CapPrm"], 16) == allowed
         assert fields["NoNewPrivs"].strip() == "1"
     assert 0 not in uids
-    assert sorted(map(len, uids.values())) == [1] * 5
+    assert sorted(map(len, uids.values())) == [1] * (len(STAGES) + 1)  # there are two workers
 
 
 def test_other_users_cannot_enter_the_run_directory(network: Topology, hubs: Hubs) -> None:

@@ -145,6 +145,6 @@ def take_down(network: Topology, hubs: Hubs) -> None:
     assert "wg1" not in network.a.run("ip", "link").stdout
     assert "wg1" not in network.a.run("ip", "route", "show", "table", "all").stdout
     assert not processes & set(network.a.pids())
-    assert {path.name for path in second.run_directory.iterdir()} == {"wg0"}
+    assert {path.name for path in second.run_directory.iterdir()} == {"wg0", "wg0.uids"}
     assert ping(network.a, FIRST.gateway_inner[0], count=2).received == 2
     assert {service["state"] for service in first.status()["services"]} == {"RUNNING"}

@@ -13,6 +13,7 @@ import pytest
 
 from lab.capture import Capture
 from lab.decode import decode_all
+from lab.machine import Machine
 from lab.namespaces import Namespace, Topology, masquerade, veth
 from lab.traffic import NumberedStream, ping, tcp_fetch
 from lab.udp_proxy import Faults, UdpProxy
@@ -75,12 +76,6 @@ def test_two_peers_ping_each_other_in_both_families(network: Topology) -> None:
         assert (changed.persistent_keepalive, changed.preshared_key) == (7, None)
 
 
-def udp_overflows(namespace: Namespace) -> int:
-    """How many datagrams a full socket in the namespace has cost."""
-    names, values = (line.split() for line in namespace.run("grep", "^Udp:", "/proc/net/snmp").stdout.splitlines())
-    return int(values[names.index("RcvbufErrors")])
-
-
 def test_a_faulty_and_replaying_network_lets_no_packet_through_twice(network: Topology) -> None:
     proxy = UdpProxy(network.c, (Topology.CA4, 0), (Topology.B4, PORT), seed=1)
     with proxy, tunnel(network.a, network.b, f"{Topology.CA4}:{proxy.listen[1]}"):
@@ -101,13 +96,13 @@ def test_a_faulty_and_replaying_network_lets_no_packet_through_twice(network: To
         proxy.set_faults(Faults())
         with NumberedStream(network.a, network.b, B_INNER[0], rate=2000) as stream:
             until(lambda: stream.received >= 500, 10, "500 packets to arrive")
-            overflowed = udp_overflows(network.b)
+            overflowed = network.b.udp_overflows()
             proxy.replay(proxy.recorded("forward")[-400:])
             proxy.replay(proxy.recorded("forward")[-400:], port=0)
             at = stream.received
             until(lambda: stream.received > at + 200, 10, "the stream to go on")
             replayed = stream.finish()
-        assert udp_overflows(network.b) == overflowed  # the replays did reach wireguard-go
+        assert network.b.udp_overflows() == overflowed  # the replays did reach wireguard-go
         assert replayed.duplicates == replayed.foreign == replayed.lost == 0
 
 
@@ -212,6 +207,7 @@ def test_a_rebound_nat_moves_the_endpoint() -> None:
             assert ping(network.a, B_INNER[0]).received == 1
 
 
+@pytest.mark.alone
 def test_a_download_arrives_whole_and_a_cut_one_is_noticed(network: Topology) -> None:
     steps: list[int] = []
     report = tcp_fetch(network.b, network.a, Topology.B6, 100 << 20, seed=5, progress=steps.append)
@@ -228,6 +224,7 @@ def test_a_download_arrives_whole_and_a_cut_one_is_noticed(network: Topology) ->
         tcp_fetch(network.b, network.a, Topology.B4, 10 << 20, seed=5, progress=fail)
 
 
+@pytest.mark.alone
 def test_a_stream_reports_an_outage(network: Topology) -> None:
     with NumberedStream(network.a, network.b, Topology.B4, rate=2000) as stream:
         until(lambda: stream.received > 200, 5, "the stream to flow")
@@ -295,3 +292,23 @@ def alive(pid: int) -> bool:
 def test_the_lab_directory_is_short_enough_for_sockets(lab_directory: Path) -> None:
     assert len(os.fsencode(lab_directory)) < 20
     assert list(lab_directory.iterdir()) == []
+
+
+def test_a_machine_boots_a_systemd_of_its_own_and_ends_whole() -> None:
+    """Its network is the namespace's, its cgroups and its processes are its own, and what it writes stays inside."""
+    with Namespace("machine") as namespace:
+        with Machine(namespace) as machine:
+            assert machine.run("cat", "/proc/1/comm").stdout == "systemd\n"
+            assert (
+                machine.run("readlink", "/proc/1/ns/net").stdout
+                == namespace.run("readlink", "/proc/self/ns/net").stdout
+            )
+            machine.run("systemd-run", "--unit=marked", "--wait", "sh", "-c", "echo here > /etc/lab-mark; echo said")
+            assert machine.path("/etc/lab-mark").read_text() == "here\n"
+            assert machine.journal("-u", "marked", "-o", "cat").count("said\n") == 1
+            assert machine.run("touch", "/usr/mark", check=False).returncode != 0
+            pid, cgroup = machine.pid, machine.cgroup
+        assert not Path("/etc/lab-mark").exists()
+        assert not Path(f"/proc/{pid}").exists()
+        assert not cgroup.exists()
+        assert namespace.pids() == []

@@ -4,15 +4,20 @@ B: the gateway, whose peer in A takes everything; C, the router between them, is
 """
 
 import contextlib
+import os
+import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.system.host_lab import set_mark
 
 from lab.capture import Capture
 from lab.hub import Hub, Spoke
 from lab.namespaces import Topology
-from lab.traffic import ping
+from lab.traffic import NumberedStream, ping
+from lab.wait import until
 
 pytestmark = pytest.mark.system
 
@@ -39,17 +44,22 @@ def network() -> Iterator[Topology]:
 
 
 @pytest.fixture(scope="module", params=[V4, V6], ids=["ipv4", "ipv6"])
-def spoke(request: pytest.FixtureRequest, network: Topology, shared_directory: Path) -> Iterator[Spoke]:
-    """The peer that a running gateway sends everything to. When both are gone, so is all that was set for them."""
+def hub(request: pytest.FixtureRequest, network: Topology, shared_directory: Path) -> Iterator[Hub]:
+    """A running gateway that sends everything to one peer. When both are gone, so is all that was set for them."""
     spoke: Spoke = request.param
     before = tables(network)
     hub = Hub(network.b, shared_directory / str(spoke.number), {"default": spoke}, *MARKS[spoke])
     with hub, hub.wireguard_go(spoke, network.a) as peer:
         for address in INTERNET:
             network.a.run("ip", "address", "add", address, "dev", peer.interface)
-        yield spoke
+        yield hub
         hub.gateway.down()
     assert tables(network) == before
+
+
+@pytest.fixture
+def spoke(hub: Hub) -> Spoke:
+    return hub.spokes["default"]
 
 
 def tables(network: Topology) -> str:
@@ -58,13 +68,18 @@ def tables(network: Topology) -> str:
 
 @contextlib.contextmanager
 def without_the_rules(network: Topology) -> Iterator[None]:
+    """While they are away host-service stands still; then it puts them back."""
     name = ("table", "inet", "stagewire-wg0")
-    rules = network.b.run("nft", "list", *name).stdout
+    hosts = [pid for pid in network.b.pids() if b"host-service" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    for pid in hosts:
+        os.kill(pid, signal.SIGSTOP)
     network.b.run("nft", "delete", *name)
     try:
         yield
     finally:
-        network.b.run("nft", "-f", "-", input=rules)
+        for pid in hosts:
+            os.kill(pid, signal.SIGCONT)
+        until(lambda: network.b.run("nft", "list", *name, check=False).returncode == 0, 5, "the rules to be back")
 
 
 def set_reverse_path_filter(network: Topology, strictness: int) -> None:
@@ -101,3 +116,44 @@ def test_neighbours_cannot_reach_the_tunnels_own_addresses(network: Topology, sp
                 assert ping(network.c, address).received == 1
         finally:
             network.c.run("ip", family, "route", "del", address)
+
+
+def test_another_mark_neither_stops_the_tunnel_nor_lets_anything_out(network: Topology, hub: Hub, spoke: Spoke) -> None:
+    """With a strict filter, and one flow that is never answered: its datagrams come in by conntrack's word alone."""
+    set_reverse_path_filter(network, STRICT)
+    ours, theirs = spoke.gateway_inner[0], spoke.inner[0]
+    with (
+        Capture(network.b, network.link_b.a_interface) as outer,
+        NumberedStream(network.b, network.a, theirs, rate=500) as out,
+        NumberedStream(network.a, network.b, ours, rate=500) as back,
+    ):
+        for mark in (0x71, 0x72, 0):
+            flowing = out.received + 50, back.received + 50
+            until(lambda f=flowing: out.received > f[0] and back.received > f[1], 10, "the streams to flow")  # type: ignore[misc]
+            assert set_mark(hub.gateway, mark) == 0
+            held = f"{mark or 0x72:#x}"
+            assert status_mark(hub) == int(held, 16)
+            assert looked_into(network) == {str(int(held, 16))}, "the others are gone when it is answered"
+            until(lambda h=held: marks(network) == {h}, 5, "no rule to know another mark")  # type: ignore[misc]
+        hub.expect_whole(out.finish(), back.finish())
+    leaked = [frame for frame in outer.frames() if out.marker in frame.data or back.marker in frame.data]
+    assert not leaked
+
+
+def status_mark(hub: Hub) -> int:
+    mark = hub.gateway.status()["host"]["mark"]
+    assert isinstance(mark, int)
+    return mark
+
+
+def rules(network: Topology) -> str:
+    return "".join(network.b.run("ip", family, "rule").stdout for family in ("-4", "-6"))
+
+
+def marks(network: Topology) -> set[str]:
+    return set(re.findall(r"fwmark (0x\w+)", rules(network)))
+
+
+def looked_into(network: Topology) -> set[str]:
+    """The tunnels' tables."""
+    return set(re.findall(r"lookup (\d+)", rules(network)))

@@ -175,12 +175,12 @@ def test_an_endpoint_moved_into_its_own_tunnel_makes_no_storm(network: Topology,
     inside = spoke.inner[0] if family == 4 else f"[{spoke.inner[1]}]"
     with hub.wireguard_go(spoke, network.a, GATEWAY[family]), Capture(network.b, hub.name) as tunnel:
         assert ping(network.b, spoke.inner[0]).received == 1
-        failed, before = hub.counters()["send_failed"], len(tunnel.frames())
+        failed, before = hub.counters()["endpoint_in_own_tunnel"], len(tunnel.frames())
         sent = hub.dump().peers[spoke.keys.public].sent
         hub.set("peer", spoke.keys.public, "endpoint", f"{inside}:{spoke.port}")
         with NumberedStream(network.b, network.a, spoke.inner[0], rate=500, size=1392) as stream:
             until(lambda: stream.sent >= 100, 5, "packets to be sent")
-            until(lambda: hub.counters()["send_failed"] > failed, 5, "them to be refused")
+            until(lambda: hub.counters()["endpoint_in_own_tunnel"] > failed, 5, "them to be refused")
             report = stream.finish()
         assert report.received == 0
         assert len(tunnel.frames()) - before <= report.sent + 20

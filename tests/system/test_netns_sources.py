@@ -5,6 +5,9 @@ A ====== B                  B has one on each of them, and one on neither.
   second
 """
 
+import os
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +42,7 @@ CONTACTED = {(family, name): Spoke(number + 10 * family) for family in (4, 6) fo
     ("first", "also_first", "second", "neither"), 1
 )}  # fmt: skip
 GOES, BETTER, FAILS, MARKED = ({4: Spoke(n), 6: Spoke(n + 1)} for n in (70, 80, 90, 100))
+WAITED = {"conn": Spoke(110), "host": Spoke(111)}
 MARK, TABLE = "0x51", "81"
 
 
@@ -76,7 +80,14 @@ def hosts() -> Iterator[Hosts]:
 
 @pytest.fixture(scope="module")
 def hub(hosts: Hosts, shared_directory: Path) -> Iterator[WgHub]:
-    spokes = [*CONTACTED.values(), *GOES.values(), *BETTER.values(), *FAILS.values(), *MARKED.values()]
+    spokes = [
+        *CONTACTED.values(),
+        *GOES.values(),
+        *BETTER.values(),
+        *FAILS.values(),
+        *MARKED.values(),
+        *WAITED.values(),
+    ]
     with WgHub(hosts.b, shared_directory, {str(spoke.number): spoke for spoke in spokes}) as hub:
         yield hub
 
@@ -163,6 +174,33 @@ def test_a_mark_chooses_the_table_as_soon_as_it_is_set(hosts: Hosts, hub: WgHub,
         hub.set("fwmark", "0")
         for priority in ("100", "101"):
             hosts.b.run(*ip, "rule", "delete", "priority", priority, check=False)
+        hosts.b.run(*ip, "route", "flush", "table", TABLE)
+
+
+@pytest.mark.parametrize("stage", ["conn", "host"])
+def test_a_mark_is_answered_once_datagrams_carry_it_and_leave_by_its_way(hosts: Hosts, hub: WgHub, stage: str) -> None:
+    """However long the stages that do it get no processor."""
+    spoke, ip = WAITED[stage], ("ip", "-4")
+    hosts.b.run(*ip, "route", "add", FOUR.far, "via", NEXT[FOUR][1], "table", TABLE)
+    hosts.b.run(*ip, "rule", "add", "fwmark", MARK, "table", TABLE, "priority", "100")
+    try:
+        with hub.wireguard_go(spoke, hosts.a, FOUR.first) as peer:
+            assert ping(hosts.a, spoke.gateway_inner[0]).received == 1
+            for mark, source in ((MARK, FOUR.second), ("0", FOUR.first)):
+                stopped = hub.gateway.kill(stage, signal.SIGSTOP)
+                setting = hosts.b.popen("wg", "set", hub.name, "fwmark", mark)
+                try:
+                    with pytest.raises(subprocess.TimeoutExpired):
+                        setting.wait(0.7)
+                finally:
+                    os.kill(stopped, signal.SIGCONT)
+                assert setting.wait(10) == 0
+                assert ping(hosts.b, spoke.inner[0]).received == 1
+                assert seen_at(hub, peer) == source
+                assert ping(hosts.a, spoke.gateway_inner[0]).received == 1  # the way of its answer counts from now on
+    finally:
+        hub.set("fwmark", "0")
+        hosts.b.run(*ip, "rule", "delete", "priority", "100", check=False)
         hosts.b.run(*ip, "route", "flush", "table", TABLE)
 
 

@@ -11,16 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.proto.offload.flows import ACK, CWR, FIN, PSH, TCP, UDP, Shape, sums_are_right
+from tests.proto.packets.flows import ACK, CWR, FIN, PSH, TCP, UDP, Shape, sums_are_right
 
 from lab.namespaces import Namespace, add_addresses
 from lab.wait import until
-from stagewire import privileges, tun
-from stagewire.proto.offload import coalesce, segment, virtio
-from stagewire.proto.offload.coalesce import Merged
-from stagewire.proto.offload.segment import SuperPacket
+from stagewire.limits import MAX_PACKET
+from stagewire.linux import privileges, tun
+from stagewire.proto.packets import fields, merge, split, virtio
+from stagewire.proto.packets.merge import Merged
+from stagewire.proto.packets.split import SuperPacket
 
-BOTH = coalesce.TAKES_TCP | coalesce.TAKES_UDP
+BOTH = merge.TAKES_TCP | merge.TAKES_UDP
 SIZE = 5_000_000
 
 
@@ -42,7 +43,7 @@ class Device:
     def read(self) -> bytes | None:
         """What is there now, header and all."""
         try:
-            return os.read(self.descriptor, virtio.LENGTH + tun.MAX_PACKET)
+            return os.read(self.descriptor, fields.VNET_HEADER + MAX_PACKET)
         except BlockingIOError:
             return None
 
@@ -98,7 +99,7 @@ def forwarded(device: Device, count: int) -> list[bytes]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_we_cut_as_the_kernel_does(router: tuple[Device, Device], shape: Shape) -> None:
     one, other = router
-    if shape.protocol == UDP and not one.takes & coalesce.TAKES_UDP:
+    if shape.protocol == UDP and not one.takes & merge.TAKES_UDP:
         pytest.skip("the kernel knows no super-packets of UDP")
     os.write(one.descriptor, b"".join(shape.as_read()))
     expected = replace(shape, hops=shape.hops - 1).train()
@@ -116,7 +117,7 @@ def but_zero(packet: bytes) -> bytes:
 def test_what_we_merged_the_kernel_cuts_into_what_it_was(router: tuple[Device, Device], shape: Shape) -> None:
     one, other = router
     train = replace(shape, identification=0xFFF0).train()
-    for item in coalesce.merge(train, one.takes):
+    for item in merge.merge(train, one.takes):
         os.write(one.descriptor, item.header + item.packet if isinstance(item, Merged) else virtio.NONE + item)
     expected = replace(shape, hops=shape.hops - 1, identification=0xFFF0).train()
     assert list(map(but_zero, forwarded(other, len(expected)))) == list(map(but_zero, expected))
@@ -134,16 +135,16 @@ def whole(item: bytes) -> list[bytes]:
 
 def cut(item: bytes) -> list[bytes]:
     """Packet by packet."""
-    found = segment.open_untrusted(item[: virtio.LENGTH], item[virtio.LENGTH :])
-    train = segment.split(found) if isinstance(found, SuperPacket) else [found]
+    found = split.open_untrusted(item[: fields.VNET_HEADER], item[fields.VNET_HEADER :])
+    train = split.split(found) if isinstance(found, SuperPacket) else [found]
     assert all(map(sums_are_right, train))
     return [virtio.NONE + packet for packet in train]
 
 
 def merged(item: bytes) -> list[bytes]:
     """Cut and merged again."""
-    train = [packet[virtio.LENGTH :] for packet in cut(item)]
-    found = coalesce.merge(train, BOTH)
+    train = [packet[fields.VNET_HEADER :] for packet in cut(item)]
+    found = merge.merge(train, BOTH)
     return [each.header + each.packet if isinstance(each, Merged) else virtio.NONE + each for each in found]
 
 
@@ -164,9 +165,9 @@ class Bridge:
         try:
             while not self._stop.is_set():
                 for descriptor in select.select(list(self._ways), [], [], 0.1)[0]:
-                    item = os.read(descriptor, virtio.LENGTH + tun.MAX_PACKET)
+                    item = os.read(descriptor, fields.VNET_HEADER + MAX_PACKET)
                     self.largest = max(self.largest, len(item))
-                    if item[virtio.LENGTH] >> 4 == 6 and item[virtio.LENGTH + 6] not in (TCP, UDP):
+                    if item[fields.VNET_HEADER] >> 4 == 6 and item[fields.VNET_HEADER + 6] not in (TCP, UDP):
                         continue  # solicitations
                     for each in self._way(item):
                         os.write(self._ways[descriptor], each)
@@ -197,7 +198,7 @@ def test_a_connection_through_our_hands_is_whole(
         bridge.stop()
         for device in devices:
             device.close()
-    assert 10_000 < bridge.largest <= tun.MAX_SUPER_PACKET + virtio.LENGTH
+    assert 10_000 < bridge.largest <= tun.MAX_SUPER_PACKET + fields.VNET_HEADER
     for namespace in namespaces:
         snmp = namespace.call(lambda: Path("/proc/thread-self/net/snmp").read_text()).splitlines()
         names, values = (line.split() for line in snmp if line.startswith("Tcp:"))

@@ -109,7 +109,7 @@ def replayed_to_the_gateway(network: Topology, proxy: UdpProxy, recorded: list[R
 
 @pytest.mark.parametrize(
     ("spoke", "handshake", "reason"),
-    [(THEY, INITIATION, "initiation_replayed"), (WE, RESPONSE, "unknown_response")],
+    [(THEY, INITIATION, "handshake_repeated"), (WE, RESPONSE, "unknown_response")],
     ids=["initiation", "response"],
 )
 def test_what_is_replayed_is_neither_delivered_nor_answered(
@@ -134,7 +134,14 @@ def test_what_is_replayed_is_neither_delivered_nor_answered(
             # Whatever came out of the tunnel was the stream's: nothing that was replayed is among it.
             assert sum(not frame.outgoing for frame in inner.frames()) == report.received
         expected = Counter({reason: 2, "replayed": 2 * len(packets) - (hub.starved() - starved)})
-        until(lambda: expected <= hub.counters() - before, 5, f"{expected} to be counted")
+
+        def counted() -> Counter[str]:
+            found = hub.counters() - before
+            # The gate remembers an initiation for 10 s at least; later it is key-service that refuses it.
+            found["handshake_repeated"] += found.pop("initiation_replayed", 0)
+            return found
+
+        until(lambda: expected <= counted(), 5, f"{expected} to be counted")
         assert_nobody_else_was_answered(outer.datagrams(PORT))
         state = hub.peer(spoke)
         assert state["endpoint"] == f"{Topology.CB4}:{BACK_PORT}"

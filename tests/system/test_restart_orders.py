@@ -37,7 +37,8 @@ class Operator:
     def start_in_order(self, order: tuple[str, ...]) -> None:
         """Each is at work, as far as it can be alone, before the next is begun."""
         self._type(f"stop {' '.join(order)}")
-        until(lambda: set(self._side.pids()) == {"status-service"}, BACK_WITHIN, "all to be stopped")
+        stopped = {name for program in order for name in program.split(":")}
+        until(lambda: not {*self._side.pids()} & stopped, BACK_WITHIN, "all to be stopped")
         for program in order:
             self._start(program)
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.system.oversight import BACK_WITHIN, STAGES, Overseen
+from tests.system.oversight import BACK_WITHIN, Overseen
 
 from lab.hub import Spoke
 from lab.namespaces import Topology
 from lab.wait import until
 from lab.wg import WgHub
+from stagewire.stages import STAGES
 from stagewire_cli import processes
 
 pytestmark = pytest.mark.system

@@ -5,10 +5,8 @@ figures are printed. What is asserted leaves room for a machine that others use 
 """
 
 import base64
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,16 @@ from lab.namespaces import Topology
 from lab.stagewire import Gateway
 from lab.traffic import NumberedStream, StreamReport, ping
 from lab.wait import until
+from lab.wg import is_ready
 from lab.wireguard_go import KeyPair, new_key_pair
-from stagewire.ipc import control, endpoints
-from stagewire.ipc.control import FromStage, Scale, Scaled, StatusQuery, StatusReply
+from stagewire.control import messages
+from stagewire.control.messages import FromStage
+from stagewire.control.questions import Scale, Scaled, StatusQuery
+from stagewire.control.status import GatewayStatus, WorkersStatus
+from stagewire.pipe.names import CONTROL
+from stagewire.pipe.pipes import Pipes
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.alone, pytest.mark.system]
 
 RATE = 300
 OUTAGE = 0.2
@@ -66,32 +69,31 @@ def hub(network: Topology, shared_directory: Path) -> Iterator[Hub]:
 def ask(hub: Hub, question: FromStage) -> Any:
     """Of key-service, as the command line does."""
     with zmq.Context() as context:
-        pipes = endpoints.Pipes(context, hub.gateway.run_directory / hub.name)
-        with pipes.connect(zmq.DEALER, endpoints.CONTROL) as line:
+        pipes = Pipes(context, hub.gateway.run_directory / hub.name)
+        with pipes.connect(CONTROL) as line:
             assert line.poll(2000, zmq.POLLOUT)
-            line.send(control.FROM_STAGE.pack(question))
+            line.send(messages.FROM_STAGE.pack(question))
             assert line.poll(2000)
-            return control.FROM_KEY.unpack_untrusted(line.recv())
+            return messages.FROM_KEY.unpack_untrusted(line.recv())
 
 
-def status(hub: Hub) -> dict[str, Any]:
+def status(hub: Hub) -> GatewayStatus:
     """key-service's."""
     answer = ask(hub, StatusQuery())
-    assert isinstance(answer, StatusReply)
-    parsed: dict[str, Any] = json.loads(answer.text)
-    return parsed
+    assert isinstance(answer, GatewayStatus)
+    return answer
 
 
 def homes(hub: Hub) -> list[int]:
     """Of the spokes."""
-    at = {peer["public_key"]: peer["worker"] for peer in status(hub)["peers"]}
+    at = {peer.public_key: peer.worker for peer in status(hub).peers}
     return [at[spoke.keys.public] for spoke in SPOKES.values()]
 
 
 def scale(hub: Hub, workers: int) -> None:
     """As an operator does."""
     hub.gateway.command("scale", str(workers), hub.name, timeout=SETTLES_WITHIN * 2)
-    assert status(hub)["workers"] == {"wanted": workers, "up": list(range(workers)), "peers_moving": 0}
+    assert status(hub).workers == WorkersStatus(workers, tuple(range(workers)), 0)
 
 
 def said(what: str, report: StreamReport) -> None:
@@ -104,7 +106,7 @@ def test_nonsense_is_refused(hub: Hub) -> None:
         answer = ask(hub, Scale(workers))
         assert isinstance(answer, Scaled)
         assert "1 to 64" in answer.error
-    assert status(hub)["workers"] == {"wanted": 3, "up": [0, 1, 2], "peers_moving": 0}
+    assert status(hub).workers == WorkersStatus(3, (0, 1, 2), 0)
 
 
 def test_workers_come_and_go_under_load(network: Topology, hub: Hub) -> None:
@@ -160,12 +162,8 @@ def test_the_counts_of_traffic_survive_a_move(network: Topology, hub: Hub) -> No
 
 def test_a_new_key_service_knows_the_number_and_a_new_interface_begins_anew(hub: Hub) -> None:
     hub.gateway.kill("key", 9)
-    for attempt in count():
-        found = hub.gateway.command("status", "--json", hub.name, check=False).stdout
-        if found and json.loads(found)["ready"]:
-            break
-        assert attempt < 200
-    assert status(hub)["workers"]["wanted"] == 1
+    until(lambda: is_ready(hub.gateway), 60, "key-service to be back")
+    assert status(hub).workers.wanted == 1
     hub.gateway.down()
     hub.gateway.up()
-    assert status(hub)["workers"]["wanted"] == 3
+    assert status(hub).workers.wanted == 3

@@ -16,15 +16,16 @@ from lab.namespaces import Namespace
 from lab.stagewire import Gateway
 from lab.traffic import ping
 from lab.wireguard_go import Peer, new_key_pair, new_preshared_key
-from stagewire import privileges, tun
+from stagewire.linux import privileges, tun
+from stagewire.stages import STAGES
 
 pytestmark = pytest.mark.system
 
 NOBODY = 65534
 TUNSETIFF, IFF_TUN_NO_PI = 0x400454CA, 0x1001
-STAGES = ("tun", "device", "conn", "key", "status")
 CAP_NET_BIND_SERVICE, CAP_NET_ADMIN = 10, 12
-CAPABILITIES = {"tun": 1 << CAP_NET_ADMIN, "conn": 1 << CAP_NET_ADMIN | 1 << CAP_NET_BIND_SERVICE}
+SOCKETS_AND_ROUTES = 1 << CAP_NET_ADMIN | 1 << CAP_NET_BIND_SERVICE
+CAPABILITIES = {"host": SOCKETS_AND_ROUTES}
 
 
 class Alone:
@@ -81,19 +82,23 @@ def services(alone: Alone) -> dict[int, str]:
 def test_each_service_runs_as_its_own_user_with_no_more_than_it_needs(alone: Alone) -> None:
     found = services(alone)
     assert sorted(found.values()) == sorted([*STAGES, "device"])
-    uids = {}
+    uids = set()
+    for number, pid in enumerate(alone.gateway.pid("device", number) for number in (0, 1)):
+        assert process(pid)["Uid"].split() == [str(privileges.uid_of("device", number))] * 4
     for pid, stage in found.items():
         status = process(pid)
-        assert status["Uid"].split() == [str(privileges.uid_of(stage))] * 4
+        assert stage == "device" or status["Uid"].split() == [str(privileges.uid_of(stage))] * 4
         assert status["Gid"].split() == [str(privileges.group())] * 4
         assert status["Groups"] in ("", str(privileges.group()))
         for kind in ("CapPrm", "CapEff"):
             assert int(status[kind], 16) == CAPABILITIES.get(stage, 0), (stage, kind)
-        assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0
+        handed_on = CAPABILITIES.get(stage, 0) & 1 << CAP_NET_ADMIN  # to nft, which host-service runs
+        assert int(status["CapInh"], 16) == handed_on
+        assert int(status["CapAmb"], 16) == int(status["CapBnd"], 16) == 0
         assert status["NoNewPrivs"] == "1"
         assert Path(f"/proc/{pid}/limits").read_text().splitlines()[5].split()[4:6] == ["0", "0"]  # no core
-        uids[stage] = status["Uid"]
-    assert len(set(uids.values())) == len(STAGES)
+        uids.add(status["Uid"])
+    assert len(uids) == len(STAGES) + 1
 
 
 def as_user(uid: int, gid: int, *command: str) -> subprocess.CompletedProcess[str]:
@@ -118,7 +123,10 @@ def test_another_user_can_reach_none_of_it(alone: Alone) -> None:
         if path.parent == run:
             continue  # supervisord's own
         stage = path.parent.name
-        assert path.stat().st_uid == path.parent.stat().st_uid == privileges.uid_of(stage)
+        number = int(path.name.rpartition(".")[2]) if stage == "device" else 0
+        assert path.parent.stat().st_uid == (0 if stage == "device" else privileges.uid_of(stage))
+        # root alone may reload
+        assert path.stat().st_uid == (0 if path.name == "reload" else privileges.uid_of(stage, number))
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o710
         assert stat.S_IMODE(path.stat().st_mode) & 0o007 == 0
     probe = found[0]
@@ -159,6 +167,10 @@ def test_no_secret_is_anywhere_it_can_be_read(alone: Alone) -> None:
         for path in place.rglob("*")
         if path.is_file() and not path.is_symlink()
     }
+    # key-service's own copy of the configuration, which nobody else may read.
+    kept = gateway.run_directory / "wg0/key/accepted"
+    assert texts.pop(str(kept)).endswith(gateway.config_path.read_bytes())
+    assert (kept.stat().st_uid, kept.stat().st_mode & 0o777) == (privileges.uid_of("key"), 0o600)
     assert len(texts) >= 8
     for pid in gateway.namespace.pids():
         for file in ("environ", "cmdline"):
@@ -176,7 +188,7 @@ def test_a_second_up_says_so_and_touches_nothing(alone: Alone) -> None:
     before = services(alone)
     again = alone.gateway.command("up", str(alone.gateway.config_path), check=False)
     assert again.returncode == 1
-    assert again.stderr == "stagewire: wg0: wg0 is up already; `stagewire down wg0` takes it down\n"
+    assert again.stderr == "stagewire: wg0 is up already; `stagewire down wg0` takes it down\n"
     assert services(alone) == before
 
 
@@ -219,7 +231,7 @@ def test_down_leaves_nothing_and_a_second_one_says_so(lab_directory: Path) -> No
             gateway.down()
             assert left_behind(namespace, gateway) == []
             again = gateway.command("down", "wg0", check=False)
-            assert (again.returncode, again.stderr) == (1, "stagewire: wg0 is not up\n")
+            assert (again.returncode, again.stderr) == (3, "stagewire: wg0 is not up\n")
             assert gateway.state_directory.joinpath("wg0/timestamps").exists()
 
 
@@ -257,7 +269,7 @@ def fails_to_come_up(namespace: Namespace, directory: Path, words: str) -> None:
 def test_a_port_that_is_taken_is_named(lab_directory: Path) -> None:
     with Namespace("p") as namespace:
         namespace.udp_socket("0.0.0.0", 51820)
-        fails_to_come_up(namespace, lab_directory, "conn-service: UDP port 51820 is taken by another program")
+        fails_to_come_up(namespace, lab_directory, "host-service: UDP port 51820 is taken by another program")
         assert " wg0" not in namespace.run("ip", "-o", "link").stdout
 
 
@@ -265,7 +277,7 @@ def test_a_name_that_is_taken_by_no_tun_device_is_left_alone(lab_directory: Path
     with Namespace("v") as namespace:
         namespace.run("ip", "link", "add", "wg0", "type", "veth", "peer", "name", "other")
         before = namespace.run("ip", "-details", "link", "show", "wg0").stdout
-        fails_to_come_up(namespace, lab_directory, "tun-service: interface wg0 exists and is no TUN device")
+        fails_to_come_up(namespace, lab_directory, "host-service: interface wg0 exists and is no TUN device")
         assert namespace.run("ip", "-details", "link", "show", "wg0").stdout == before
 
 
@@ -278,7 +290,7 @@ def test_a_tun_device_of_another_program_is_left_alone(lab_directory: Path) -> N
             fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", b"wg0", IFF_TUN_NO_PI))
             failed = gateway.command("up", str(gateway.config_path), check=False, timeout=60)
             assert failed.returncode == 1
-            assert "tun-service: interface wg0 exists and is not ours" in failed.stderr
+            assert "interface wg0 is in use by another program" in failed.stderr
             assert " wg0" in namespace.run("ip", "-o", "link").stdout
         finally:
             os.close(descriptor)
@@ -289,5 +301,5 @@ def test_a_persistent_tun_device_of_somebody_else_is_left_alone(lab_directory: P
         namespace.run("ip", "tuntap", "add", "dev", "wg0", "mode", "tun", "user", "1000")
         namespace.run("ip", "address", "add", "10.77.0.1/24", "dev", "wg0")
         before = namespace.run("ip", "-details", "address", "show", "wg0").stdout
-        fails_to_come_up(namespace, lab_directory, "tun-service: interface wg0 exists and is not ours")
+        fails_to_come_up(namespace, lab_directory, "host-service: interface wg0 exists and is not ours")
         assert namespace.run("ip", "-details", "address", "show", "wg0").stdout == before

@@ -1,5 +1,6 @@
 """`stagewire restart all` across two versions of the code, while packets flow."""
 
+import compileall
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +12,15 @@ from lab.hub import Spoke
 from lab.namespaces import Topology
 from lab.wait import until
 from lab.wg import WgHub
-from stagewire.ipc import slots
+from stagewire.control import questions
+from stagewire.process import slots
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 SPOKE = Spoke(1, Topology.A4)
-LONG = 120
+OURS, OTHER = questions.VERSION, questions.VERSION + 1
+LONG = 240
 """s that a command may take which replaces ten processes one after another."""
 
 
@@ -28,6 +31,7 @@ class Copy:
         self._folder = folder
         for root in ("services", "shared"):
             shutil.copytree(ROOT / root, folder / root, ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(folder, quiet=1)  # or each process may compile all of it at each start
         shutil.copy(ROOT / "supervisord.conf", folder)
         self.env = {"PYTHONPATH": f"{folder / 'services'}:{folder / 'shared'}"}
 
@@ -54,15 +58,18 @@ def seen(copy: Copy, shared_directory: Path) -> Iterator[Overseen]:
 
 def test_every_process_runs_the_new_code_and_packets_flow_all_the_while(seen: Overseen, copy: Copy) -> None:
     copy.change(
-        "shared/stagewire/ipc/stage.py", 'self.log.info("started"', 'self.log.info("started in the new version"'
+        "shared/stagewire/process/stage.py", 'self.log.info("started"', 'self.log.info("started in the new version"'
     )
-    copy.change("shared/stagewire/ipc/spare.py", '"waits: another process is', '"waits in the new version: another is')
+    copy.change(
+        "shared/stagewire/process/spare.py", '"waits: another process is', '"waits in the new version: another is'
+    )
     with seen.traffic():
         seen.settles()
         before = {*seen.gateway.processes()}
         said = seen.gateway.command("restart", "all", seen.hub.name, timeout=LONG).stdout
         assert [line.partition(":")[0] for line in said.splitlines()] == [
-            *("status-service", "key-service", "conn-service", "tun-service", "device-service 0")
+            *("status-service", "resolver-service", "host-service"),
+            *("key-service", "conn-service", "tun-service", "device-service 0"),
         ]
         assert not before & {*seen.gateway.processes()}
         seen.settles()
@@ -82,23 +89,23 @@ def others_said(seen: Overseen, stage: str, theirs: int) -> int:
 def test_a_version_that_nobody_else_speaks_stops_at_the_first_step_and_harms_nothing(
     seen: Overseen, copy: Copy
 ) -> None:
-    standing, other = "VERSION: Final = 1\nHEARTBEAT", "VERSION: Final = 2  # another\nHEARTBEAT"
+    standing, other = f"VERSION: Final = {OURS}\n", f"VERSION: Final = {OTHER}  # another\n"
     with seen.traffic():
         seen.settles()
         before = seen.gateway.processes()
-        copy.change("shared/stagewire/ipc/control.py", standing, other)
+        copy.change("shared/stagewire/control/questions.py", standing, other)
         refused = seen.gateway.command("restart", "all", seen.hub.name, check=False)
         assert refused.returncode == 1
         assert refused.stdout == ""
-        assert "speaks version 1 of the control messages, this command version 2" in refused.stderr
+        assert f"speaks version {OURS} of the control messages, this command version {OTHER}" in refused.stderr
         assert refused.stderr.count("\n") == 1
         assert seen.gateway.processes() == before
         # One of the new version comes all the same: as when both processes of a stage die before the rest is replaced.
         seen.gateway.supervisorctl("restart", "status-service:*")
-        for stage, theirs in (("key", 2), ("status", 1)):
+        for stage, theirs in (("key", OTHER), ("status", OURS)):
             until(lambda s=stage, v=theirs: others_said(seen, s, v), BACK_WITHIN, f"{stage} to say so")  # type: ignore[misc]
         seen.flows(200)
-        copy.change("shared/stagewire/ipc/control.py", other, standing)
+        copy.change("shared/stagewire/control/questions.py", other, standing)
         seen.gateway.command("restart", "status", seen.hub.name, timeout=LONG)
 
         def counted() -> int:
@@ -107,7 +114,7 @@ def test_a_version_that_nobody_else_speaks_stops_at_the_first_step_and_harms_not
             return sum(each.get("control_of_unknown_version", 0) for each in found)
 
         assert until(counted, BACK_WITHIN, "the counters") > 10
-        assert others_said(seen, "key", 2) == others_said(seen, "status", 1) == 1
+        assert others_said(seen, "key", OTHER) == others_said(seen, "status", OURS) == 1
         said = seen.gateway.command("restart", "all", seen.hub.name, timeout=LONG).stdout
-        assert len(said.splitlines()) == 5
+        assert len(said.splitlines()) == 7
         assert seen.gateway.status()["ready"]

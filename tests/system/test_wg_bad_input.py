@@ -12,7 +12,7 @@ from lab.namespaces import Topology
 from lab.pulse import Pulse
 from lab.traffic import ping
 from lab.wait import until
-from lab.wg import GATEWAY, WgHub, both_kinds, connected, say
+from lab.wg import GATEWAY, WgHub, connected, say
 from lab.wireguard_go import SOCKETS
 
 pytestmark = pytest.mark.system
@@ -48,12 +48,6 @@ MIB = 1 << 20
 def network() -> Iterator[Topology]:
     with Topology("x") as topology:
         yield topology
-
-
-@pytest.fixture(scope="module")
-def both(network: Topology, shared_directory: Path) -> Iterator[dict[str, WgHub]]:
-    with both_kinds(network.b, shared_directory) as hubs:
-        yield hubs
 
 
 @pytest.fixture(params=["up", "bare"])

@@ -16,25 +16,20 @@ import pytest
 from lab.hub import Spoke
 from lab.namespaces import Topology
 from lab.traffic import ping
-from lab.wg import GATEWAY, WgHub, both_kinds, hexadecimal
+from lab.wg import GATEWAY, WgHub, hexadecimal
 from lab.wireguard_go import SOCKETS, new_key_pair
 
 pytestmark = pytest.mark.system
 
 NO_KEY = "0" * 64
 KEY = r"[A-Za-z0-9+/]{43}="
+BOTH = {"psk": True, "keepalive": 25}
 
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Topology]:
     with Topology("c") as topology:
         yield topology
-
-
-@pytest.fixture(scope="module")
-def both(network: Topology, shared_directory: Path) -> Iterator[dict[str, WgHub]]:
-    with both_kinds(network.b, shared_directory, psk=True, keepalive=25) as hubs:
-        yield hubs
 
 
 @pytest.fixture(params=["up", "bare"])

@@ -95,6 +95,20 @@ def test_in_the_foreground_a_signal_ends_it(namespace: Namespace, lab_directory:
     assert (lab_directory / "said").read_text() == ""
 
 
+def test_in_the_foreground_a_signal_ends_a_start(namespace: Namespace, lab_directory: Path) -> None:
+    bare = Bare(namespace, lab_directory)
+    for folder in (bare.run_directory, bare.state_directory, bare.log_directory):
+        folder.mkdir(exist_ok=True)
+    process = namespace.popen(executable("stagewire"), "-f", bare.name, env=bare.env)
+    try:
+        until(lambda: namespace.run("ip", "link", "show", bare.name, check=False).returncode == 0, 15, "its device")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert bare.gone()
+    finally:
+        bare.close()
+
+
 def test_it_ends_when_supervisord_does(namespace: Namespace, lab_directory: Path) -> None:
     with Bare(namespace, lab_directory) as bare:
         bare.cut_off()

@@ -5,7 +5,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from lab.hub import Spoke
 from lab.namespaces import Topology
 from lab.traffic import NumberedStream, ping
 from lab.wait import until
-from lab.wg import GATEWAY, INNER, WgHub, both_kinds, hexadecimal, say
+from lab.wg import GATEWAY, INNER, WgHub, hexadecimal, say
 from lab.wireguard_go import Peer, WireguardGo, new_key_pair
 
 pytestmark = pytest.mark.system
@@ -27,12 +26,6 @@ INITIATION, KEEPALIVE = 148, 32
 def network() -> Iterator[Topology]:
     with Topology("l") as topology:
         yield topology
-
-
-@pytest.fixture(scope="module")
-def both(network: Topology, shared_directory: Path) -> Iterator[dict[str, WgHub]]:
-    with both_kinds(network.b, shared_directory) as hubs:
-        yield hubs
 
 
 @pytest.fixture(params=["up", "bare"])

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from host_service.routes import MAX_GUARDS
 from lab.namespaces import Topology
 from lab.pulse import Pulse, PulseReport, favour
 from lab.traffic import ping
 from lab.wait import until
-from lab.wg import GATEWAY, BareHub, WgHub, both_kinds, is_ready, say
+from lab.wg import GATEWAY, BareHub, WgHub, is_ready, say
 from lab.wireguard_go import new_key_pair
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.alone, pytest.mark.system, pytest.mark.timeout(400)]
 
 PREFIXES, PEERS = 130_560, 10_000
 STANDSTILL = 0.05
@@ -33,12 +34,6 @@ seen: dict[str, list[PulseReport]] = {}
 def network() -> Iterator[Topology]:
     with Topology("k") as topology:
         yield topology
-
-
-@pytest.fixture(scope="module")
-def both(network: Topology, shared_directory: Path) -> Iterator[dict[str, WgHub]]:
-    with both_kinds(network.b, shared_directory) as hubs:
-        yield hubs
 
 
 @pytest.fixture(params=["up", "bare"])
@@ -142,7 +137,8 @@ def test_a_peer_with_130560_allowed_ips(network: Topology, hub: WgHub) -> None:
         """A managed interface has a route for each of them, which come after the answer. Half of them are IPv6."""
         if not isinstance(hub, BareHub):
             begun = time.monotonic()
-            until(lambda: of_ipv6(hub) == few_of_ipv6 + more // 2, 90, f"{more} routes")
+            # Behind some of ours there are unreachable ones, which count along.
+            until(lambda: 0 <= of_ipv6(hub) - few_of_ipv6 - more // 2 <= MAX_GUARDS, 90, f"{more} routes")
             until(lambda: routes(network, hub) == few + more, 90, f"{more} routes")
             print(f"routes, {time.monotonic() - begun:.2f} s later")
 
@@ -175,6 +171,7 @@ def test_a_peer_with_130560_allowed_ips(network: Topology, hub: WgHub) -> None:
     measured(scenario, hub)
 
 
+@pytest.mark.parametrize("hub", ["up"], indirect=True)  # whose key-service does all that a bare one does, and more
 def test_10000_peers(network: Topology, hub: WgHub) -> None:
     first, changed, only = many(hub, range(PEERS)), many(hub, range(500, PEERS + 500)), hub.stripped()
 

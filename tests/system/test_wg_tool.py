@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ from lab.hub import Spoke
 from lab.namespaces import Topology
 from lab.traffic import NumberedStream, ping
 from lab.wait import until
-from lab.wg import GATEWAY, INNER, WgHub, both_kinds, hexadecimal, say
+from lab.wg import GATEWAY, INNER, WgHub, hexadecimal, say
 from lab.wireguard_go import KeyPair, new_key_pair, new_preshared_key
 
 pytestmark = pytest.mark.system
@@ -23,16 +22,13 @@ FIELDS = {
 }  # fmt: skip
 
 
+BOTH = {"psk": True, "keepalive": 25}
+
+
 @pytest.fixture(scope="module")
 def network() -> Iterator[Topology]:
     with Topology("t") as topology:
         yield topology
-
-
-@pytest.fixture(scope="module")
-def both(network: Topology, shared_directory: Path) -> Iterator[dict[str, WgHub]]:
-    with both_kinds(network.b, shared_directory, psk=True, keepalive=25) as hubs:
-        yield hubs
 
 
 @pytest.fixture(params=["up", "bare"])

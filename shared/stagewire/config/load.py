@@ -1,23 +1,24 @@
-"""A configuration file from the disk: which may hold a private key, and how one is opened without harm."""
+"""Opens a configuration file without harm, and judges whether it may hold a private key."""
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from stagewire.config.lookups import of_this_host
 from stagewire.config.model import ConfigError, InterfaceConfig, Mistake
 from stagewire.config.parse import parse
 from stagewire.environment import valid_interface_name
 
 MAX_SIZE: Final = 32 * 1024 * 1024
-"""Bytes. Some 170,000 peers fit."""
+"""Bytes: room for some 170,000 peers."""
 
 _OTHERS_CAN_READ: Final = stat.S_IRGRP | stat.S_IROTH
-_OTHERS_CAN_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 def interface_name(path: Path) -> str:
-    """The interface that a file is for: its name without `.conf`. Raises ConfigError when that names none."""
+    """Returns the interface that a file is for: its name without `.conf`. Raises ConfigError for another name."""
     name = path.name.removesuffix(".conf")
     if name == path.name or not valid_interface_name(name):
         message = "the file must be named after its interface: 1 to 15 of a-z A-Z 0-9 _ = + . - and then .conf"
@@ -25,24 +26,46 @@ def interface_name(path: Path) -> str:
     return name
 
 
-def load(path: Path) -> InterfaceConfig:
-    """Reads a configuration file. Raises ConfigError: one mistake when the file won't do, else as `parse`.
+def load(path: Path, *, strict: bool = False) -> InterfaceConfig:
+    """Reads a configuration file. Raises ConfigError: one mistake about the file itself, else as `parse`.
 
-    Symbolic links are followed. Only a regular file of at most MAX_SIZE is read; a FIFO can't make us wait.
-    The file must belong to root or to us, and no one else may read it, write it, or put another in its place.
+    Follows symbolic links. Reads only a regular file of at most MAX_SIZE; a FIFO can't make the reader wait. Refuses a
+    file that everybody may write or replace, because root runs its commands. Warns of a file that others may read, or
+    that isn't root's; strictly, that is a mistake.
     """
+    text, warnings = _text(path)
     try:
-        data = _read(path)
+        found = parse_text(text, path, strict=strict)
+    except ConfigError as error:
+        raise ConfigError((*(warnings if strict else ()), *error.mistakes)) from None
+    if warnings and strict:
+        raise ConfigError(warnings)
+    return replace(found, warnings=(*warnings, *found.warnings)) if warnings else found
+
+
+def load_text(path: Path) -> str:
+    """Reads a configuration file as it stands. Raises ConfigError when `load` would refuse the file unread."""
+    return _text(path)[0]
+
+
+def parse_text(text: str, path: Path, *, strict: bool = False) -> InterfaceConfig:
+    """Parses the text of a file. Raises ConfigError as `parse`."""
+    return parse(text, printable(path), strict=strict, lookups=of_this_host())
+
+
+def _text(path: Path) -> tuple[str, list[Mistake]]:
+    try:
+        data, warnings = _read(path)
     except (OSError, ValueError) as error:
         raise _refusal(path, _cannot_read(error)) from None
-    return parse(data.decode("utf-8", "surrogateescape"), _printable(path))
+    return data.decode("utf-8", "surrogateescape"), warnings
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> tuple[bytes, list[Mistake]]:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
-        _check_file(os.fstat(descriptor), path)
-        # The link's own folder counts as much as that of the file it leads to.
+        warnings = _check_file(os.fstat(descriptor), path)
+        # The link's own folder counts as much as its target's.
         for folder in {path.absolute().parent, path.resolve().parent}:
             _check_folder(folder, path)
         with open(descriptor, "rb", closefd=False) as file:
@@ -51,31 +74,35 @@ def _read(path: Path) -> bytes:
         os.close(descriptor)
     if len(data) > MAX_SIZE:
         raise _refusal(path, f"is larger than {MAX_SIZE // 2**20} MiB, which no configuration is")
-    return data
+    return data, warnings
 
 
-def _check_file(found: os.stat_result, path: Path) -> None:
+def _check_file(found: os.stat_result, path: Path) -> list[Mistake]:
     if not stat.S_ISREG(found.st_mode):
         raise _refusal(path, f"is {_kind(found.st_mode)}: name a regular file")
+    if found.st_mode & stat.S_IWOTH:
+        raise _refusal(path, "can be written by everyone, and its commands run as root: chmod 600 it")
+    warnings = []
     if found.st_uid not in (0, os.geteuid()):
-        raise _refusal(path, f"belongs to user {found.st_uid}, who could change it: chown root {_printable(path)}")
+        warnings.append(f"belongs to user {found.st_uid}, who can change what root runs: chown root it")
     can = []
     if found.st_mode & _OTHERS_CAN_READ:
         can.append("read")
-    if found.st_mode & _OTHERS_CAN_WRITE:
+    if found.st_mode & stat.S_IWGRP:
         can.append("written")
     if can:
-        raise _refusal(path, f"can be {' and '.join(can)} by others: chmod 600 {_printable(path)}")
+        warnings.append(f"can be {' and '.join(can)} by others, and may hold a private key: chmod 600 it")
+    return [Mistake(printable(path), None, message) for message in warnings]
 
 
 def _check_folder(folder: Path, path: Path) -> None:
     mode = folder.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        raise _refusal(path, f"lies where anyone could replace it: chmod o-w {_printable(folder)}")
+        raise _refusal(path, f"lies where anyone could replace it: chmod o-w {printable(folder)}")
 
 
 def _refusal(path: Path, message: str) -> ConfigError:
-    return ConfigError([Mistake(_printable(path), None, message)])
+    return ConfigError([Mistake(printable(path), None, message)])
 
 
 def _kind(mode: int) -> str:
@@ -102,7 +129,7 @@ def _cannot_read(error: OSError | ValueError) -> str:
             return "is no file's name"
 
 
-def _printable(path: Path) -> str:
-    """The path on one line, whatever bytes are in it."""
+def printable(path: Path) -> str:
+    """Shows the path on one line, whatever bytes are in it."""
     text = str(path)
     return text if text.isprintable() else ascii(text)

@@ -1,10 +1,13 @@
-"""Lines into a configuration.
+"""Parses lines into a configuration.
 
-In three steps, so that one reading finds every mistake:
+Three steps find every mistake in one reading:
 
 1. each line, in turn: a section's header, `key = value`, a `# stagewire:` line, or nothing (other comments);
-2. each value, as its line is met, into the draft of its section; a bad one leaves the draft as it was;
-3. what only the whole shows: what is missing, and what two sections both claim (`_check_*`).
+2. each value, as its line is met, into the draft of its section; a bad value leaves the draft as it was;
+3. the whole: missing keys, and claims of two sections (`_check_*`, `peers`).
+
+A line that wg-quick and `wg` take is taken, and means the same; oddities of it are warnings for the author. Strictly,
+each warning is a mistake, and so is every spelling that the manuals don't have.
 """
 
 import re
@@ -13,35 +16,38 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeVar
 
-from stagewire.config import keys, known, values
-from stagewire.config.known import Key
+from stagewire.config import gateway, keys, known, peer_names, published, tolerant, values
+from stagewire.config.findings import Findings, TooManyMistakes
+from stagewire.config.known import SPACES, Key
 from stagewire.config.model import (
+    Access,
+    ClientSettings,
     ConfigError,
+    Exit,
     HostPort,
     Interface,
     InterfaceConfig,
-    Mistake,
-    Network,
     PeerConfig,
     Table,
 )
-from stagewire.proto.constants import KEY_LENGTH, REKEY_AFTER_TIME
-
-MAX_MISTAKES: Final = 1000
-"""Reading stops after this many: a large file that is no configuration must cost neither time nor memory."""
+from stagewire.config.peers import PeerDraft, settle
+from stagewire.config.tolerant import BUILT_IN, STRICT, Lookups
+from stagewire.limits import MIN_MTU_IPV6
+from stagewire.proto.constants import REKEY_AFTER_TIME
 
 _T = TypeVar("_T")
 _OUR_COMMENT = re.compile(r"[ \t]*stagewire[ \t]*:", re.IGNORECASE)
-# The second range is what undecodable bytes become (PEP 383), and can't be in UTF-8 otherwise.
-_NOT_TEXT = re.compile("\0|[\ud800-\udfff]")
-# The C locale's spaces, as `wg` sees them; str.strip() alone would also take those of Unicode.
-_SPACES: Final = " \t\r\v\f"
+# Stand-ins of undecodable bytes (PEP 383), which UTF-8 can't hold otherwise.
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")
+_UTF16 = ("\udcff\udcfe", "\udcfe\udcff")
+"""Byte-order marks of UTF-16, as undecodable bytes."""
+_MAKE_ONE: Final = "make one with `stagewire genkey`"
 
 
 @dataclass(slots=True, repr=False)
 class _InterfaceDraft:
-    line: int
-    lines: dict[str, int] = field(default_factory=dict)  # of each key's first use
+    line: int | None = None
+    lines: dict[str, int] = field(default_factory=dict)  # the last line of each key
     private_key: bytes | None = None
     listen_port: int | None = None
     fwmark: int = 0
@@ -52,132 +58,179 @@ class _InterfaceDraft:
     hooks: dict[str, list[str]] = field(default_factory=dict)
     save_config: bool = False
     rekey_after_time: float = REKEY_AFTER_TIME
+    client_endpoint: HostPort | None = None
+    client: ClientSettings = field(default_factory=ClientSettings)
+    exit: Exit = "off"
+    isolation: bool = False
+    open_firewall: bool = False
+    access: Access = field(default_factory=Access)
+
+
+def parse(text: str, path: str, *, strict: bool = False, lookups: Lookups = BUILT_IN) -> InterfaceConfig:
+    """Parses the text of a configuration file. `path` only goes into messages.
+
+    Raises ConfigError, and nothing else, with every mistake (or the first MAX_MISTAKES). Accepts CRLF and a byte order
+    mark. Looks no host's name up and touches no file.
+    """
+    return _Reading(Findings(path, strict=strict), STRICT if strict else tolerant.readers(lookups)).read(text)
 
 
 @dataclass(slots=True, repr=False)
-class _PeerDraft:
-    line: int
-    lines: dict[str, int] = field(default_factory=dict)
-    public_key: bytes | None = None
-    preshared_key: bytes = bytes(KEY_LENGTH)
-    allowed_ips: dict[Network, int] = field(default_factory=dict)  # each with its line; in order, none twice
-    endpoint: HostPort | None = None
-    persistent_keepalive: int = 0
-    response_timestamp: bool = False
+class _Names:
+    """Finds the peer that a name in a block of comment lines belongs to.
 
-
-def parse(text: str, path: str) -> InterfaceConfig:
-    """Reads the text of a configuration file. `path` only goes into messages.
-
-    Raises ConfigError, and nothing else, with every mistake in it (or the first MAX_MISTAKES). CRLF and
-    a byte order mark are accepted. No name is looked up, no file touched.
+    A block that touches a [Peer] from above belongs to that peer. If the block touches the lines of another [Peer]
+    above it too, and that peer has no name yet, the block belongs to the peer above.
     """
-    return _Reading(path).read(text)
 
+    waiting: str = ""
+    """The name in the block of comment lines that is being read."""
+    dead: bool = False
+    """The block holds a section out of use."""
+    touches: bool = False
+    """The block begins directly below a line that isn't blank."""
 
-class _TooManyMistakes(Exception):  # noqa: N818 - never leaves this file
-    pass
+    def line(self, section: _InterfaceDraft | PeerDraft | None, *, blank: bool = True, header: bool = False) -> None:
+        """Ends a block at a line that is no comment."""
+        if self.waiting and isinstance(section, PeerDraft) and not section.name and (self.touches or not header):
+            section.name, self.waiting = self.waiting, ""
+        if not header:
+            self.waiting = ""
+        self.dead, self.touches = False, not blank
+
+    def take(self) -> str:
+        """Returns the name that belongs to the section that begins."""
+        name, self.waiting = self.waiting, ""
+        return name
 
 
 class _Reading:
-    """One reading of one file."""
+    """Reads one file, once."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.mistakes: list[Mistake] = []
-        self.interface: _InterfaceDraft | None = None
-        self.peers: list[_PeerDraft] = []
-        self.section: _InterfaceDraft | _PeerDraft | None = None
-        self.skipping = False  # in a section that nothing is known about
+    def __init__(self, findings: Findings, readers: tolerant.Readers) -> None:
+        self.findings, self.readers = findings, readers
+        self.interface = _InterfaceDraft()
+        self.peers: list[PeerDraft] = []
+        self.section: _InterfaceDraft | PeerDraft | None = None
+        self.skipping = False  # in an unknown section
+        self.names = _Names()
 
     def read(self, text: str) -> InterfaceConfig:
+        findings, peers = self.findings, tuple[PeerConfig, ...]()
         try:
+            self._refuse_binary(text)
             for number, line in enumerate(_lines(text.removeprefix("\ufeff")), start=1):
                 self._line(number, line)
+            self.names.line(self.section)
             self._end_section()
-            if self.interface is None:
-                self._mistake(None, "there is no [Interface] section")
+            self._check_private_key()
             self._check_addresses()
-            self._check_public_keys()
-            self._check_prefixes()
-        except _TooManyMistakes:
+            self._check_dns()
+            self._check_access()
+            own = self.interface.private_key
+            peers = settle(self.peers, keys.public_key(own) if own else None, findings)
+        except TooManyMistakes:
             pass
-        if self.mistakes or self.interface is None:
-            raise ConfigError(sorted(self.mistakes, key=lambda mistake: mistake.line or 0))
-        return _finished(self.interface, self.peers)
-
-    def _mistake(self, line: int | None, message: str) -> None:
-        self.mistakes.append(Mistake(self.path, line, message))
-        if len(self.mistakes) == MAX_MISTAKES:
-            self.mistakes.append(Mistake(self.path, line, "too many mistakes, nothing more was checked"))
-            raise _TooManyMistakes
+        if findings.mistakes:
+            raise ConfigError(findings.mistakes)
+        return self._finished(peers)
 
     # --- lines ---------------------------------------------------------------------------------------------
 
+    def _refuse_binary(self, text: str) -> None:
+        """Refuses a text with NUL bytes, in one mistake: each line of a UTF-16 file has one."""
+        before, nul, _ = text.partition("\0")
+        if nul:
+            what = "is UTF-16" if text.startswith(_UTF16) else "holds a NUL byte"
+            self.findings.mistake(before.count("\n") + 1, f"{what}: save the file as plain text, in UTF-8")
+            raise ConfigError(self.findings.mistakes)
+
     def _line(self, number: int, line: str) -> None:
-        if (bad := _NOT_TEXT.search(line)) is not None:
-            self._mistake(number, "holds a NUL byte" if bad[0] == "\0" else "is not UTF-8 text")
-            return
+        if not line.isascii() and _NOT_UTF8.search(line):
+            self.findings.untidy(number, "is not UTF-8 text")
+            if self.findings.strict:
+                return
         before, hash_sign, comment = line.partition("#")
-        before = before.strip(_SPACES)
+        before = before.strip(SPACES)
         ours = _OUR_COMMENT.match(comment) if hash_sign else None
         if ours is not None and before:
-            self._mistake(number, "a '# stagewire:' comment needs a line of its own")
+            name = comment[ours.end() :].partition("=")[0].strip(SPACES)
+            self._complaint(name, in_comment=True)(number, "a '# stagewire:' comment needs a line of its own")
         elif ours is not None:
             text = comment[ours.end() :].partition("#")[0]
-            self._assignment(number, text.strip(_SPACES), in_comment=True)
+            self._assignment(number, text.strip(SPACES), in_comment=True)
+        elif hash_sign and not before:
+            self._name(number, comment)
+        if before or not hash_sign:
+            self.names.line(self.section, blank=not before, header=before.startswith("["))
         if before.startswith("["):
             self._header(number, before)
         elif before:
             self._assignment(number, before, in_comment=False)
 
+    def _name(self, number: int, comment: str) -> None:
+        written = peer_names.in_comment(comment)
+        if written is None:
+            self.names.dead = self.names.dead or peer_names.is_dead_header(comment)
+        elif not self.names.dead:
+            name = peer_names.cleaned(written)
+            self.names.waiting = name or self.names.waiting
+            if name != written:
+                what = f"as {name!r}" if name else "not at all"
+                self.findings.untidy(number, f"this name can't be shown as it is written; it is shown {what}")
+
     def _header(self, number: int, text: str) -> None:
         self._end_section()
-        name = known.SECTIONS.get(text[1:-1].lower()) if text.endswith("]") else None
+        name, name_above = known.section_of(text), self.names.take()
         if name is None:
-            inner = text.strip("[]" + _SPACES)
+            inner = text.strip("[]" + SPACES)
             near = known.nearest(inner, known.SECTIONS)
             hint = f", did you mean [{known.SECTIONS[near]}]?" if near else ": only [Interface] and [Peer] are known"
-            self._mistake(number, f"unknown section{known.quoted(inner)}{hint}")
+            if near == inner.lower():
+                self.findings.mistake(number, f"is no section as it stands: write [{known.SECTIONS[near]}]")
+            else:
+                self.findings.mistake(number, f"unknown section{known.quoted(inner)}{hint}")
             name = known.SECTIONS[near] if near else None
+        elif text[1:-1].lower() not in known.SECTIONS:
+            self.findings.untidy(number, f"write [{name}], without spaces")
         self.section, self.skipping = None, name is None
         match name:
             case "Interface":
-                self.section = _InterfaceDraft(number)
-                if self.interface is None:
-                    self.interface = self.section
+                self.section = self.interface
+                if self.interface.line is None:
+                    self.interface.line = number
                 else:
-                    self._mistake(number, f"a second [Interface], the first is in line {self.interface.line}")
+                    first = f"the first is in line {self.interface.line}"
+                    self.findings.warning(number, f"a second [Interface], {first}; they count as one")
             case "Peer":
-                self.section = _PeerDraft(number)
+                self.section = PeerDraft(number, name=name_above)
                 self.peers.append(self.section)
 
     def _end_section(self) -> None:
-        """What a section lacks is said as it ends, so that a file of nothing but headers stops early."""
-        match self.section:
-            case _InterfaceDraft() as section if section is self.interface and "PrivateKey" not in section.lines:
-                self._mistake(section.line, "this [Interface] has no PrivateKey")
-            case _PeerDraft() as section if "PublicKey" not in section.lines:
-                self._mistake(section.line, "this [Peer] has no PublicKey")
+        """Reports a section's missing key as the section ends, so that a file of nothing but headers stops early."""
+        if isinstance(self.section, PeerDraft) and "PublicKey" not in self.section.lines:
+            self.findings.mistake(self.section.line, "this [Peer] has no PublicKey")
 
     def _assignment(self, number: int, text: str, *, in_comment: bool) -> None:
         if self.skipping:
             return
         name, equals, value = text.partition("=")
-        name, value = name.strip(_SPACES), value.strip(_SPACES)
-        # Of a line that makes no sense nothing is repeated, for it may be a key without its name.
+        name, value = name.strip(SPACES), value.strip(SPACES)
+        complain = self._complaint(name, in_comment=in_comment)
+        # A message repeats nothing of a line without sense: the line may be a key without its name.
         if not equals or not name:
-            self._mistake(number, "is neither 'Key = value', nor a section, nor a comment")
+            complain(number, "is neither 'Key = value', nor a section, nor a comment")
             return
-        # What ends with its '=' may be the end of a key, which so often does: such a name isn't repeated either.
+        # A name without a value may be the end of a key, which often ends with '=': no message repeats it.
         key = self._known(number, name, in_comment=in_comment, quote=bool(value))
         if key is None or self.section is None:
             return
-        first = self.section.lines.setdefault(key.name, number)
-        if first != number and not key.repeatable:
-            self._mistake(number, f"{key.name} is already given in line {first}")
+        first = self.section.lines.get(key.name)
+        if first is not None and not key.repeatable:
+            self.findings.warning(number, f"{key.name} is already given in line {first}; the last one counts")
+        self.section.lines[key.name] = number
         if not value and key.name != "AllowedIPs":
-            self._mistake(number, f"{key.name} has no value")
+            self._empty(number, key)
             return
         try:
             if isinstance(self.section, _InterfaceDraft):
@@ -185,72 +238,133 @@ class _Reading:
             else:
                 self._set_peer(self.section, number, key, value)
         except ValueError as error:
-            self._mistake(number, f"{key.name} {error}")
+            complain(number, f"{key.name} {error}")
+
+    def _complaint(self, name: str, *, in_comment: bool) -> Callable[[int | None, str], None]:
+        """Returns what to do with a mistake. `wg` and wg-quick don't see a comment, so few keep a file from use."""
+        if not in_comment:
+            return self.findings.mistake
+        near = known.key_of(name) or known.KEYS.get(known.nearest(name, known.KEYS) or "")
+        return self.findings.mistake if near is not None and near.guards else self._ignored
+
+    def _ignored(self, number: int | None, message: str) -> None:
+        self.findings.warning(number, f"{message}; this '# stagewire:' line is ignored")
+
+    def _empty(self, number: int, key: Key) -> None:
+        """Takes a key without a value as wg-quick does: it means the default, also after an earlier value."""
+        message = f"{key.name} has no value"
+        if key.in_comment:
+            self._complaint(key.name, in_comment=True)(number, message)
+        elif not key.may_be_empty:
+            self.findings.mistake(number, message)
+        else:
+            self.findings.untidy(number, message)
+            if key.name == "MTU":
+                self.interface.mtu = None
+            elif key.name == "Table":
+                self.interface.table = "auto"
 
     def _known(self, number: int, name: str, *, in_comment: bool, quote: bool) -> Key | None:
-        """The key of this name when it may stand here, else a mistake and None."""
-        key = known.KEYS.get(name.lower())
+        """Returns the key of this name if it may stand here, else a mistake and None."""
+        complain = self._complaint(name, in_comment=in_comment)
+        key = known.key_of(name)
         if key is None:
             near = known.nearest(name, known.KEYS)
             hint = f", did you mean {known.KEYS[near].name}?" if near else ""
-            self._mistake(number, f"unknown key{known.quoted(name) if quote else ''}{hint}")
+            if name.lower() in known.AMNEZIA:
+                hint = ": it is AmneziaWG's, whose packets are not WireGuard's; ask its server for a WireGuard file"
+            complain(number, f"unknown key{known.quoted(name) if quote else ''}{hint}")
         elif key.in_comment and not in_comment:
-            self._mistake(number, f"only Stagewire knows {key.name}: write '# stagewire: {key.name} = ...'")
+            complain(number, f"only Stagewire knows {key.name}: write '# stagewire: {key.name} = ...'")
         elif in_comment and not key.in_comment:
-            self._mistake(number, f"{key.name} must not stand in a comment: remove the '# stagewire:'")
+            complain(number, f"{key.name} must not stand in a comment: remove the '# stagewire:'")
         elif self.section is None:
-            self._mistake(number, f"{key.name} stands before any section, it belongs in [{key.section}]")
-        elif isinstance(self.section, _InterfaceDraft) != (key.section == "Interface"):
-            self._mistake(number, f"{key.name} belongs in [{key.section}]")
+            complain(number, f"{key.name} stands before any section, it belongs in [{key.section or 'Peer'}]")
+        elif key.section and isinstance(self.section, _InterfaceDraft) != (key.section == "Interface"):
+            complain(number, f"{key.name} belongs in [{key.section}]")
         else:
+            if name.lower() not in known.KEYS:
+                self.findings.untidy(number, f"unknown key, did you mean {key.name}?")
             return key
         return None
 
     # --- values --------------------------------------------------------------------------------------------
 
     def _set_interface(self, draft: _InterfaceDraft, number: int, key: Key, value: str) -> None:
+        read = self.readers
         match key.name:
             case "PrivateKey":
-                private_key = keys.decode_key(value)
-                if not any(private_key):
-                    raise ValueError("is all zeros, which stands for no key: make one with 'wg genkey'")
-                draft.private_key = private_key
+                draft.private_key = self._private_key(number, read.key(value))
             case "ListenPort":
-                draft.listen_port = values.listen_port(value)
+                draft.listen_port = read.listen_port(value)
             case "FwMark":
-                draft.fwmark = values.fwmark(value)
+                draft.fwmark = read.fwmark(value)
             case "Address":
-                read = self._each(number, key, values.split_words(value), values.address)
-                draft.addresses += [(number, address) for address in read]
+                found = self._each(number, key, read.words(value), read.address)
+                draft.addresses += [(number, address) for address in found]
             case "DNS":
-                draft.dns += self._each(number, key, values.split_words(value), values.dns)
+                draft.dns += self._dns(number, read.words(value))
             case "MTU":
-                draft.mtu = values.mtu(value)
+                draft.mtu = read.mtu(value)
             case "Table":
-                draft.table = values.table(value)
+                draft.table = read.table(value)
             case "SaveConfig":
                 draft.save_config = values.choice(value, "true", "false")
             case "RekeyAfterTime":
                 draft.rekey_after_time = values.rekey_after_time(value)
+            case "ClientEndpoint":
+                draft.client_endpoint = values.endpoint(value)
+            case name if key.guards:
+                _set_gateway(draft, name, value)
+            case name if name in values.CLIENT:
+                draft.client = values.CLIENT[name](draft.client, value)
             case hook:
                 draft.hooks.setdefault(hook, []).append(value)
 
-    def _set_peer(self, draft: _PeerDraft, number: int, key: Key, value: str) -> None:
+    def _set_peer(self, draft: PeerDraft, number: int, key: Key, value: str) -> None:
+        read = self.readers
         match key.name:
             case "PublicKey":
-                draft.public_key = keys.decode_key(value)
+                draft.public_key = read.key(value)
             case "PresharedKey":
-                draft.preshared_key = keys.decode_key(value)
+                draft.preshared_key = read.key(value)
+                if where := published.where_published(draft.preshared_key):
+                    raise ValueError(f"is {where}: {_MAKE_ONE}")
             case "AllowedIPs":
-                items = [item.strip(_SPACES) for item in value.split(",")] if value else []
-                for network in self._each(number, key, items, values.network):
-                    draft.allowed_ips.setdefault(network, number)
+                items = [item.strip(SPACES) for item in value.split(",")] if value else []
+                for added, signed, network in self._each(number, key, items, read.allowed_ip):
+                    draft.allowed_ips.append((number, added, network))
+                    draft.adds = draft.adds or signed
             case "Endpoint":
-                draft.endpoint = values.endpoint(value)
+                draft.endpoint = read.endpoint(value)
             case "PersistentKeepalive":
-                draft.persistent_keepalive = values.keepalive(value)
+                draft.persistent_keepalive = read.keepalive(value)
             case "ResponseTimestamp":
                 draft.response_timestamp = values.choice(value, "on", "off")
+            case "Expires":
+                draft.expires = values.expires(value)
+            case name if key.guards:
+                draft.access = gateway.add_line(draft.access, name, value)
+            case name if name in values.LIMITS:
+                draft.limits = values.LIMITS[name](draft.limits, value)
+            case name if name in values.CLIENT:
+                draft.client = values.CLIENT[name](draft.client, value)
+
+    def _private_key(self, number: int, key: bytes) -> bytes | None:
+        if not any(key):
+            self.findings.warning(number, f"PrivateKey is all zeros, which stands for no key: {_MAKE_ONE}")
+            return None
+        if where := published.where_private_published(key):
+            raise ValueError(f"is {where}: {_MAKE_ONE}")
+        return key
+
+    def _dns(self, number: int, words: Iterable[str]) -> list[str]:
+        """Takes any word, as wg-quick hands it on, and reports odd ones."""
+        for word in words:
+            if not values.is_literal(word) and not values.is_name(word):
+                says = self.findings.untidy if tolerant.is_domain(word) else self.findings.warning
+                says(number, f"DNS must be an address or a search domain, not {values.shown(word)}")
+        return list(words)
 
     def _each(self, number: int, key: Key, items: Iterable[str], read: Callable[[str], _T]) -> list[_T]:
         """Reads a list's items one by one, so that one bad item hides no other."""
@@ -259,88 +373,103 @@ class _Reading:
             try:
                 good.append(read(item))
             except ValueError as error:
-                self._mistake(number, f"{key.name} {error}")
+                self.findings.mistake(number, f"{key.name} {error}")
         return good
 
     # --- the whole -----------------------------------------------------------------------------------------
 
+    def _check_private_key(self) -> None:
+        interface = self.interface
+        if interface.line is None:
+            self.findings.warning(None, "there is no [Interface] section")
+        elif "PrivateKey" not in interface.lines:
+            what = "this [Interface] has no PrivateKey"
+            self.findings.warning(interface.line, f"{what}: no peer is reached before `wg set` gives it one")
+
     def _check_addresses(self) -> None:
-        if self.interface is None:
-            return
+        interface = self.interface
         seen: dict[IPv4Address | IPv6Address, int] = {}
-        for line, address in self.interface.addresses:
-            if address.ip in seen:
-                self._mistake(line, f"Address {address.ip} is already given in line {seen[address.ip]}")
-            else:
+        kept: dict[Interface, int] = {}
+        for line, address in interface.addresses:
+            if (first := seen.get(address.ip)) is None:
                 seen[address.ip] = line
+            else:
+                self.findings.warning(line, f"Address {address.ip} is already given in line {first}")
+            # The kernel takes an IPv4 address again with another prefix length, but no IPv6 address.
+            if first is None or address.version == 4:
+                kept.setdefault(address, line)
+        interface.addresses = [(line, address) for address, line in kept.items()]
+        self._check_mtu([address.version for _, address in interface.addresses])
+
+    def _check_mtu(self, versions: list[int]) -> None:
         mtu = self.interface.mtu
-        if mtu is not None and mtu < values.MIN_MTU_IPV6 and any(ip.version == 6 for ip in seen):
-            line = self.interface.lines["MTU"]
-            self._mistake(line, f"MTU {mtu} is too small for an IPv6 Address: IPv6 needs {values.MIN_MTU_IPV6}")
+        if mtu is None or mtu >= MIN_MTU_IPV6:
+            return
+        line, needs = self.interface.lines["MTU"], f"IPv6 needs {MIN_MTU_IPV6}"
+        if 6 in versions:
+            self.findings.warning(line, f"MTU {mtu} is too small for an IPv6 Address: {needs}")
+        elif any(prefix.version == 6 for peer in self.peers for _, _, prefix in peer.allowed_ips):
+            self.findings.warning(line, f"MTU {mtu} is too small for AllowedIPs of IPv6, which get nothing: {needs}")
 
-    def _check_public_keys(self) -> None:
-        own = self.interface.private_key if self.interface else None
-        own_public = keys.public_key(own) if own else None
-        seen: dict[bytes, _PeerDraft] = {}
+    def _check_dns(self) -> None:
+        interface = self.interface
+        if interface.dns and all(map(tolerant.is_domain, interface.dns)):
+            self.findings.warning(interface.lines["DNS"], "DNS names no server's address, so it changes nothing")
+
+    def _check_access(self) -> None:
+        ruled = {each.group for each in self.interface.access.allow}
         for peer in self.peers:
-            if peer.public_key is None:
-                continue
-            line = peer.lines["PublicKey"]
-            first = seen.setdefault(peer.public_key, peer)
-            if first is not peer:
-                where = f"the [Peer] in line {first.line} and the [Peer] in line {peer.line}"
-                self._mistake(line, f"{where} have the same PublicKey")
-            elif peer.public_key == own_public:
-                self._mistake(line, "PublicKey is that of our own PrivateKey: a gateway can't be its own peer")
-            elif keys.is_low_order(peer.public_key):
-                self._mistake(line, "PublicKey is a point of low order, with which nothing can be kept secret")
+            for group in peer.access.groups:
+                if group not in ruled and "" not in ruled and not peer.access.allow:
+                    what = f"no Allow line of [Interface] names the group {group}, so it lets this peer reach nothing"
+                    self.findings.warning(peer.lines["Groups"], what)
+            own = gateway.own_addresses(prefix for _, added, prefix in peer.allowed_ips if added)
+            if not own and any(each.to is None for each in peer.access.forwards):
+                what = "Forward leads nowhere: no prefix of AllowedIPs is one address; name one, as in tcp 8080 10.66.0.2:80"
+                self.findings.warning(peer.lines["Forward"], what)
 
-    def _check_prefixes(self) -> None:
-        owners: dict[Network, _PeerDraft] = {}
-        for peer in self.peers:
-            for network, line in peer.allowed_ips.items():
-                owner = owners.setdefault(network, peer)
-                # Of a peer that is there twice it is enough to say just that.
-                if owner is peer or (owner.public_key is not None and owner.public_key == peer.public_key):
-                    continue
-                other = f"the [Peer] in line {owner.line} (its line {owner.allowed_ips[network]})"
-                self._mistake(line, f"{network} of the [Peer] in line {peer.line} also belongs to {other}")
+    def _finished(self, peers: tuple[PeerConfig, ...]) -> InterfaceConfig:
+        interface = self.interface
+        hooks = {name: tuple(commands) for name, commands in interface.hooks.items()}
+        return InterfaceConfig(
+            private_key=interface.private_key,
+            listen_port=interface.listen_port,
+            fwmark=interface.fwmark,
+            addresses=tuple(address for _, address in interface.addresses),
+            dns=tuple(interface.dns),
+            mtu=interface.mtu,
+            table=interface.table,
+            pre_up=hooks.get("PreUp", ()),
+            post_up=hooks.get("PostUp", ()),
+            pre_down=hooks.get("PreDown", ()),
+            post_down=hooks.get("PostDown", ()),
+            save_config=interface.save_config,
+            rekey_after_time=interface.rekey_after_time,
+            peers=peers,
+            client_endpoint=interface.client_endpoint,
+            client=interface.client,
+            exit=interface.exit,
+            isolation=interface.isolation,
+            open_firewall=interface.open_firewall,
+            access=interface.access,
+            warnings=self.findings.warnings,
+        )
 
 
-def _finished(interface: _InterfaceDraft, peers: list[_PeerDraft]) -> InterfaceConfig:
-    hooks = {name: tuple(commands) for name, commands in interface.hooks.items()}
-    return InterfaceConfig(
-        private_key=interface.private_key,
-        listen_port=interface.listen_port,
-        fwmark=interface.fwmark,
-        addresses=tuple(address for _, address in interface.addresses),
-        dns=tuple(interface.dns),
-        mtu=interface.mtu,
-        table=interface.table,
-        pre_up=hooks.get("PreUp", ()),
-        post_up=hooks.get("PostUp", ()),
-        pre_down=hooks.get("PreDown", ()),
-        post_down=hooks.get("PostDown", ()),
-        save_config=interface.save_config,
-        rekey_after_time=interface.rekey_after_time,
-        peers=tuple(
-            PeerConfig(
-                public_key=peer.public_key,
-                preshared_key=peer.preshared_key,
-                allowed_ips=tuple(peer.allowed_ips),
-                endpoint=peer.endpoint,
-                persistent_keepalive=peer.persistent_keepalive,
-                response_timestamp=peer.response_timestamp,
-                line=peer.line,
-            )
-            for peer in peers
-            if peer.public_key is not None
-        ),
-    )
+def _set_gateway(draft: _InterfaceDraft, name: str, value: str) -> None:
+    match name:
+        case "Exit":
+            draft.exit = gateway.exit_mode(value)
+        case "Isolation":
+            draft.isolation = values.choice(value, "on", "off")
+        case "Firewall":
+            draft.open_firewall = values.choice(value, "open", "closed")
+        case _:
+            draft.access = gateway.add_line(draft.access, name, value, whole=True)
 
 
 def _lines(text: str) -> Iterator[str]:
-    # Not splitlines(), for which a form feed or U+2028 ends a line; and no list of ten million empty ones.
+    # Not splitlines(), for which a form feed or U+2028 ends a line; and no list of ten million empty lines.
     start = 0
     while (end := text.find("\n", start)) >= 0:
         yield text[start:end]

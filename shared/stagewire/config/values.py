@@ -1,27 +1,31 @@
-"""What may stand after a `=`. Each function reads one value.
+"""Reads the texts after a `=`, one function for each kind of value.
 
-Each raises ValueError, with a message that goes on from the key's name.
+Each raises ValueError, with a message that continues the key's name.
 """
 
 import re
-from ipaddress import ip_address, ip_interface, ip_network
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from typing import Final
 
-from stagewire.config.model import HostPort, Interface, Network, Table
+from stagewire.config.model import ClientSettings, HostPort, Interface, Network, PeerLimits, Table
+from stagewire.limits import MAX_PACKET
 from stagewire.proto.constants import MIN_REKEY_AFTER_TIME, REKEY_AFTER_TIME
 
 MAX_PORT: Final = 0xFFFF
 MAX_KEEPALIVE: Final = 0xFFFF
 MIN_MTU: Final = 576
-MIN_MTU_IPV6: Final = 1280
-"""An IPv6 link must carry this much (RFC 8200, section 5); Linux takes IPv6 off a device with less."""
-MAX_MTU: Final = 0xFFFF
-_MAX_U32: Final = 0xFFFF_FFFF
+MAX_U32: Final = 0xFFFF_FFFF
 
-_SHOWN = 60
-# A run as long as this may be a key that was pasted into the wrong line.
-_MAYBE_KEY = re.compile(r"[A-Za-z0-9+/=]{20,}")
-_DECIMAL = re.compile(r"[0-9]{1,10}")
+SHOWN: Final = 60
+"""Characters of a text in a message."""
+MAYBE_KEY: Final = re.compile(r"[A-Za-z0-9+/=]{20,}")
+"""A run that may be a key, pasted into the wrong line."""
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,9}")
+"""Without zeros before it: `ip` and `wg` read such a number as an octal one."""
 _HEX = re.compile(r"0[xX][0-9a-fA-F]{1,8}")
 _SECONDS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?")
 # ipaddress alone would also take netmasks, host masks and scopes, which `wg` doesn't.
@@ -30,18 +34,29 @@ _V6_LITERAL = re.compile(r"[0-9a-fA-F:.]{2,45}(%[a-zA-Z0-9_=+.-]{1,15})?")
 _V4_LIKE = re.compile(r"[0-9.]+")
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"(?=.{{1,254}}$){_LABEL}(\.{_LABEL})*\.?")
+_DNS_SERVER = re.compile(r"[0-9.]+|.*:.*")
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2})?Z)?")
+_AMOUNT = re.compile(r"([1-9][0-9]{0,11})([KMGT]?)", re.IGNORECASE)
+_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+MIN_RATE: Final = 64_000
+"""Bits/s. With less, a packet would wait for seconds."""
+MAX_RATE: Final = 10**12
+MAX_QUOTA: Final = 10**18
+_MONTHLY: Final = "monthly"
 _SPACES_OR_COMMAS = re.compile(r"[\s,]+")
 
 
 def shown(text: str) -> str:
-    """The text as a message may show it: quoted, cut short, and not at all when a key could be in it."""
-    if _MAYBE_KEY.search(text):
+    """Quotes a text for a message, cut short; hides a text that may hold a key."""
+    if not text:
+        return "an empty text"
+    if MAYBE_KEY.search(text):
         return "the text given (not shown, it could be a key)"
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
+    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
 
 
 def split_words(text: str) -> list[str]:
-    """A list as wg-quick reads it: commas and spaces alike separate, and any number of them. One word at least."""
+    """Splits a list as wg-quick reads it: commas and spaces alike separate, in any number. One word at least."""
     words = [word for word in _SPACES_OR_COMMAS.split(text) if word]
     if not words:
         raise ValueError("has no value")
@@ -49,47 +64,47 @@ def split_words(text: str) -> list[str]:
 
 
 def whole(text: str, low: int, high: int) -> int:
-    """A decimal number from low to high."""
+    """Reads a decimal number from low to high."""
     if not _DECIMAL.fullmatch(text) or not low <= int(text) <= high:
         raise ValueError(f"must be a whole number from {low} to {high}, not {shown(text)}")
     return int(text)
 
 
 def listen_port(text: str) -> int:
-    """0 to 65535; 0 is any free port, as for `wg`."""
+    """Reads 0 to 65535; 0 is any free port, as for `wg`."""
     return whole(text, 0, MAX_PORT)
 
 
 def mtu(text: str) -> int:
-    """Bytes. Whether IPv6 fits is known only when all addresses are."""
-    return whole(text, MIN_MTU, MAX_MTU)
+    """Reads bytes. Whether IPv6 fits is known only when all addresses are."""
+    return whole(text, MIN_MTU, MAX_PACKET)
 
 
 def fwmark(text: str) -> int:
-    """32 bits, decimal or hexadecimal; `off` is 0."""
+    """Reads 32 bits, decimal or hexadecimal; `off` is 0."""
     if text.lower() == "off":
         return 0
     if _HEX.fullmatch(text):
         return int(text, 16)
-    if not _DECIMAL.fullmatch(text) or int(text) > _MAX_U32:
+    if not _DECIMAL.fullmatch(text) or int(text) > MAX_U32:
         raise ValueError(f"must be off, or a number from 0 to 0xffffffff, not {shown(text)}")
     return int(text)
 
 
 def table(text: str) -> Table:
-    """The routing table that routes go to, `auto`, or `off` for no routes."""
+    """Reads a routing table's number, `auto`, or `off` for no routes."""
     match text.lower():
         case "auto":
             return "auto"
         case "off":
             return "off"
-    if not _DECIMAL.fullmatch(text) or not 1 <= int(text) <= _MAX_U32:
-        raise ValueError(f"must be auto, off, or a table's number from 1 to {_MAX_U32}, not {shown(text)}")
+    if not _DECIMAL.fullmatch(text) or not 1 <= int(text) <= MAX_U32:
+        raise ValueError(f"must be auto, off, or a table's number from 1 to {MAX_U32}, not {shown(text)}")
     return int(text)
 
 
 def keepalive(text: str) -> int:
-    """Seconds; `off` is 0."""
+    """Reads seconds; `off` is 0."""
     if text.lower() == "off":
         return 0
     if not _DECIMAL.fullmatch(text) or int(text) > MAX_KEEPALIVE:
@@ -98,21 +113,21 @@ def keepalive(text: str) -> int:
 
 
 def rekey_after_time(text: str) -> float:
-    """Seconds, decimals allowed."""
+    """Reads seconds, decimals allowed."""
     if not _SECONDS.fullmatch(text) or not MIN_REKEY_AFTER_TIME <= float(text) <= REKEY_AFTER_TIME:
         raise ValueError(f"must be seconds from {MIN_REKEY_AFTER_TIME:g} to {REKEY_AFTER_TIME:g}, not {shown(text)}")
     return float(text)
 
 
 def choice(text: str, yes: str, no: str) -> bool:
-    """One of two words, in any case."""
+    """Reads one of two words, in any case."""
     if text.lower() not in (yes, no):
         raise ValueError(f"must be {yes} or {no}, not {shown(text)}")
     return text.lower() == yes
 
 
 def address(text: str) -> Interface:
-    """An address of our own with its prefix length; bare, it stands alone (/32 or /128)."""
+    """Reads an address of our own with its prefix length; bare, it stands alone (/32 or /128)."""
     try:
         if _CIDR.fullmatch(text):
             return ip_interface(text)
@@ -122,7 +137,7 @@ def address(text: str) -> Interface:
 
 
 def network(text: str) -> Network:
-    """A prefix with its host bits masked; a bare address is /32 or /128."""
+    """Reads a prefix and masks its host bits; a bare address is /32 or /128."""
     try:
         if _CIDR.fullmatch(text):
             return ip_network(text, strict=False)
@@ -131,32 +146,37 @@ def network(text: str) -> Network:
     raise ValueError(f"must be a prefix such as 10.0.0.0/24 or fd00::/64, not {shown(text)}")
 
 
-def dns(text: str) -> str:
-    """A server's address or a search domain."""
-    if not _is_literal(text) and not _is_name(text):
-        raise ValueError(f"must be an address or a search domain, not {shown(text)}")
-    return text
+def is_server(word: str) -> bool:
+    """Tells whether wg-quick takes a word of DNS for a server's address; else it is a search domain."""
+    return _DNS_SERVER.fullmatch(word) is not None
 
 
 def endpoint(text: str) -> HostPort:
-    """`address:port`, `[v6 address]:port` or `name:port`. A name is checked for its form, not looked up."""
+    """Reads `address:port`, `[v6 address]:port` or `name:port`. Checks a name's form, without a look-up."""
     host, colon, port = text.rpartition(":")
     if not colon:
         raise ValueError(f"must be host:port, not {shown(text)}")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-        if ":" not in host or not _is_literal(host):
+        if ":" not in host or not is_literal(host):
             raise ValueError(f"must have an IPv6 address in its brackets, not {shown(host)}")
     elif ":" in host:
         raise ValueError(f"must have its IPv6 address in brackets, as in [fd00::1]:51820, not {shown(text)}")
-    elif not _is_literal(host) and not _is_name(host):
+    elif not is_literal(host) and not is_name(host):
         raise ValueError(f"must begin with an address or a host's name, not {shown(host)}")
     if not _DECIMAL.fullmatch(port) or not 1 <= int(port) <= MAX_PORT:
         raise ValueError(f"must end with a port from 1 to {MAX_PORT}, not {shown(port)}")
-    return HostPort(str(ip_address(host)) if _is_literal(host) else host, int(port))
+    return HostPort(_plain(ip_address(host)) if is_literal(host) else host, int(port))
 
 
-def _is_literal(text: str) -> bool:
+def _plain(address: IPv4Address | IPv6Address) -> str:
+    """Shows an address; an IPv4 address written as IPv6 as IPv4."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped or address)
+
+
+def is_literal(text: str) -> bool:
+    """Tells whether a text is an address, of either family."""
     try:
         ip_address(text)
     except ValueError:
@@ -164,6 +184,100 @@ def _is_literal(text: str) -> bool:
     return ":" not in text or _V6_LITERAL.fullmatch(text) is not None
 
 
-def _is_name(text: str) -> bool:
-    # Digits and dots alone are a mistyped address: some resolvers would make one of it.
+def is_name(text: str) -> bool:
+    """Tells whether a text has the form of a DNS name."""
+    # Digits and dots alone are a mistyped address, which some resolvers would accept.
     return _NAME.fullmatch(text) is not None and not _V4_LIKE.fullmatch(text)
+
+
+def expires(text: str) -> int:
+    """Reads a day, or a time in UTC, as seconds since 1970. A day means its beginning."""
+    try:
+        if _TIME.fullmatch(text):
+            return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp())
+    except ValueError:
+        pass
+    raise ValueError(f"must be a day or a time in UTC, such as 2030-12-31 or 2030-12-31T18:00Z, not {shown(text)}")
+
+
+def as_time(seconds: int) -> str:
+    """Writes seconds since 1970 as `expires` reads them."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def rate(text: str) -> tuple[int, int]:
+    """Reads bits/s to the peer and from the peer: `20M` for both, or `20M/5M`."""
+    to, slash, back = text.partition("/")
+    try:
+        both = _amount(to), _amount(back if slash else to)
+    except ValueError:
+        both = 0, 0
+    if not all(MIN_RATE <= each <= MAX_RATE for each in both):
+        what = "bits/s from 64K to 1T, such as 20M, or 20M/5M to the peer and from the peer"
+        raise ValueError(f"must be {what}, not {shown(text)}")
+    return both
+
+
+def as_rate(to: int, back: int) -> str:
+    """Writes bits/s as `rate` reads them."""
+    return as_amount(to) if to == back else f"{as_amount(to)}/{as_amount(back)}"
+
+
+def quota(text: str) -> int:
+    """Reads bytes a month: `50G` or `50G monthly`."""
+    words = text.split()
+    with suppress(ValueError):
+        if len(words) == 1 or (len(words) == 2 and words[1].lower() == _MONTHLY):
+            found = _amount(words[0])
+            if found <= MAX_QUOTA:
+                return found
+    raise ValueError(f"must be bytes a month, such as 50G monthly, not {shown(text)}")
+
+
+def as_quota(amount: int) -> str:
+    """Writes bytes a month as `quota` reads them."""
+    return f"{as_amount(amount)} {_MONTHLY}"
+
+
+def _amount(text: str) -> int:
+    """Reads a number with a unit of 1,000: K, M, G or T."""
+    found = _AMOUNT.fullmatch(text)
+    if found is None:
+        raise ValueError("is no amount")
+    return int(found[1]) * _UNITS[found[2].upper()]
+
+
+def as_amount(amount: int) -> str:
+    """Writes a number with the largest unit that leaves it whole."""
+    unit = next((unit for unit in "TGMK" if amount and amount % _UNITS[unit] == 0), "")
+    return f"{amount // _UNITS[unit]}{unit}"
+
+
+LIMITS: Final[Mapping[str, Callable[[PeerLimits, str], PeerLimits]]] = {
+    "Rate": lambda limits, text: replace(limits, **dict(zip(("rate_to", "rate_from"), rate(text), strict=True))),
+    "Quota": lambda limits, text: replace(limits, quota=quota(text)),
+}
+"""Reads each key of a peer's limits."""
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """Reads a list of prefixes."""
+    return tuple(dict.fromkeys(map(network, split_words(text))))
+
+
+def dns(text: str) -> tuple[str, ...]:
+    """Reads a list of servers' addresses and search domains."""
+    words = split_words(text)
+    for word in words:
+        if not is_literal(word) and not is_name(word):
+            raise ValueError(f"must be addresses or search domains, not {shown(word)}")
+    return tuple(words)
+
+
+CLIENT: Final[Mapping[str, Callable[[ClientSettings, str], ClientSettings]]] = {
+    "ClientAllowedIPs": lambda client, text: replace(client, allowed_ips=networks(text)),
+    "ClientDNS": lambda client, text: replace(client, dns=dns(text)),
+    "ClientMTU": lambda client, text: replace(client, mtu=mtu(text)),
+    "ClientKeepalive": lambda client, text: replace(client, keepalive=keepalive(text)),
+}
+"""Reads each key of a client's settings."""

@@ -1,90 +1,69 @@
-"""A configuration into a file: a new text, or the text there is with as little changed as will do.
+"""Writes a configuration into a text, new or existing, with as little changed as possible.
 
-Of a text that is changed, only lines whose key says something else are touched. Where order means nothing (peers,
-Address, AllowedIPs) the text keeps its own. What was written is read back before anyone gets it, so that no value,
-whatever is in it, can become a line of its own.
-
-A section is cut in three: the comment block directly above its header; from the header to its last key, with the
-comments directly below that; and what follows up to the next section's, blank lines and loose comments.
+Only lines whose key gets another value change. Where order means nothing (peers, Address, AllowedIPs) the text keeps
+its own. A written text is parsed before anyone gets it, so that no value can become a line of its own. If the lines of
+a text can't say it, the text is first rid of lines that don't count (`tidy`).
 """
 
 import contextlib
 import os
-import re
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
-from stagewire.config import known, values
+from stagewire.config import gateway, known, values
+from stagewire.config import text as texts
 from stagewire.config.keys import encode_key
 from stagewire.config.known import SectionName
-from stagewire.config.load import load
-from stagewire.config.model import ConfigError, InterfaceConfig, Mistake, PeerConfig
+from stagewire.config.load import load, printable
+from stagewire.config.lookups import of_this_host
+from stagewire.config.model import ClientSettings, ConfigError, InterfaceConfig, Mistake, PeerConfig, PeerLimits
 from stagewire.config.parse import parse
+from stagewire.config.text import BOM, LISTS, Line, Section, Text
+from stagewire.config.tidy import key_of_peer, tidy
+from stagewire.config.tolerant import BUILT_IN, Lookups
 from stagewire.proto.constants import REKEY_AFTER_TIME
 
 _NO_PATH: Final = "the configuration"
-_BOM: Final = "\ufeff"
-_SPACES: Final = " \t\r\v\f"
-_LINE = re.compile(r"[^\n]*\n|[^\n]+")
-_OURS = re.compile(rf"[{_SPACES}]*#[ \t]*stagewire[ \t]*:", re.IGNORECASE)
-_WORD = re.compile(r"[^\s,]+")
-
-_LISTS: Final[dict[str, Callable[[str], str]]] = {
-    "Address": lambda word: str(values.address(word)),
-    "DNS": str,
-    "AllowedIPs": lambda word: str(values.network(word)),
-}
-"""Keys with several words to a line, and how two spellings of a word become one."""
 _ANY_ORDER: Final = {"Address", "AllowedIPs"}
 
 
-def render(interface: InterfaceConfig) -> str:
-    """A file that says this and no more: a key that has its default is left out.
-
-    Raises ConfigError when no file says it: a value that isn't valid, or a command with a `#` or a line's end.
-    """
-    sections = [_section_text("Interface", _of_interface(interface))]
-    sections += [_section_text("Peer", _of_peer(peer)) for peer in interface.peers]
-    return _checked("\n".join(sections), interface, _NO_PATH)
-
-
 def merge(text: str, interface: InterfaceConfig) -> str:
-    """The text of a file, changed as little as possible so that it says this.
+    """Changes the text of a file as little as possible so that it says this; an empty text becomes a whole file.
 
-    Peers, addresses and allowed IPs keep the text's order. Raises ConfigError as `parse` when the text isn't
-    valid, and as `render` when no text says it.
+    Peers, addresses and allowed IPs keep the text's order. Raises ConfigError as `parse` when the text isn't valid.
+    Raises it with one mistake when no text says this: a value isn't valid, or a command has a `#` or a line's end.
     """
-    return _merged(text, interface, _NO_PATH)
+    return _merged(text, interface, _NO_PATH, of_this_host())
 
 
 def save(path: Path, interface: InterfaceConfig) -> None:
-    """Merges into the file, which is replaced in one step: whoever reads it finds the old one or the new one, whole.
+    """Merges into the file and replaces it in one step: a reader finds the old text or the new one, whole.
 
-    Of a symbolic link the target is replaced; a file that says it already isn't touched. Raises ConfigError, with
-    the file as it was: as `load` when that would refuse it, else with one mistake.
+    Replaces the target of a symbolic link. Doesn't touch a file that says this already. Raises ConfigError, with the
+    file as it was: as `load` when that would refuse the file, else with one mistake.
     """
     load(path)
-    target, name = path.resolve(), _printable(path)
+    lookups = of_this_host()
+    target, name = path.resolve(), printable(path)
     try:
         with target.open("rb") as file:
             found, data = os.fstat(file.fileno()), file.read()
         text = data.decode("utf-8", "surrogateescape")
-        merged = _merged(text, interface, name)
-        if merged != text and not _replaced(target, found, merged.encode()):
-            raise _refusal(name, "was changed by someone else just now: look at it, and save again")
+        merged = _merged(text, interface, name, lookups)
+        if merged != text and not _replaced(target, found, merged.encode("utf-8", "surrogateescape")):
+            raise _refusal(name, "was changed by another program just now: look at it, and save again")
     except OSError as error:
-        why = f"{error.strerror or 'it failed'}, in {_printable(target.parent)}"
+        why = f"{error.strerror or 'it failed'}, in {printable(target.parent)}"
         raise _refusal(name, f"can't be saved, and is left as it was: {why}") from None
 
 
 # --- what stands after each key's `=` -----------------------------------------------------------------------
 
 # For every key of a section, in the order of a new file: the words of a list, the commands of a hook, else one value
-# or none. Nothing stands for the default. Each is in its one spelling, so that equal values are equal texts.
+# or none for the default. Each word is in its one spelling, so that equal values are equal texts.
 _Values = Mapping[str, tuple[str, ...]]
 
 
@@ -104,6 +83,12 @@ def _of_interface(interface: InterfaceConfig) -> _Values:
         "PostDown": interface.post_down,
         "SaveConfig": _unless(not interface.save_config, "true"),
         "RekeyAfterTime": _unless(rekey == REKEY_AFTER_TIME, repr(rekey).removesuffix(".0")),
+        "ClientEndpoint": _unless(interface.client_endpoint is None, interface.client_endpoint),
+        **_of_client(interface.client),
+        "Exit": _unless(interface.exit == "off", interface.exit),
+        "Isolation": _unless(not interface.isolation, "on"),
+        "Firewall": _unless(not interface.open_firewall, "open"),
+        **gateway.words(interface.access),
     }
 
 
@@ -115,6 +100,26 @@ def _of_peer(peer: PeerConfig) -> _Values:
         "Endpoint": _unless(peer.endpoint is None, peer.endpoint),
         "PersistentKeepalive": _unless(peer.persistent_keepalive == 0, peer.persistent_keepalive),
         "ResponseTimestamp": _unless(not peer.response_timestamp, "on"),
+        "Expires": _unless(peer.expires is None, values.as_time(peer.expires or 0)),
+        **_of_limits(peer.limits),
+        **_of_client(peer.client),
+        **gateway.words(peer.access),
+    }
+
+
+def _of_limits(limits: PeerLimits) -> _Values:
+    return {
+        "Rate": _unless(not limits.rate_to, values.as_rate(limits.rate_to, limits.rate_from)),
+        "Quota": _unless(not limits.quota, values.as_quota(limits.quota)),
+    }
+
+
+def _of_client(client: ClientSettings) -> _Values:
+    return {
+        "ClientAllowedIPs": _unless(not client.allowed_ips, ", ".join(map(str, client.allowed_ips))),
+        "ClientDNS": _unless(not client.dns, ", ".join(client.dns)),
+        "ClientMTU": _unless(client.mtu is None, client.mtu),
+        "ClientKeepalive": _unless(client.keepalive is None, client.keepalive),
     }
 
 
@@ -128,170 +133,95 @@ def _section_text(name: SectionName, wanted: _Values) -> str:
 
 
 def _assignments(key: str, words: tuple[str, ...]) -> list[str]:
-    """The lines of a key that isn't in its section yet."""
-    each = (", ".join(words),) if words and key in _LISTS else words
+    """Makes the lines of a key that isn't in its section yet."""
+    each = (", ".join(words),) if words and key in LISTS else words
     prefix = "# stagewire: " if known.KEYS[key.lower()].in_comment else ""
     return [f"{prefix}{key} = {value}" for value in each]
-
-
-# --- the lines of a valid text ------------------------------------------------------------------------------
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class _Line:
-    """A line. `key` is its key as in the manuals, its value is text[start:stop]. A new one has no end yet."""
-
-    text: str
-    kind: Literal["blank", "comment", "header", "key"] = "key"
-    end: str | None = None
-    section: SectionName | None = None
-    key: str = ""
-    start: int = 0
-    stop: int = 0
-
-    @property
-    def value(self) -> str:
-        return self.text[self.start : self.stop]
-
-    @property
-    def words(self) -> list[str]:
-        return _WORD.findall(self.value)
-
-    def put(self, value: str) -> None:
-        """Replaces the value; all around it stays."""
-        before, after = self.text[: self.start], self.text[self.stop :]
-        if self.start == self.stop:  # an AllowedIPs of nothing
-            before += " "
-        self.text = before + value + after
-        self.start, self.stop = len(before), len(before) + len(value)
-
-    def put_words(self, words: Iterable[str]) -> None:
-        """Replaces a list, with what separated its first two words between any two."""
-        first, second, *_ = [*_WORD.finditer(self.value), None, None]
-        self.put((self.value[first.end() : second.start()] if first and second else ", ").join(words))
-
-    def with_value(self, value: str) -> "_Line":
-        """A new line for the same key, which begins as this does."""
-        line = replace(self, text=self.text[: self.stop], end=None)
-        line.put(value)
-        return line
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class _Section:
-    name: SectionName
-    above: list[_Line]
-    body: list[_Line] = field(default_factory=list)
-    below: list[_Line] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class _Text:
-    """`head` is what stands above the first section and its comment block."""
-
-    newline: str
-    head: list[_Line] = field(default_factory=list)
-    sections: list[_Section] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        lines = [*self.head, *(line for s in self.sections for part in (s.above, s.body, s.below) for line in part)]
-        text = "".join(line.text + (line.end or self.newline) for line in lines)
-        return text.removesuffix(self.newline) if lines[-1].end == "" else text
-
-    def remove(self, index: int) -> None:
-        """Takes a section out, with one of the two gaps around it."""
-        below = self.sections.pop(index).below
-        before = self.sections[index - 1].below if index else self.head
-        if before[-1].kind == "blank" if before else not index:
-            below = below[_count(below, "blank") :]
-        before += below
-        if index == len(self.sections) and not below:
-            del before[len(before) - _count(before[::-1], "blank") :]
-
-    def append(self, text: str) -> None:
-        last = self.sections[-1].below
-        if not last or last[-1].kind != "blank":
-            last.append(_Line("", "blank"))
-        self.sections.append(_Section("Peer", [], [_Line(line) for line in text.removesuffix("\n").split("\n")]))
-
-
-def _read(text: str) -> _Text:
-    lines = [_read_line(raw) for raw in _LINE.findall(text)]
-    read = _Text("\r\n" if lines[0].end == "\r\n" else "\n")
-    above = read.head
-    for line in lines:
-        if line.section is not None:
-            cut = len(above) - _count(above[::-1], "comment")
-            read.sections.append(_Section(line.section, above[cut:]))
-            del above[cut:]
-            above = read.sections[-1].body
-        above.append(line)
-    for section in read.sections:
-        cut = 1 + max(place for place, line in enumerate(section.body) if line.kind in ("header", "key"))
-        cut += _count(section.body[cut:], "comment")
-        section.below = section.body[cut:]
-        del section.body[cut:]
-    return read
-
-
-def _read_line(raw: str) -> _Line:
-    text = raw.removesuffix("\n").removesuffix("\r") if raw.endswith("\n") else raw
-    line = _Line(text, "comment" if text.strip(_SPACES) else "blank", raw[len(text) :])
-    ours = _OURS.match(text)
-    start = ours.end() if ours else 0
-    said = text[start:].partition("#")[0].rstrip(_SPACES)
-    name, equals, value = said.partition("=")
-    if said.lstrip(_SPACES).startswith("["):
-        line.kind, line.section = "header", known.SECTIONS[said.lstrip(_SPACES)[1:-1].lower()]
-    elif equals:
-        line.kind, line.key = "key", known.KEYS[name.strip(_SPACES).lower()].name
-        line.stop = start + len(said)
-        line.start = line.stop - len(value.lstrip(_SPACES))
-    return line
-
-
-def _count(lines: list[_Line], kind: str) -> int:
-    """How many lines are of this kind, from the first on."""
-    return next((count for count, line in enumerate(lines) if line.kind != kind), len(lines))
 
 
 # --- the merge ----------------------------------------------------------------------------------------------
 
 
-def _merged(text: str, interface: InterfaceConfig, path: str) -> str:
-    old = parse(text, path)
-    new = _read(text.removeprefix(_BOM))
+def _merged(text: str, interface: InterfaceConfig, path: str, lookups: Lookups) -> str:
+    old = parse(text, path, lookups=lookups)
+    mark = BOM if text.startswith(BOM) else ""
+    new = texts.read(text.removeprefix(BOM))
+    _merge(new, old, interface)
+    try:
+        return _checked(mark + str(new), interface, path, lookups)
+    except ConfigError:
+        if not old.warnings:
+            raise
+    new = texts.read(text.removeprefix(BOM))
+    tidy(new, old)
+    _merge(new, old, interface)
+    return _checked(mark + str(new), interface, path, lookups)
+
+
+def _merge(new: Text, old: InterfaceConfig, interface: InterfaceConfig) -> None:
+    sections = [section for section in new.sections if section.name == "Interface"]
+    if sections:
+        _merge_sections(sections, _of_interface(old), _of_interface(interface))
+    elif _of_interface(old) != _of_interface(interface):
+        new.append("Interface", _section_text("Interface", _of_interface(interface)))
+    of_peer: dict[bytes, list[Section]] = {}
+    for section in new.sections:
+        if section.name == "Peer":
+            of_peer.setdefault(key_of_peer(section), []).append(section)
     wanted = {peer.public_key: peer for peer in interface.peers}
-    peers = list(old.peers)
-    for index, section in reversed(list(enumerate(new.sections))):
-        if section.name == "Interface":
-            _merge_section(section.body, _of_interface(old), _of_interface(interface))
+    for had in old.peers:
+        peer = wanted.pop(had.public_key, None)
+        if peer is not None:
+            _merge_sections(of_peer[had.public_key], _of_peer(had), _of_peer(peer))
+            if peer.name not in ("", had.name):
+                _put_name(of_peer[had.public_key], peer.name)
             continue
-        had = peers.pop()
-        if (peer := wanted.pop(had.public_key, None)) is None:
-            new.remove(index)
-        else:
-            _merge_section(section.body, _of_peer(had), _of_peer(peer))
+        for section in of_peer[had.public_key]:
+            new.remove(section)
     for peer in wanted.values():
-        new.append(_section_text("Peer", _of_peer(peer)))
-    return _checked((_BOM if text.startswith(_BOM) else "") + str(new), interface, path)
+        new.append("Peer", _section_text("Peer", _of_peer(peer)))
+        if peer.name:
+            _put_name(new.sections[-1:], peer.name)
 
 
-def _merge_section(body: list[_Line], had: _Values, wanted: _Values) -> None:
+def _merge_sections(sections: list[Section], had: _Values, wanted: _Values) -> None:
+    """Merges into all sections of one kind; the last gets new keys."""
     for key, words in wanted.items():
         if had[key] == words or (key in _ANY_ORDER and set(had[key]) == set(words)):
             continue
+        bodies = [section.body for section in sections if any(line.key == key for line in section.body)]
+        body = bodies[-1] if bodies else sections[-1].body
         lines = [line for line in body if line.key == key]
         if not lines:
-            body += [_Line(text) for text in _assignments(key, words)]
-        elif key in _LISTS:
+            body += [Line(text) for text in _assignments(key, words)]
+        elif key in LISTS:
             _merge_list(body, lines, words)
-        else:
+        elif known.KEYS[key.lower()].repeatable:
             _merge_lines(body, lines, words)
+        else:
+            _merge_one(bodies, lines[-1], words)
 
 
-def _merge_lines(body: list[_Line], lines: list[_Line], wanted: tuple[str, ...]) -> None:
-    """A key with one value to a line: lines are changed, taken out and put in where the values differ."""
+def _put_name(sections: list[Section], name: str) -> None:
+    """Changes the line that names a peer, or adds one below the header. A peer's name can't be taken away here."""
+    lines = [line for section in sections for line in texts.names_in([*section.above, *section.body])]
+    if lines:
+        lines[0].text = f"{lines[0].text.partition('=')[0]}= {name}"
+    else:
+        sections[0].body.insert(1, Line(f"# Name = {name}", "comment"))
+
+
+def _merge_one(bodies: list[list[Line]], last: Line, wanted: tuple[str, ...]) -> None:
+    """Merges a key with one value, of which the last line counts."""
+    if wanted:
+        last.put(wanted[0])
+        return
+    for body in bodies:
+        body[:] = [line for line in body if line.key != last.key]
+
+
+def _merge_lines(body: list[Line], lines: list[Line], wanted: tuple[str, ...]) -> None:
+    """Merges a key with several lines: changes, removes and inserts lines where values differ."""
     matcher = SequenceMatcher(None, [line.value for line in lines], wanted, autojunk=False)
     for what, start, stop, new_start, new_stop in reversed(matcher.get_opcodes()):
         if what == "equal":
@@ -306,9 +236,9 @@ def _merge_lines(body: list[_Line], lines: list[_Line], wanted: tuple[str, ...])
             body.remove(line)
 
 
-def _merge_list(body: list[_Line], lines: list[_Line], wanted: tuple[str, ...]) -> None:
-    """A list, in one line or in several. Of several, those stay as they are in which nothing is gone."""
-    one_spelling = _LISTS[lines[0].key]
+def _merge_list(body: list[Line], lines: list[Line], wanted: tuple[str, ...]) -> None:
+    """Merges a list, in one line or in several. Lines that lose no word stay as they are."""
+    one_spelling = LISTS[lines[0].key]
     spelt = {one_spelling(word): word for line in reversed(lines) for word in reversed(line.words)}
     asked = set(wanted)
     kept = [word for line in lines for word in map(one_spelling, line.words) if word in asked]
@@ -333,13 +263,17 @@ def _merge_list(body: list[_Line], lines: list[_Line], wanted: tuple[str, ...]) 
     body[:] = [line for line in body if line not in gone]
 
 
-def _checked(text: str, interface: InterfaceConfig, path: str) -> str:
-    """The text, if it says what it should."""
+def _checked(text: str, interface: InterfaceConfig, path: str, lookups: Lookups = BUILT_IN) -> str:
+    """Returns the text, after checking that it says this."""
     try:
-        read = _sorted(parse(text, path))
+        read = _sorted(parse(text, path, lookups=lookups))
     except ConfigError as error:
         raise _refusal(path, f"can't be written: {error.mistakes[0].message}") from None
     wanted = _sorted(interface)
+    names = {peer.public_key: peer.name for peer in read.peers}
+    unsaid = [peer.name for peer in wanted.peers if peer.name and peer.name != names.get(peer.public_key)]
+    if unsaid:
+        raise _refusal(path, f"can't be written: no file can hold the name {values.shown(unsaid[0])}")
     if read != wanted:
         pairs = [(_of_interface(read), _of_interface(wanted))]
         pairs += [(_of_peer(one), _of_peer(other)) for one, other in zip(read.peers, wanted.peers, strict=False)]
@@ -361,15 +295,13 @@ def _refusal(path: str, message: str) -> ConfigError:
     return ConfigError([Mistake(path, None, message)])
 
 
-def _printable(path: Path) -> str:
-    return str(path) if str(path).isprintable() else ascii(str(path))
-
-
 # --- the disk -----------------------------------------------------------------------------------------------
 
 
 def _replaced(target: Path, found: os.stat_result, data: bytes) -> bool:
-    """Puts a new file in the place of the one that was found; False when that isn't there any more as it was."""
+    """Puts a new file in place of the one that was found; False if that has changed meanwhile."""
+    import tempfile  # noqa: PLC0415 - it loads three compressors, and services write no file
+
     descriptor, name = tempfile.mkstemp(prefix=".stagewire-", dir=target.parent)  # of mode 0600
     new = Path(name)
     try:
@@ -384,7 +316,7 @@ def _replaced(target: Path, found: os.stat_result, data: bytes) -> bool:
     finally:
         with contextlib.suppress(OSError):
             new.unlink()
-    # Too late to fail: the new file is in its place. Without this a power cut could bring the old one back, whole.
+    # Too late to fail: the new file is in place. The sync keeps it there after a power cut.
     with contextlib.suppress(OSError):
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -1,7 +1,8 @@
-"""Many owners, one next deadline.
+"""Finds the next deadline among many owners.
 
-Deadlines are derived from state, not armed and cancelled: an owner's earliest one is entered here, and when it comes
-the owner is asked again. An entry may be early (the owner's deadline moved on since), never late.
+An owner derives its deadlines from its state; nothing is armed or cancelled. The agenda holds each owner's earliest
+deadline, and asks the owner again when that comes. An entry may be early, because the owner's deadline has moved on; it
+is never late.
 """
 
 import heapq
@@ -12,7 +13,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Agenda(Generic[K]):
-    """The earliest deadline (s) of each owner."""
+    """Holds the earliest deadline (s) of each owner."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, K]] = []
@@ -20,8 +21,9 @@ class Agenda(Generic[K]):
         self._sequence = 0
 
     def enter(self, owner: K, when: float | None) -> None:
-        """Ask `owner` at `when` at the latest; None: there is nothing to ask. Costs a dictionary look-up when an
-        earlier question stands already, which under traffic is nearly always.
+        """Asks `owner` at `when` at the latest; None enters nothing.
+
+        An earlier entry stands, so under traffic a call costs mostly one dictionary look-up.
         """
         if when is None:
             return
@@ -29,22 +31,22 @@ class Agenda(Generic[K]):
         if standing is not None and standing <= when:
             return
         self._when[owner] = when
-        self._sequence += 1  # owners need not be comparable
+        self._sequence += 1  # so that the heap never compares owners
         heapq.heappush(self._heap, (when, self._sequence, owner))
 
     def forget(self, owner: K) -> None:
-        """Owner is gone."""
+        """Drops the entry of an owner that is gone."""
         self._when.pop(owner, None)
 
     def next_deadline(self) -> float | None:
-        """When to look again."""
+        """Returns the earliest deadline (s), or None."""
         heap, standing = self._heap, self._when
         while heap and standing.get(heap[0][2]) != heap[0][0]:
             heapq.heappop(heap)
         return heap[0][0] if heap else None
 
     def due(self, now: float) -> list[K]:
-        """The owners to ask now, each of which must be entered again with what it answers."""
+        """Takes out the owners whose deadlines have come. The caller enters each again with its next deadline."""
         owners: list[K] = []
         while (when := self.next_deadline()) is not None and when <= now:
             owner = heapq.heappop(self._heap)[2]

@@ -1,10 +1,12 @@
-"""The protocol's numbers, under the WireGuard paper's names.
+"""Names the protocol's numbers as the WireGuard paper does.
 
-Times are seconds, sizes are bytes. What the specification fixes comes first; what an implementation chooses
-(and the Linux kernel's module chose before us) comes after.
+Times are in seconds, sizes in bytes. First come the numbers that the specification fixes, then those that Linux's
+module chose.
 """
 
 from typing import Final
+
+from stagewire.limits import MAX_DATAGRAM
 
 # --- fixed by the specification (WireGuard paper, sections 5.4 and 6) -------------------------------------
 
@@ -25,7 +27,6 @@ COOKIE_SECRET_MAX_AGE: Final = 120.0
 KEY_LENGTH: Final = 32
 TAG_LENGTH: Final = 16
 MAC_LENGTH: Final = 16
-COOKIE_LENGTH: Final = 16
 COOKIE_NONCE_LENGTH: Final = 24
 TIMESTAMP_LENGTH: Final = 12
 
@@ -39,31 +40,30 @@ RESPONSE_LENGTH: Final = 92
 COOKIE_REPLY_LENGTH: Final = 64
 TRANSPORT_HEADER_LENGTH: Final = 16
 TRANSPORT_OVERHEAD: Final = TRANSPORT_HEADER_LENGTH + TAG_LENGTH
-KEEPALIVE_LENGTH: Final = TRANSPORT_OVERHEAD
-MAX_INNER: Final = 65507 - TRANSPORT_OVERHEAD
-"""Bytes of a padded packet that one datagram can still carry over IPv4."""
+MAX_INNER: Final = MAX_DATAGRAM - TRANSPORT_OVERHEAD
+"""Bytes of the largest padded packet that one datagram carries over IPv4."""
 
 # --- chosen, as the Linux kernel's module chose ------------------------------------------------------------
 
 REKEY_TIMEOUT_JITTER_MAX: Final = 0.333
-"""Added to each retransmission and new-handshake delay, uniformly, so that two peers fall out of step."""
+"""Greatest random delay of a retransmission or a new handshake; it takes two peers out of step."""
 MAX_HANDSHAKE_ATTEMPTS: Final = int(REKEY_ATTEMPT_TIME / REKEY_TIMEOUT)
-"""Retransmissions are sent while the count of attempts is at most this (18), so 20 initiations in all."""
+"""18: retransmissions go on while the count of attempts is at most this, so there are 20 initiations in all."""
 INITIATIONS_PER_SECOND: Final = 50
-"""A peer's initiations are answered at most this often."""
+"""Greatest rate at which one peer's initiations are answered."""
 COOKIE_USE_AGE: Final = COOKIE_SECRET_MAX_AGE - 5.0
-"""How long we use a cookie we were given: its maker may be a round trip ahead of us."""
+"""Age up to which we use a received cookie: its maker may be a round trip ahead of us."""
 WINDOW_SIZE: Final = 8192
-"""Bits of the replay window. One block of 64 is always being cleared, so 8128 counters back are accepted."""
+"""Bits of the replay window. One block of 64 is always partly unused, so the window reaches 8128 counters back."""
 MAX_STAGED_PACKETS: Final = 128
-"""Packets held for one peer while its handshake is under way; the oldest goes first."""
+"""Packets that wait for one peer's handshake; the oldest goes first."""
 PADDING_MULTIPLE: Final = 16
 KEY_WIPE_TIME: Final = 3 * REJECT_AFTER_TIME
-"""Key material of a peer that is silent for this long is wiped."""
+"""A peer's silence after which its keys are wiped."""
 
 # --- Stagewire's own, off by default -----------------------------------------------------------------------
 
 STAMPED_RESPONSE_LENGTH: Final = RESPONSE_LENGTH + TIMESTAMP_LENGTH
-"""A response whose encrypted payload carries a TAI64N; sent only to a peer that is configured for it."""
+"""A response whose encrypted payload carries a TAI64N; only a peer that is configured for it gets one."""
 MIN_REKEY_AFTER_TIME: Final = REKEY_TIMEOUT
-"""The rekey interval may be lowered to this: initiations are at least REKEY_TIMEOUT apart whatever is set."""
+"""Least rekey interval: initiations are REKEY_TIMEOUT apart whatever the configuration says."""

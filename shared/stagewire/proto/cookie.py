@@ -1,9 +1,8 @@
-"""mac1, mac2 and cookies: how a handshake message earns the work of answering it (paper, section 5.4.7).
+"""Makes and checks mac1, mac2 and cookies: a handshake message earns its answer's work (paper, section 5.4.7).
 
-mac1 shows that the sender knows our public key. Under load, a message must also carry mac2, keyed with a
-cookie that we sent to the address it claims to come from. A cookie is encrypted, so that only who sees the
-address's traffic and sent the message it answers can use it; the receiver of handshakes stores nothing for
-all this but one secret.
+mac1 shows that the sender knows our public key. Under load, a message must also carry mac2, keyed with a cookie that we
+sent to its source address. A cookie is encrypted: only the sender of the answered message can read it, and only at that
+address. The receiver of handshakes stores nothing for this but one secret.
 """
 
 import struct
@@ -31,12 +30,11 @@ def _minus(words: bytes, initial: tuple[int, ...]) -> bytes:
 
 
 def _hchacha20(key: bytes, nonce: bytes) -> bytes:
-    """HChaCha20 of a 32-byte key and a 16-byte nonce (draft-irtf-cfrg-xchacha-03, section 2.2): 32 bytes."""
-    # No library at hand offers XChaCha20, and a cipher of our own making would be neither reviewed nor
-    # constant-time. But a ChaCha20 keystream block is rounds(state) + state, word by word modulo 2**32, and
-    # HChaCha20 is words 0-3 and 12-15 of rounds(state) alone. In those the state is public: the constants,
-    # and the nonce, which stands where ChaCha20 has its block counter and nonce. So one block of the
-    # library's keystream minus those words is it.
+    """Computes HChaCha20 of a 32-byte key and a 16-byte nonce (draft-irtf-cfrg-xchacha-03, section 2.2): 32 bytes."""
+    # `cryptography` has no XChaCha20, and a cipher of our own would be neither reviewed nor constant-time. A
+    # ChaCha20 keystream block is rounds(state) + state, word by word modulo 2**32. HChaCha20 is words 0-3 and
+    # 12-15 of rounds(state). There the state is public: the constants, and the nonce in the place of ChaCha20's
+    # counter and nonce. So HChaCha20 is one block of the library's keystream minus those words.
     block = Cipher(ChaCha20(key, nonce), mode=None).encryptor().update(bytes(64))
     return _minus(block[:16], _CHACHA_CONSTANTS) + _minus(block[48:], _WORDS.unpack(nonce))
 
@@ -48,37 +46,36 @@ def _xchacha20poly1305(key: bytes, nonce24: bytes) -> tuple[ChaCha20Poly1305, by
 
 
 def xchacha20poly1305_seal(key: bytes, nonce24: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
-    """AEAD_XChaCha20_Poly1305 (draft-irtf-cfrg-xchacha-03, section 2.3): the ciphertext and its 16-byte tag.
+    """Encrypts by AEAD_XChaCha20_Poly1305 (draft-irtf-cfrg-xchacha-03, section 2.3); appends the 16-byte tag.
 
-    The key has 32 bytes, the nonce 24. A nonce must never be used twice under a key; 24 random bytes never
-    are. Raises ValueError for other lengths.
+    The key has 32 bytes, the nonce 24. No nonce may serve twice under a key; 24 random bytes never do. Raises
+    ValueError for other lengths.
     """
     aead, nonce = _xchacha20poly1305(key, nonce24)
     return aead.encrypt(nonce, plaintext, associated_data)
 
 
 def xchacha20poly1305_open(key: bytes, nonce24: bytes, ciphertext: bytes, associated_data: bytes) -> bytes:
-    """The plaintext of what `xchacha20poly1305_seal` made.
+    """Decrypts a ciphertext of `xchacha20poly1305_seal`.
 
-    Raises cryptography.exceptions.InvalidTag when it isn't authentic, ValueError for a wrong length of key or
-    nonce.
+    Raises cryptography.exceptions.InvalidTag when it isn't authentic, ValueError for a wrong length of key or nonce.
     """
     aead, nonce = _xchacha20poly1305(key, nonce24)
     return aead.decrypt(nonce, ciphertext, associated_data)
 
 
 def mac1_key(public_key: bytes) -> bytes:
-    """The key (32 bytes) of mac1 in the messages that the holder of `public_key` receives."""
+    """Returns the mac1 key (32 bytes) of messages to the holder of `public_key`."""
     return blake2s(c.LABEL_MAC1 + public_key).digest()
 
 
 def cookie_key(public_key: bytes) -> bytes:
-    """The key (32 bytes) of the cookies that the holder of `public_key` sends."""
+    """Returns the key (32 bytes) of cookies from the holder of `public_key`."""
     return blake2s(c.LABEL_COOKIE + public_key).digest()
 
 
 def mac1(key: bytes, message_before_mac1: bytes) -> bytes:
-    """mac1 (16 bytes) of a message, given all that stands before it. `key` is `mac1_key`'s."""
+    """Computes mac1 (16 bytes) of a message from all bytes before it. `key` comes from `mac1_key`."""
     return _mac(key, message_before_mac1)
 
 
@@ -87,11 +84,10 @@ def _mac(key: bytes, data: bytes) -> bytes:
 
 
 class CookieChecker:
-    """The receiving side. It needs nothing of ours but the public key, so it can stand at the gate.
+    """Checks macs and makes cookie replies, with no key of ours but the public one, so it can stand at the gate.
 
-    A `message` is a handshake message of full length, mac1 and mac2 its last 32 bytes. A `source` is the
-    packed address it came from and the port, two bytes big endian. `random_bytes` gives that many random
-    bytes.
+    A `message` is a handshake message of full length, whose last 32 bytes are mac1 and mac2. A `source` is the sender's
+    packed address and its port, two bytes big endian. `random_bytes` returns that many random bytes.
     """
 
     def __init__(self, public_key: bytes, random_bytes: Callable[[int], bytes]) -> None:
@@ -100,34 +96,42 @@ class CookieChecker:
         self._random_bytes = random_bytes
         self._secret = b""
         self._secret_made = 0.0
+        self._nonce_start = b""
+        self._nonce_count = 0
+        self._aead: ChaCha20Poly1305
 
     def mac1_valid(self, message: bytes) -> bool:
-        """Whether the sender knows our public key. False also for anything too short to have macs."""
-        # Once per handshake message, flood or not. Measured: 0.9 us.
+        """Tells whether the sender knows our public key. False also for a message too short for macs. hot"""
         if len(message) < 2 * c.MAC_LENGTH:
             return False
         return compare_digest(mac1(self._mac1_key, message[:-32]), message[-32:-16])
 
     def mac2_valid(self, message: bytes, source: bytes, now: float) -> bool:
-        """Whether the sender has the cookie that we would now give to `source`.
+        """Tells whether the sender has the cookie that we would now give to `source`.
 
-        The cookies of a secret end with it: there is none until a cookie reply was made, and none after 120
-        s.
+        False before the first cookie reply, and when the secret is COOKIE_SECRET_MAX_AGE old: cookies end with their
+        secret.
         """
         if not self._secret_is_fresh(now) or len(message) < 2 * c.MAC_LENGTH:
             return False
         return compare_digest(_mac(self._cookie(source), message[:-16]), message[-16:])
 
     def cookie_reply(self, message: bytes, source: bytes, now: float) -> bytes:
-        """The cookie reply (64 bytes) to a message whose mac1 is valid."""
-        # Once per message of a flood from new addresses. Measured: 11 us.
+        """Makes the cookie reply (64 bytes) to a message whose mac1 is valid. hot"""
         if not self._secret_is_fresh(now):
-            self._secret = self._random_bytes(_SECRET_LENGTH)
-            self._secret_made = now
-        # Safe to use the one key again: each reply has a random nonce of 24 bytes.
-        nonce = self._random_bytes(c.COOKIE_NONCE_LENGTH)
-        sealed = xchacha20poly1305_seal(self._cookie_key, nonce, self._cookie(source), message[-32:-16])
-        return messages.pack_cookie_reply(int.from_bytes(message[4:8], "little"), nonce, sealed)
+            self._renew(now)
+        # Safe under the one key: the start of the nonce is random, drawn anew with each secret, and the count never repeats.
+        count = self._nonce_count.to_bytes(8, "little")
+        self._nonce_count += 1
+        sealed = self._aead.encrypt(bytes(4) + count, self._cookie(source), message[-32:-16])
+        return messages.pack_cookie_reply(int.from_bytes(message[4:8], "little"), self._nonce_start + count, sealed)
+
+    def _renew(self, now: float) -> None:
+        """Draws a secret. Also computes once what the first 16 bytes of a nonce decide, the costliest part of a reply."""
+        self._secret = self._random_bytes(_SECRET_LENGTH)
+        self._secret_made = now
+        self._nonce_start, self._nonce_count = self._random_bytes(16), 0
+        self._aead, _ = _xchacha20poly1305(self._cookie_key, self._nonce_start + bytes(8))
 
     def _secret_is_fresh(self, now: float) -> bool:
         return bool(self._secret) and now - self._secret_made < c.COOKIE_SECRET_MAX_AGE
@@ -137,8 +141,7 @@ class CookieChecker:
 
 
 class MacSealer:
-    """The sending side, one for each peer: completes our handshake messages to it, keeps the cookie it
-    gave."""
+    """Completes our handshake messages to one peer, and keeps the peer's cookie."""
 
     def __init__(self, remote_public_key: bytes) -> None:
         self._mac1_key = mac1_key(remote_public_key)
@@ -148,7 +151,7 @@ class MacSealer:
         self._cookie_received = 0.0
 
     def seal(self, message: bytes, now: float) -> bytes:
-        """`message` with its mac1 and mac2 appended; mac2 is zeros while we hold no fresh cookie."""
+        """Appends mac1 and mac2 to `message`; mac2 is zeros without a fresh cookie."""
         first = mac1(self._mac1_key, message)
         self._outstanding_mac1 = first
         message += first
@@ -159,7 +162,7 @@ class MacSealer:
     def accept_cookie_reply(self, reply: messages.CookieReply, now: float) -> None:
         """Takes the cookie out of the reply to the message sealed last, once.
 
-        Raises BadMessage('bad_cookie_reply'), and nothing else, when no message waits for one or it isn't
+        Raises BadMessage('bad_cookie_reply'), and nothing else, when no message waits for a reply or the reply isn't
         authentic.
         """
         if self._outstanding_mac1 is None:
@@ -169,7 +172,7 @@ class MacSealer:
                 self._cookie_key, reply.nonce, reply.encrypted_cookie, self._outstanding_mac1
             )
         except InvalidTag:
-            # The message still waits: a forger must not be able to use up its one reply.
+            # The message still waits: a forger must not use up its one reply.
             raise messages.BadMessage("bad_cookie_reply") from None
         self._outstanding_mac1 = None
         self._cookie = cookie

@@ -1,27 +1,28 @@
-"""Where a peer is: an outer UDP address, and the address of ours that it was reached from or spoke to.
+"""Packs a peer's place: its outer UDP address, with the address of ours that it reached or that spoke to it.
 
-On the pipes and in the workers an endpoint travels packed, as bytes of one fixed length that nobody but conn-service
-looks into; two packed endpoints are the same place if and only if the bytes are equal.
+On the pipes and in the workers an endpoint is bytes of one fixed length; only conn-service looks inside. Two packed
+endpoints are the same place if and only if their bytes are equal.
 
 Layout, network order (44 bytes; IPv4 addresses use the first four bytes of their field, zeros after):
 
-    family 1 | reserved 1 | port 2 | scope 4 | address 16 | source address 16 | source interface 4
+    family 1 | limit 1 | port 2 | scope 4 | address 16 | source address 16 | source interface 4
 """
 
 import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, NamedTuple
 
-_LAYOUT = struct.Struct("!BxHI16s16sI")
+_LAYOUT = struct.Struct("!BBHI16s16sI")
 LENGTH: Final = _LAYOUT.size
 _WIDTH = {4: 4, 6: 16}
 
 
 class Endpoint(NamedTuple):
-    """`address` is packed (4 or 16 bytes). `scope` is the interface index of a link-local IPv6 address, else 0.
+    """Names a peer's place. `address` is packed (4 or 16 bytes).
 
-    `source` is the address of ours to send from (packed, or empty to let the routing table choose) and
-    `source_interface` the interface it was seen on (0 for any).
+    `scope` is the interface index of a link-local IPv6 address, else 0. `source` is our packed address to send from;
+    empty leaves the choice to the routing table. `source_interface` is the interface that received the peer's datagram,
+    or 0 for any. `limit` is `packets.carried`'s word on what goes there, 0 for no word; the place is the same.
     """
 
     address: bytes
@@ -29,15 +30,14 @@ class Endpoint(NamedTuple):
     scope: int = 0
     source: bytes = b""
     source_interface: int = 0
+    limit: int = 0
 
     def pack(self) -> bytes:
-        """The fixed-length form."""
         family = 4 if len(self.address) == 4 else 6
-        return _LAYOUT.pack(family, self.port, self.scope, self.address, self.source, self.source_interface)
+        return _LAYOUT.pack(family, self.limit, self.port, self.scope, self.address, self.source, self.source_interface)
 
     @property
     def host(self) -> IPv4Address | IPv6Address:
-        """The address, as the standard library has it."""
         return ip_address(self.address)
 
     def __str__(self) -> str:
@@ -48,21 +48,32 @@ class Endpoint(NamedTuple):
 
 
 def unpack_untrusted(data: bytes) -> Endpoint:
-    """Reads the fixed-length form. Raises ValueError, and nothing else, for other bytes."""
+    """Reads a packed endpoint. Raises ValueError, and nothing else, for other bytes."""
     if len(data) != LENGTH:
         raise ValueError(f"an endpoint has {LENGTH} bytes, not {len(data)}")
-    family, port, scope, address, source, interface = _LAYOUT.unpack(data)
+    family, limit, port, scope, address, source, interface = _LAYOUT.unpack(data)
     width = _WIDTH.get(family)
     if width is None:
         raise ValueError(f"an endpoint's family is 4 or 6, not {family}")
-    return Endpoint(address[:width], port, scope, source[:width] if any(source) else b"", interface)
+    source = source[:width]
+    return Endpoint(address[:width], port, scope, source if any(source) else b"", interface, limit)
+
+
+def place_of(packed: bytes) -> bytes:
+    """Returns the address (4 or 16 bytes) and the port (2 bytes) of a packed endpoint, as `cookie` takes them."""
+    return packed[8 : 8 + _WIDTH.get(packed[0], 16)] + packed[2:4]
 
 
 def without_source(packed: bytes) -> bytes:
-    """The same place, with the choice of our address left to the routing table."""
+    """Returns the same place, with the choice of our address left to the routing table."""
     return packed[:24] + bytes(20)
 
 
+def with_limit(packed: bytes, limit: int) -> bytes:
+    """Returns the same place with another limit."""
+    return packed[:1] + bytes((limit,)) + packed[2:]
+
+
 def same_place(a: bytes, b: bytes) -> bool:
-    """Whether two packed endpoints are the same outer address and port, whatever they say of ours."""
-    return a[:24] == b[:24]
+    """Tells whether two packed endpoints have the same outer address and port, whatever they say of our address."""
+    return a[0] == b[0] and a[2:24] == b[2:24]

@@ -1,85 +1,125 @@
-"""conn-service's whole core: everything that can be refused with public data is refused here.
+"""Refuses at the gate what public data suffices to refuse: conn-service's whole core.
 
     size and type ─▶ transport: to the worker its receiver index names
-                  └▶ handshake: mac1 ─▶ under load: mac2, else a cookie reply; then the source's rate ─▶ key-service
+                  ├▶ answer (response, cookie reply): is it awaited? ─▶ mac1 of a response ──▶ key-service, first
+                  └▶ initiation: mac1 ─▶ mac2 and the source's rate ─────────────────────────▶ key-service, first
+                                      └▶ admission ──────────────────────────────────────────▶ key-service, after those
+                                                 └▶ a cookie reply, for the sender's next try
 
-WireGuard paper, sections 5.3 and 5.4.7. Under load means: the queue to key-service was an eighth full within the last
-second. Nothing is allocated for a source that has not proven, by its cookie, that it receives at its address.
+WireGuard paper, sections 5.3 and 5.4.7; what costs least comes first. Without load, admission refuses none, so mac2 is of no
+matter. Load is what `Admission` refuses, or a queue to key-service of LOADED_AT. A source gets no memory before its cookie
+has proved that it receives at its address.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from stagewire.proto import admission
 from stagewire.proto import constants as c
+from stagewire.proto.admission import ALLOWANCE, Admission, Allowance
+from stagewire.proto.awaited import Awaited
 from stagewire.proto.cookie import CookieChecker
-from stagewire.proto.endpoint import Endpoint
 from stagewire.proto.ratelimit import RateLimiter
+from stagewire.reasons import Reasons
 
 QUEUE_LIMIT: Final = 512
-"""Handshake messages that may wait for key-service: an eighth of a second of its work."""
+"""Handshake messages that may wait for key-service."""
 LOADED_AT: Final = QUEUE_LIMIT // 8
-LOADED_FOR: Final = 1.0
-"""Seconds for which one full queue counts as load."""
 
-_LENGTHS: Final[dict[bytes, tuple[int, ...]]] = {
-    b"\x01\0\0\0": (c.INITIATION_LENGTH,),
-    b"\x02\0\0\0": (c.RESPONSE_LENGTH,),
-    b"\x03\0\0\0": (c.COOKIE_REPLY_LENGTH,),
-}
-_COOKIE_REPLY: Final = b"\x03\0\0\0"
+_INITIATION: Final = b"\x01\0\0\0"
 _RESPONSE: Final = b"\x02\0\0\0"
+_COOKIE_REPLY: Final = b"\x03\0\0\0"
+_NO_MAC: Final = bytes(c.MAC_LENGTH)
+
+DROP: Final = 0
+PASS: Final = 1
+PASS_FIRST: Final = 2
+_DROPPED: Final = (DROP, b"")
 
 
 class Gate:
-    """Judges handshake datagrams. `drops` counts, by reason, what was refused."""
+    """Judges handshake datagrams. `drops` counts refusals by reason."""
 
     def __init__(
-        self, public_key: bytes, random_bytes: Callable[[int], bytes], drops: Counter[str], *, stamped: bool = False
+        self,
+        public_key: bytes,
+        random_bytes: Callable[[int], bytes],
+        drops: Reasons,
+        now: float,
+        *,
+        stamped: bool = False,
     ) -> None:
+        """Begins at `now` to be told of our own messages."""
         self._drops = drops
         self._checker = CookieChecker(public_key, random_bytes)
         self._limiter = RateLimiter()
-        self._cookie_replies = RateLimiter()
-        self._loaded_until = float("-inf")
-        self._lengths = dict(_LENGTHS)
-        if stamped:
-            self._lengths[_RESPONSE] = (c.RESPONSE_LENGTH, c.STAMPED_RESPONSE_LENGTH)
+        self._admission = Admission(random_bytes(16))
+        self._awaited = Awaited(now)
+        self._unsure = Allowance(ALLOWANCE)
+        self._queue = 0
+        self._lengths: dict[bytes, tuple[int, ...]] = {
+            _INITIATION: (c.INITIATION_LENGTH,),
+            _RESPONSE: (c.RESPONSE_LENGTH, c.STAMPED_RESPONSE_LENGTH) if stamped else (c.RESPONSE_LENGTH,),
+            _COOKIE_REPLY: (c.COOKIE_REPLY_LENGTH,),
+        }
 
-    def note_queue(self, length: int, now: float) -> None:
-        """Tells how many messages wait for key-service."""
-        if length >= LOADED_AT:
-            self._loaded_until = now + LOADED_FOR
+    def note_queue(self, length: int) -> None:
+        """Notes the number of messages that wait for key-service."""
+        self._queue = length
 
-    def loaded(self, now: float) -> bool:
-        """Whether sources must prove their address first."""
-        return now < self._loaded_until
+    def note_sent(self, message: bytes, place: bytes, now: float) -> None:
+        """Notes a handshake message of ours to an address and port: answers to it are awaited."""
+        if len(message) >= c.COOKIE_REPLY_LENGTH:
+            self._awaited.sent(int.from_bytes(message[4:8], "little"), now)
+            if message[:4] == _RESPONSE:
+                self._admission.answered(place)
 
-    def judge_untrusted(self, datagram: bytes, source: Endpoint, now: float) -> tuple[bool, bytes]:
-        """A datagram that isn't a transport message: (pass it on?, what to answer or nothing). Never raises."""
-        lengths = self._lengths.get(datagram[:4])
+    def judge_untrusted(self, datagram: bytes, source: bytes, now: float, *, known: bool = False) -> tuple[int, bytes]:
+        """Judges a datagram that isn't a transport message: (DROP, PASS or PASS_FIRST; an answer or nothing). Never raises.
+
+        `source` is the sender's address and port; `known` tells whether we send there. Hot.
+        """
+        kind = datagram[:4]
+        lengths = self._lengths.get(kind)
         if lengths is None:
-            self._drops["bad_type" if len(datagram) >= 4 else "too_short"] += 1
-            return False, b""
+            self._drop("bad_type" if len(datagram) >= 4 else "too_short", datagram, source)
+            return _DROPPED
         if len(datagram) not in lengths:
-            self._drops["bad_length"] += 1
-            return False, b""
-        if datagram[:4] == _COOKIE_REPLY:
-            # It carries no mac, so its authenticity is key-service's to check; nobody has reason to send many.
-            if self._cookie_replies.allow(source.address, now):
-                return True, b""
-            self._drops["source_rate_exceeded"] += 1
-            return False, b""
+            self._drop("bad_length", datagram, source)
+            return _DROPPED
+        if kind != _INITIATION:
+            return self._judge_answer(datagram, kind, source, now)
         if not self._checker.mac1_valid(datagram):
-            self._drops["bad_mac1"] += 1
-            return False, b""
-        if not self.loaded(now):
-            return True, b""
-        place = source.address + source.port.to_bytes(2, "big")
-        if not self._checker.mac2_valid(datagram, place, now):
-            self._drops["cookie_demanded"] += 1
-            return False, self._checker.cookie_reply(datagram, place, now)
-        if not self._limiter.allow(source.address, now):
-            self._drops["source_rate_exceeded"] += 1
-            return False, b""
-        return True, b""
+            self._drop("bad_mac1", datagram, source)
+            return _DROPPED
+        proven = datagram[-16:] != _NO_MAC and self._checker.mac2_valid(datagram, source, now)
+        if proven and self._limiter.allow(source[:-2], now):
+            return PASS_FIRST, b""
+        if known or self._queue < LOADED_AT:
+            verdict = self._admission.admit(datagram, source, now, known=known)
+            if verdict == admission.ADMITTED:
+                return PASS_FIRST if known else PASS, b""
+            if verdict == admission.SEEN:
+                self._drop("handshake_repeated", datagram, source)
+                return _DROPPED
+        if proven:
+            self._drop("source_rate_exceeded", datagram, source)
+            return _DROPPED
+        self._drop("cookie_demanded", datagram, source)
+        return DROP, self._checker.cookie_reply(datagram, source, now)
+
+    def _drop(self, reason: str, datagram: bytes, source: bytes) -> None:
+        self._drops.note(reason, place=source, size=len(datagram))
+
+    def _judge_answer(self, datagram: bytes, kind: bytes, source: bytes, now: float) -> tuple[int, bytes]:
+        """Judges a response or a cookie reply. No cookie is demanded: how many may come is bounded by our own messages."""
+        response = kind == _RESPONSE
+        if not self._awaited.answered(int.from_bytes(datagram[8:12] if response else datagram[4:8], "little")) and (
+            self._awaited.settled(now) or not self._unsure.spend(now)
+        ):
+            self._drop("unknown_response" if response else "unknown_cookie_reply", datagram, source)
+            return _DROPPED
+        if response and not self._checker.mac1_valid(datagram):
+            self._drop("bad_mac1", datagram, source)
+            return _DROPPED
+        return PASS_FIRST, b""

@@ -1,19 +1,20 @@
-"""key-service's whole core: every peer's handshakes, from "a session is wanted" to "its keys are handed over".
+"""Carries every peer's handshakes from the wish for a session to its keys: key-service's whole core.
 
 Rules:
-  1. Nothing is stored and nothing answered for an initiation that isn't authentic and newer than all before it
-     (paper, section 5.1). The greatest timestamp is remembered, by an effect, before anything follows from it.
+
+  1. Nothing is stored and nothing answered for an initiation that isn't authentic and newer than all before it (paper,
+     section 5.1). An effect remembers the greatest timestamp before anything follows from it.
   2. Install before announce: the response to an initiation is held until the home worker has the session.
   3. Both sides may initiate at once. Our own initiation stays open while we answer theirs, so both sessions come about
-     and either may carry traffic; no timer is needed to untie them (`session.SessionSlots` settles on one).
-  4. A worker is given a session only when it is up and the peer's home; its indices carry its number.
-  5. Peers that lost their sessions with a worker get new ones as soon as it is back, so many at once as `pace` says.
+     and either may carry traffic. No timer has to untie them (`session.SessionSlots` chooses one).
+  4. A worker gets a session only when it is up and the peer's home; its indices carry its number.
+  5. Peers that lost their sessions with a worker get new ones once it is back, as many at a time as `pace` allows.
 
-Every method returns effects, to be carried out in their order.
+Every method returns effects; the caller carries them out in their order.
 """
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from stagewire.proto import constants as c
@@ -21,16 +22,17 @@ from stagewire.proto import endpoint as places
 from stagewire.proto import handshake, tai64n
 from stagewire.proto.agenda import Agenda
 from stagewire.proto.cookie import MacSealer
-from stagewire.proto.effects import Effect, GaveUp, InstallSession, RememberTimestamp, SendHandshake
+from stagewire.proto.events import Effect, GaveUp, InstallSession, RememberTimestamp, SendHandshake
 from stagewire.proto.handshake import Identity
 from stagewire.proto.index import IndexTable, worker_of
 from stagewire.proto.messages import BadMessage, CookieReply, Initiation, Response, parse_handshake_untrusted
 from stagewire.proto.pace import Pace
 from stagewire.proto.peer import Peer
 from stagewire.proto.timers import HandshakeTimers, Jitter
+from stagewire.reasons import Reasons
 
 INSTALL_TIMEOUT = 1.0
-"""Seconds a response is held for its worker's word. Then the handshake is forgotten; its initiator tries again."""
+"""s that a response waits for its worker's word. Then the handshake is forgotten; its initiator tries again."""
 
 
 @dataclass(slots=True)
@@ -41,43 +43,57 @@ class _HeldResponse:
     until: float
 
 
+@contextmanager
+def _about(peer: Peer) -> Iterator[None]:
+    """Adds the peer to a refusal that doesn't know it."""
+    try:
+        yield
+    except BadMessage as bad:
+        bad.public_key = peer.public_key
+        raise
+
+
 class Handshaker:
-    """All handshakes of one interface. `failures` counts, by reason, the handshakes that came to nothing."""
+    """Holds all handshakes of one interface. `failures` counts handshakes without a session, by reason."""
 
     def __init__(
-        self, identity: Identity | None, own_timestamp: bytes, random_bytes: Callable[[int], bytes], jitter: Jitter
+        self,
+        identity: Identity | None,
+        own_timestamp: bytes,
+        random_bytes: Callable[[int], bytes],
+        jitter: Jitter,
+        anchor: tai64n.Anchor | None = None,
     ) -> None:
         self._identity = identity
-        self.failures: Counter[str] = Counter()
+        self.failures = Reasons()
         self.peers: dict[bytes, Peer] = {}
         self._random_bytes = random_bytes
         self._jitter = jitter
-        self._stamper = tai64n.Stamper(own_timestamp)
+        self._stamper = tai64n.Stamper(own_timestamp, anchor)
         self._indices = IndexTable(random_bytes)
         self._owner_of_index: dict[int, Peer] = {}
         self._held: dict[int, _HeldResponse] = {}
         self._agenda: Agenda[bytes] = Agenda()
         self._workers: set[int] = set()
         self._lost: dict[bytes, None] = {}
-        """Peers whose sessions went with their worker, which is back; in the order in which their handshakes begin."""
+        """Peers whose sessions went with their worker, which is back; in the order of their handshakes."""
         self._pace: Pace[bytes] = Pace()
 
     @property
     def identity(self) -> Identity:
-        """Our long-term key pair. Raises BadMessage while there is none."""
+        """Returns our long-term key pair. Raises BadMessage if there is none."""
         if self._identity is None:
             raise BadMessage("no_key")
         return self._identity
 
     @property
     def public_key(self) -> bytes | None:
-        """Our long-term public key, if there is one."""
         return self._identity.public_key if self._identity else None
 
     # --- configuration -------------------------------------------------------------------------------------
 
     def add_peer(self, public_key: bytes, preshared_key: bytes, worker: int, *, stamped: bool = False) -> Peer:
-        """A new peer, at home in a worker. `stamped`: responses carry a TAI64N, both ways."""
+        """Adds a peer, at home in `worker`. `stamped`: responses carry a TAI64N, both ways."""
         macs, timers = MacSealer(public_key), HandshakeTimers(self._jitter)
         peer = Peer(public_key, preshared_key, worker, stamped, macs, timers)
         self.peers[public_key] = peer
@@ -95,9 +111,9 @@ class Handshaker:
                 del self._held[index]
 
     def set_identity(self, identity: Identity | None, own_timestamp: bytes) -> None:
-        """Another long-term key, or none. What is under way ends, and the next initiations need not wait."""
+        """Sets another long-term key, or none. Handshakes under way end, and the next initiations need not wait."""
         self._identity = identity
-        self._stamper = tai64n.Stamper(max(self._stamper.last, own_timestamp))
+        self._stamper = tai64n.Stamper(max(self._stamper.last, own_timestamp), self._stamper.anchor)
         for index in list(self._held):
             self._release(index)
         for peer in self.peers.values():
@@ -106,10 +122,14 @@ class Handshaker:
             peer.timers.complete()
             peer.timers.reset()
 
+    def look_at_clock(self, now: float, unix_ns: int) -> tuple[int, tai64n.Anchor | None]:
+        """Returns by how much (ns) our stamps do not follow the wall clock, and what ties it to the boot-time clock."""
+        return self._stamper.jump(unix_ns, now), self._stamper.anchor
+
     # --- what the workers say ------------------------------------------------------------------------------
 
     def worker_up(self, worker: int, now: float, unix_ns: int) -> list[Effect]:
-        """A worker is ready for sessions; the peers that lost theirs with its forerunner get new ones at once."""
+        """Notes that a worker takes sessions. Peers that lost theirs with its former life get new ones."""
         self._workers.add(worker)
         lost = (key for key, peer in self.peers.items() if peer.worker == worker and peer.session_lost)
         self._lost.update(dict.fromkeys(lost))
@@ -129,98 +149,109 @@ class Handshaker:
         return effects
 
     def worker_down(self, worker: int) -> None:
-        """A worker is gone, and with it every session that lived there."""
+        """Notes that a worker is gone, with every session that lived there."""
         self._workers.discard(worker)
         for index in [index for index in self._owner_of_index if worker_of(index) == worker]:
             peer = self._owner_of_index[index]
             if peer.sent is not None and peer.sent.sender == index:
-                continue  # an initiation that is under way is ours, not the worker's
+                continue  # an initiation under way is not the worker's
             self._release(index)
-            if peer.worker == worker:  # not one that has moved: its newer session lives elsewhere
+            if peer.worker == worker:  # a moved peer's newer session lives elsewhere
                 peer.session_lost = True
         for peer in [peer for peer in self.peers.values() if peer.worker == worker and peer.session_lost]:
             peer.timers.reset()
 
     def move(self, public_key: bytes, worker: int) -> None:
-        """The peer's next session is for another worker. What lives in the one before lives on there."""
+        """Sends the peer's next session to another worker. Its present session lives on where it is."""
         peer = self.peers[public_key]
         peer.worker = worker
         if peer.session_lost and worker in self._workers:
             self._lost[public_key] = None
 
     def renew(self, public_key: bytes, now: float, unix_ns: int) -> list[Effect]:
-        """Another session, however young the last one is: its worker has changed."""
+        """Wants another session, however young the last one is: the peer's worker has changed."""
         self.peers[public_key].timers.reset()
         return self.want(public_key, now, unix_ns)
 
     def owner_of(self, index: int) -> bytes | None:
-        """Whose session or initiation an index stands for."""
+        """Returns the public key of the peer that an index is for."""
         peer = self._owner_of_index.get(index)
         return peer.public_key if peer is not None and peer is self.peers.get(peer.public_key) else None
 
+    def session_missing(self, public_key: bytes, endpoint: bytes | None) -> None:
+        """Notes that a peer had a session, which may have gone with its worker: `adopt_session` takes it back."""
+        peer = self.peers.get(public_key)
+        if peer is not None:
+            peer.session_lost = True
+            peer.endpoint = endpoint or peer.endpoint
+
     def adopt_session(self, public_key: bytes, index: int, endpoint: bytes | None, handshake_unix_ns: int) -> None:
-        """A worker runs a session that another key-service made."""
+        """Notes a session that a worker runs and another key-service made."""
         peer = self.peers.get(public_key)
         if peer is None or worker_of(index) != peer.worker or not self._indices.claim(index):
             return
         self._own(index, peer)
+        peer.session_lost = False
         peer.endpoint = endpoint or peer.endpoint
         peer.last_handshake_unix_ns = max(peer.last_handshake_unix_ns, handshake_unix_ns)
 
     def installed(self, index: int, now: float) -> list[Effect]:
-        """The home worker has the session: a response that was held may go."""
+        """Releases the held response: the home worker has the session."""
         held = self._held.pop(index, None)
         if held is None:
             return []
         peer = held.peer
         peer.timers.response_sent(now)
+        peer.unconfirmed = index
         data = peer.macs.seal(held.data, now)
         peer.tx_bytes += len(data)
         return [SendHandshake(peer.public_key, held.endpoint, data, initiation=False)]
 
     def refused(self, index: int) -> None:
-        """The home worker doesn't take the session. One that is on its way out: its next life is to have one at once."""
-        self.failures["session_refused"] += 1
-        if (peer := self._owner_of_index.get(index)) is not None and peer.worker == worker_of(index):
+        """Gives a session up that its home worker refused. A worker on its way out gets one in its next life."""
+        peer = self._owner_of_index.get(index)
+        self.failures.note("session_refused", peer=peer.public_key if peer is not None else b"")
+        if peer is not None and peer.worker == worker_of(index):
             peer.session_lost = True
         self._release(index)
 
     def ended(self, worker: int, indices: tuple[int, ...]) -> None:
-        """Sessions came to their end in a worker, which can only speak of its own."""
+        """Frees the indices of sessions that ended in a worker, as far as they are its own."""
         for index in indices:
             if worker_of(index) == worker:
                 self._release(index)
 
     def confirmed(self, public_key: bytes, worker: int, unix_ns: int) -> None:
-        """As responder: the first packet under the new session has come."""
+        """Completes a handshake that we answered: the first packet under the session has come."""
         peer = self.peers.get(public_key)
         if peer is not None:
             peer.last_handshake_unix_ns = unix_ns
-            if peer.worker == worker:  # otherwise it has moved since, and what is under way is for its new home
+            peer.unconfirmed = None
+            if peer.worker == worker:  # else it has moved: the handshake under way is for its new home
                 self._complete(peer)
                 self._forget_initiation(peer)
 
-    def endpoint_moved(self, public_key: bytes, endpoint: bytes) -> None:
-        """An authentic packet came from another place."""
+    def endpoint_moved(self, public_key: bytes, endpoint: bytes, at: float) -> None:
+        """Notes a peer's new place, learnt from an authentic packet, unless the operator has set another since."""
         peer = self.peers.get(public_key)
-        if peer is not None:
+        if peer is not None and at >= peer.endpoint_set_at:
             peer.endpoint = endpoint
 
     def want(self, public_key: bytes, now: float, unix_ns: int, *, ready: bool = True) -> list[Effect]:
-        """A peer's packets need a session. `ready` false: a life of its worker asks that isn't up yet."""
+        """Begins a handshake for a peer's packets. `ready` false: the worker's new life asks before it is up."""
         peer = self.peers.get(public_key)
         if peer is None:
             return []
         peer.timers.wanted()
         if not ready or peer.worker not in self._workers:
-            peer.session_lost = True  # its new life wants one before it can take one, and the answer would be in vain
+            peer.session_lost = True  # the answer would come before the worker can take it
             return []
         return self._initiate(peer, now, unix_ns)
 
     # --- what the network says -----------------------------------------------------------------------------
 
     def receive_untrusted(self, data: bytes, endpoint: bytes, now: float, unix_ns: int) -> list[Effect]:
-        """A message of type 1 to 3 that passed the gate. Raises BadMessage, having changed nothing."""
+        """Takes a message of type 1 to 3 that passed the gate. Raises BadMessage, having changed nothing."""
         message = parse_handshake_untrusted(data)
         match message:
             case Initiation():
@@ -235,17 +266,17 @@ class Handshaker:
         opened = handshake.open_initiation_untrusted(self.identity, message)
         peer = self.peers.get(opened.public_key)
         if peer is None:
-            raise BadMessage("unknown_peer")
+            raise BadMessage("unknown_peer", opened.public_key)
         remote = peer.remote(self._identity)
-        initiation = handshake.authenticate_untrusted(opened, remote)
-        # Any twelve bytes that grow will do, as with every implementation: some have no clock and count.
-        if initiation.timestamp <= peer.latest_initiation:
-            raise BadMessage("initiation_replayed")
+        with _about(peer):
+            initiation = handshake.authenticate_untrusted(opened, remote)
+        # Any twelve bytes that grow will do: some implementations have no clock and count.
+        peer.require_newer(initiation.timestamp, peer.latest_initiation, "initiation_replayed")
         if peer.last_consumed is not None and now - peer.last_consumed < 1 / c.INITIATIONS_PER_SECOND:
-            raise BadMessage("initiation_too_soon")
+            raise BadMessage("initiation_too_soon", peer.public_key)
         if peer.worker not in self._workers:
-            raise BadMessage("no_worker")
-        stamps = [self._stamp(unix_ns)] if peer.stamped else []
+            raise BadMessage("no_worker", peer.public_key)
+        stamps = [self._stamp(now, unix_ns)] if peer.stamped else []
         index = self._indices.allocate(peer.worker)
         ephemeral = self._random_bytes(c.KEY_LENGTH)
         try:
@@ -253,6 +284,8 @@ class Handshaker:
         except BadMessage:
             self._indices.release(index)
             raise
+        self._note_unconfirmed(peer)
+        self._note_contested(peer, places.place_of(endpoint), now)
         peer.latest_initiation = initiation.timestamp
         peer.last_consumed = now
         peer.endpoint = endpoint
@@ -269,16 +302,16 @@ class Handshaker:
         peer = self._owner_of_index.get(message.receiver)
         if peer is None or peer.sent is None or peer.sent.sender != message.receiver:
             raise BadMessage("unknown_response")
-        keys, timestamp = handshake.read_response_untrusted(
-            self.identity, peer.remote(self._identity), peer.sent, message, stamped=peer.stamped
-        )
+        with _about(peer):
+            keys, timestamp = handshake.read_response_untrusted(
+                self.identity, peer.remote(self._identity), peer.sent, message, stamped=peer.stamped
+            )
         effects: list[Effect] = []
         if peer.stamped:
             theirs_ns = tai64n.decode_untrusted(timestamp)
-            if timestamp <= peer.latest_response:
-                raise BadMessage("response_replayed")
+            peer.require_newer(timestamp, peer.latest_response, "response_replayed")
             peer.latest_response = timestamp
-            # Their stamp was made half a round trip ago, as far as we can tell.
+            # They made the stamp about half a round trip ago.
             peer.skew_ns = theirs_ns - unix_ns + int((now - peer.sent_at) * 1e9) // 2
             effects.append(RememberTimestamp(peer.public_key, "response", timestamp))
         peer.sent = None
@@ -286,9 +319,9 @@ class Handshaker:
         peer.rx_bytes += size
         self._complete(peer)
         if peer.worker not in self._workers or worker_of(message.receiver) != peer.worker:
-            # The worker died, or the peer moved to another: a session with this index would be found by nobody.
+            # The worker died, or the peer moved: no worker would find a session with this index.
             self._release(message.receiver)
-            self.failures["no_worker"] += 1
+            self.failures.note("no_worker", peer=peer.public_key)
             peer.session_lost = True
             peer.timers.reset()
             return effects + (self._initiate(peer, now, unix_ns) if peer.worker in self._workers else [])
@@ -299,29 +332,31 @@ class Handshaker:
         return effects
 
     def _on_cookie_reply(self, message: CookieReply, now: float) -> None:
-        # Says nothing about the peer but the cookie: neither its endpoint nor any timer moves.
+        # It proves nothing but the cookie, so neither endpoint nor timer moves.
         peer = self._owner_of_index.get(message.receiver)
         if peer is None:
             raise BadMessage("unknown_cookie_reply")
-        peer.macs.accept_cookie_reply(message, now)
+        with _about(peer):
+            peer.macs.accept_cookie_reply(message, now)
+        self.failures.note("cookie_asked", peer=peer.public_key)
 
     # --- initiating ----------------------------------------------------------------------------------------
 
     def _initiate(self, peer: Peer, now: float, unix_ns: int) -> list[Effect]:
         if not peer.timers.may_initiate(now):
-            self._enter(peer)  # it may be held
+            self._enter(peer)  # the initiation may be held
             return []
         if peer.endpoint is None:
-            self.failures["no_endpoint"] += 1
+            self.failures.note("no_endpoint", peer=peer.public_key)
             return []
         try:
             remote = peer.remote(self._identity)
         except BadMessage as error:
-            self.failures[error.reason] += 1
+            self.failures.note(error.reason, peer=peer.public_key)
             return []
         self._forget_initiation(peer)
         index = self._indices.allocate(peer.worker)
-        stamp = self._stamp(unix_ns)
+        stamp = self._stamp(now, unix_ns)
         ephemeral = self._random_bytes(c.KEY_LENGTH)
         data, peer.sent = handshake.initiate(self.identity, remote, index, ephemeral, stamp.timestamp)
         data = peer.macs.seal(data, now)
@@ -332,8 +367,8 @@ class Handshaker:
         self._enter(peer)
         return [stamp, SendHandshake(peer.public_key, peer.endpoint, data, initiation=True)]
 
-    def _stamp(self, unix_ns: int) -> RememberTimestamp:
-        return RememberTimestamp(self.identity.public_key, "own", self._stamper.next(unix_ns))
+    def _stamp(self, now: float, unix_ns: int) -> RememberTimestamp:
+        return RememberTimestamp(self.identity.public_key, "own", self._stamper.next(unix_ns, now))
 
     def _complete(self, peer: Peer) -> None:
         peer.timers.complete()
@@ -362,17 +397,17 @@ class Handshaker:
         self._agenda.enter(peer.public_key, deadline[0] if deadline else None)
 
     def next_deadline(self) -> float | None:
-        """When `act` is to be called (s)."""
-        held_until = next((held.until for held in self._held.values()), None)  # who was held first is due first
+        """Returns the time (s) of the next `act`, or None."""
+        held_until = next((held.until for held in self._held.values()), None)  # first held, first due
         lost = self._pace.next_place() if self._lost else None
         due = (self._agenda.next_deadline(), held_until, lost)
         return min((when for when in due if when is not None), default=None)
 
     def act(self, now: float, unix_ns: int) -> list[Effect]:
-        """Does what is due: retransmits, gives up, replaces lost sessions, forgets responses that no worker wanted."""
+        """Retransmits, gives up, replaces lost sessions, and forgets responses that no worker took in time."""
         effects = self._replace_lost(now, unix_ns)
-        for index in [index for index, held in self._held.items() if held.until <= now]:
-            self.failures["install_timed_out"] += 1
+        for index, held in [(index, held) for index, held in self._held.items() if held.until <= now]:
+            self.failures.note("install_timed_out", peer=held.peer.public_key)
             self._release(index)
         for public_key in self._agenda.due(now):
             peer = self.peers.get(public_key)
@@ -384,16 +419,32 @@ class Handshaker:
                 case "retransmit":
                     effects += self._retransmit(peer, now, unix_ns)
                 case "give_up":
-                    self.failures["gave_up"] += 1
+                    self.failures.note("gave_up", peer=public_key)
                     self._forget_initiation(peer)
                     effects.append(GaveUp(public_key))
             self._enter(peer)
         return effects
 
+    def _note_contested(self, peer: Peer, place: bytes, now: float) -> None:
+        """Counts an initiation from the place before the last one: a peer that moves seldom comes back at once."""
+        last = places.place_of(peer.endpoint) if peer.endpoint else place
+        if place == last:
+            return
+        if place == peer.former and peer.last_consumed is not None and now - peer.last_consumed < c.REJECT_AFTER_TIME:
+            self.failures.note("endpoint_contested", peer=peer.public_key, place=place)
+        peer.former = last
+
+    def _note_unconfirmed(self, peer: Peer) -> None:
+        """Counts the last response, if the peer asks again without having sent anything under its session."""
+        if peer.unconfirmed is not None:
+            peer.unconfirmed = None
+            place = places.place_of(peer.endpoint) if peer.endpoint else b""
+            self.failures.note("response_unconfirmed", peer=peer.public_key, place=place)
+
     def _retransmit(self, peer: Peer, now: float, unix_ns: int) -> list[Effect]:
-        if peer.endpoint is not None:
-            # The address of ours that we spoke from may be what no longer works.
-            peer.endpoint = places.without_source(peer.endpoint)
+        if peer.sent is not None and peer.endpoint is not None:
+            self.failures.note("initiation_unanswered", peer=peer.public_key, place=places.place_of(peer.endpoint))
+        peer.try_elsewhere()
         if not peer.timers.may_initiate(now):
             peer.timers.defer(now)
             return []

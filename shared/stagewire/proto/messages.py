@@ -1,4 +1,4 @@
-"""The four WireGuard messages: their layouts, and the one door through which foreign bytes become one of them.
+"""Lays out the four WireGuard messages, and turns foreign bytes into one of them.
 
 Layouts (paper, section 5.4; all integers little endian; the three bytes after the type are zero, so the first four
 bytes read as one integer equal the type):
@@ -8,12 +8,11 @@ bytes read as one integer equal the type):
     cookie_reply   64   type 4 | receiver 4 | nonce 24 | encrypted cookie 32
     transport    >=32   type 4 | receiver 4 | counter 8 | encrypted packet
 
-A response between two Stagewire gateways may carry an encrypted TAI64N instead of nothing (28 bytes for 16, see
-`handshake`); its length, 104, is what tells the two apart.
+A response between two Stagewire gateways may carry an encrypted TAI64N (28 bytes for 16, see `handshake`). Its length,
+104, tells the two forms apart.
 
-Transport messages are handled in trains by `tunnel`, not through the dataclasses here. Those of handshakes, here and in
-`handshake` and `effects`, aren't frozen, though nobody changes one: a frozen one takes three times as long to make, and all
-of them together 7 us more in an answer.
+`tunnel` handles transport messages in trains, without the dataclasses here. Most dataclasses of handshakes, here and in
+`handshake` and `events`, aren't frozen: a frozen instance takes three times as long to make.
 """
 
 import struct
@@ -23,9 +22,9 @@ from typing import Final
 from stagewire.proto import constants as c
 
 HEADER: Final = struct.Struct("<II")
-"""type, then sender (types 1 and 2) or receiver (types 3 and 4)."""
+"""(type, sender) of types 1 and 2, (type, receiver) of types 3 and 4."""
 TRANSPORT_HEADER: Final = struct.Struct("<IIQ")
-"""type, receiver, counter."""
+"""(type, receiver, counter)."""
 
 _INITIATION = struct.Struct("<II32s48s28s16s16s")
 _RESPONSE = struct.Struct("<III32s16s16s16s")
@@ -34,16 +33,29 @@ _COOKIE_REPLY = struct.Struct("<II24s32s")
 
 
 class BadMessage(Exception):  # noqa: N818 - it is the peer's error, not ours
-    """Foreign bytes that are not what they should be. `reason` is the name of the counter that they add to."""
+    """Refuses foreign bytes. `reason` names the counter that the refusal adds to.
 
-    def __init__(self, reason: str) -> None:
+    `public_key` is the key that the sender claims or that the answer was awaited from; empty while unknown.
+    """
+
+    def __init__(self, reason: str, public_key: bytes = b"") -> None:
         super().__init__(reason)
         self.reason = reason
+        self.public_key = public_key
+
+
+class OldStamp(BadMessage):
+    """Refuses an authentic message older than an earlier one: a replay, or its sender's clock went back."""
+
+    def __init__(self, reason: str, public_key: bytes, stamp: bytes, latest: bytes) -> None:
+        super().__init__(reason, public_key)
+        self.stamp = stamp
+        self.latest = latest
 
 
 @dataclass(slots=True)
 class Initiation:
-    """Message 1."""
+    """Holds message 1."""
 
     sender: int
     ephemeral: bytes
@@ -55,7 +67,7 @@ class Initiation:
 
 @dataclass(slots=True)
 class Response:
-    """Message 2. `encrypted_payload` is 16 bytes long, or 28 when it carries a timestamp."""
+    """Holds message 2. `encrypted_payload` has 16 bytes, or 28 with a timestamp."""
 
     sender: int
     receiver: int
@@ -67,7 +79,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class CookieReply:
-    """Message 3."""
+    """Holds message 3."""
 
     receiver: int
     nonce: bytes
@@ -78,7 +90,7 @@ HandshakeMessage = Initiation | Response | CookieReply
 
 
 def parse_handshake_untrusted(data: bytes) -> HandshakeMessage:
-    """Reads a message of type 1 to 3. Raises BadMessage, and nothing else, for anything but one of exact length."""
+    """Reads a message of type 1 to 3 and exact length. Raises BadMessage, and nothing else, for other bytes."""
     if len(data) < 4:
         raise BadMessage("too_short")
     kind = int.from_bytes(data[:4], "little")
@@ -102,15 +114,15 @@ def parse_handshake_untrusted(data: bytes) -> HandshakeMessage:
 
 
 def pack_initiation(sender: int, ephemeral: bytes, encrypted_static: bytes, encrypted_timestamp: bytes) -> bytes:
-    """An initiation without its macs (116 bytes), which `cookie.MacSealer` appends."""
+    """Packs an initiation without its macs (116 bytes), which `cookie.MacSealer` appends."""
     return HEADER.pack(c.TYPE_INITIATION, sender) + ephemeral + encrypted_static + encrypted_timestamp
 
 
 def pack_response(sender: int, receiver: int, ephemeral: bytes, encrypted_payload: bytes) -> bytes:
-    """A response without its macs, which `cookie.MacSealer` appends."""
+    """Packs a response without its macs, which `cookie.MacSealer` appends."""
     return HEADER.pack(c.TYPE_RESPONSE, sender) + receiver.to_bytes(4, "little") + ephemeral + encrypted_payload
 
 
 def pack_cookie_reply(receiver: int, nonce: bytes, encrypted_cookie: bytes) -> bytes:
-    """A whole cookie reply (64 bytes)."""
+    """Packs a whole cookie reply (64 bytes)."""
     return HEADER.pack(c.TYPE_COOKIE_REPLY, receiver) + nonce + encrypted_cookie

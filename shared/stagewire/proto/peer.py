@@ -1,18 +1,20 @@
-"""What key-service knows of one peer: who it is, where it is, its handshakes' state."""
+"""Keeps key-service's knowledge of one peer: its keys, its places, the state of its handshakes."""
 
+import math
 from dataclasses import dataclass, field
 
 from stagewire.proto import constants as c
+from stagewire.proto import endpoint as places
 from stagewire.proto.cookie import MacSealer
 from stagewire.proto.handshake import Identity, Remote, SentInitiation
 from stagewire.proto.index import worker_of
-from stagewire.proto.messages import BadMessage
+from stagewire.proto.messages import BadMessage, OldStamp
 from stagewire.proto.timers import HandshakeTimers
 
 
 @dataclass(slots=True)
 class Peer:
-    """What key-service knows of one peer. Times are in s on the boot-time clock, unless named unix."""
+    """Holds one peer. Times are in s on the boot-time clock, unless named unix."""
 
     public_key: bytes
     preshared_key: bytes = field(repr=False)
@@ -21,37 +23,74 @@ class Peer:
     macs: MacSealer
     timers: HandshakeTimers
     endpoint: bytes | None = None
+    former: bytes = b""
+    """Where its handshakes came from before they came from `endpoint`: an address and port."""
+    endpoint_set_at: float = 0.0
+    """When the operator set the endpoint."""
+    candidates: tuple[bytes, ...] = ()
+    """Packed endpoints of its host name."""
+    heard_from: bytes | None = None
+    """Its last known place, if that is none of the candidates."""
     latest_initiation: bytes = bytes(c.TIMESTAMP_LENGTH)
     latest_response: bytes = bytes(c.TIMESTAMP_LENGTH)
     last_consumed: float | None = None
     last_handshake_unix_ns: int = 0
+    heard_at: float = -math.inf
+    """When its last authentic packet is known to have come."""
     skew_ns: int | None = None
-    """Their wall clock minus ours, as of their last stamped response."""
+    """Its wall clock minus ours, as of its last stamped response."""
     tx_bytes: int = 0
     rx_bytes: int = 0
     sent: SentInitiation | None = None
     sent_at: float = 0.0
     session_lost: bool = False
+    unconfirmed: int | None = None
+    """Index of the session whose response left last, until the peer sends under it."""
     indices: set[int] = field(default_factory=set)
-    """Those that are taken for it: of its sessions, and of an initiation under way."""
+    """Indices of its sessions and of an initiation under way."""
     _static: Remote | None = field(default=None, repr=False)
 
     def remote(self, identity: Identity | None) -> Remote:
-        """With the pre-shared key as it is now. Raises BadMessage when nothing must ever be sent to this key."""
+        """Returns the peer's facts with its current pre-shared key.
+
+        Raises BadMessage when nothing may be sent to this key, or we have no key.
+        """
         if identity is None:
-            raise BadMessage("no_key")
+            raise BadMessage("no_key", self.public_key)
         if self._static is None:
             if self.public_key == identity.public_key:
-                raise BadMessage("own_key")
-            # When first needed: 10,000 peers would cost half a second at start.
+                raise BadMessage("own_key", self.public_key)
+            # Computed when first needed: 10,000 peers would delay the start.
             self._static = Remote.of(identity, self.public_key)
         return self._static.with_preshared_key(self.preshared_key)
 
+    def try_elsewhere(self) -> None:
+        """Chooses the next place after an initiation without an answer, and lets the routing table choose our address."""
+        if self.endpoint is None:
+            return
+        self.endpoint = places.without_source(self.endpoint)
+        if not self.candidates:
+            return
+        known = [places.same_place(each, self.endpoint) for each in self.candidates]
+        if not any(known):
+            self.heard_from, following = self.endpoint, 0
+        else:
+            following = known.index(True) + 1
+        around = (*self.candidates, *([self.heard_from] if self.heard_from else []))
+        self.endpoint = around[following % len(around)]
+
+    def require_newer(self, stamp: bytes, latest: bytes, reason: str) -> None:
+        """Raises BadMessage for a stamp that isn't newer than the latest one: OldStamp if it is older."""
+        if stamp < latest:
+            raise OldStamp(reason, self.public_key, stamp, latest)
+        if stamp == latest:  # a datagram that came twice
+            raise BadMessage(reason, self.public_key)
+
     def has_session(self, worker: int) -> bool:
-        """Whether a worker has a session of this peer's, or is being given one."""
+        """Tells whether a worker has a session of this peer, or is about to get one."""
         own = None if self.sent is None else self.sent.sender
         return any(worker_of(index) == worker and index != own for index in self.indices)
 
     def forget_static(self) -> None:
-        """Our own key has changed."""
+        """Forgets the secret of our former key."""
         self._static = None

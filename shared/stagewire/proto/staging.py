@@ -1,22 +1,23 @@
-"""Packets that wait for a session: bounded for each peer, as with everybody, and for all peers of a worker together.
+"""Holds packets that wait for a session, within a bound for each peer and a bound for all peers of a worker.
 
-10,000 peers that are away, with 128 packets each, would be 2 GB.
+Without the second bound, 10,000 absent peers with 128 packets each would take 2 GB.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
 from stagewire.proto import constants as c
+from stagewire.reasons import Drops
 
 MAX_BYTES: Final = 32 * 2**20
-"""Of all peers of a worker: 170 of them with all that one may have, at 1,420 bytes a packet."""
+"""Bytes for all peers of a worker: enough for 170 peers with MAX_STAGED_PACKETS of 1,420 bytes each."""
 _OVERHEAD: Final = 64
-"""Bytes that Python takes beside a packet's own."""
+"""Bytes of Python's own for each packet."""
 
 
 class Room:
-    """What is taken of MAX_BYTES. One for each worker."""
+    """Counts the bytes in use of MAX_BYTES, for one worker."""
 
     __slots__ = ("used",)
 
@@ -25,31 +26,34 @@ class Room:
 
 
 class Staged:
-    """One peer's packets, oldest first. What there is no room for is dropped, the peer's own oldest first; one may stay."""
+    """Holds one peer's packets, oldest first.
+
+    Over a bound, it drops the peer's own oldest packets. The newest packet always stays, as a peer needs one for its
+    handshake.
+    """
 
     __slots__ = ("_drops", "_packets", "_room")
 
-    def __init__(self, room: Room, drops: Counter[str]) -> None:
+    def __init__(self, room: Room, drops: Drops) -> None:
         self._room = room
         self._drops = drops
         self._packets: deque[bytes] = deque()
 
     def __len__(self) -> int:
-        """Packets."""
         return len(self._packets)
 
     def add(self, packets: Iterable[bytes]) -> None:
-        """Keeps them until they are taken."""
+        """Keeps packets until `take`."""
         for packet in packets:
             self._packets.append(packet)
             self._room.used += len(packet) + _OVERHEAD
             if len(self._packets) > c.MAX_STAGED_PACKETS:
                 self._drop_oldest("staging_full")
-            while len(self._packets) > 1 and self._room.used > MAX_BYTES:  # a living peer needs one for its handshake
+            while len(self._packets) > 1 and self._room.used > MAX_BYTES:  # the last one stays
                 self._drop_oldest("staging_room_full")
 
     def take(self) -> list[bytes]:
-        """All of them; none wait then."""
+        """Returns all packets and keeps none."""
         packets = list(self._packets)
         self._packets.clear()
         self._room.used -= sum(map(len, packets)) + _OVERHEAD * len(packets)

@@ -1,13 +1,14 @@
-"""TAI64N time stamps: what keeps an old initiation from being answered twice (paper, section 5.4.2).
+"""Makes and reads TAI64N time stamps, which keep an old initiation from a second answer (paper, section 5.4.2).
 
 A stamp is 12 bytes, big endian, so that stamps compare as plain bytes:
 
     0x400000000000000a + seconds since 1970 8 | nanoseconds 4
 
-The nanoseconds are whitened (rounded down) so that a stamp doesn't tell when exactly it was made.
+The nanoseconds are whitened (rounded down), so that a stamp doesn't tell exactly when it was made.
 """
 
 import struct
+from dataclasses import dataclass
 from typing import Final
 
 from stagewire.proto.constants import TIMESTAMP_LENGTH
@@ -15,17 +16,20 @@ from stagewire.proto.messages import BadMessage
 
 _LAYOUT = struct.Struct(">QI")
 _EPOCH: Final = 0x400000000000000A
-"""The TAI64 label of 1970. Its ten leap seconds are a convention; later ones are ignored by all."""
+"""TAI64 label of 1970. Its ten leap seconds are a convention; every implementation ignores later ones."""
 _SECOND: Final = 10**9
 _MAX_SECONDS: Final = 2**62
 
+MAX_JUMP_NS: Final = 86_400 * _SECOND
+"""ns by which the wall clock may leave the boot-time clock before our stamps stop to follow it."""
+UNSET_BEFORE_NS: Final = 1_704_067_200 * _SECOND
+"""ns since 1970 (January 2024); a machine whose clock says less has not been told the time yet."""
 STEP_NS: Final = 2**24
-"""Stamps are multiples of this many nanoseconds within their second: about 16.8 ms, the greatest power of two
-that still lets a peer make INITIATIONS_PER_SECOND different ones."""
+"""ns between two stamps of a second: the greatest power of two that leaves INITIATIONS_PER_SECOND stamps."""
 
 
 def encode(unix_ns: int) -> bytes:
-    """The stamp (12 bytes) of a wall-clock time, in nanoseconds since 1970.
+    """Makes the stamp (12 bytes) of a wall-clock time, in nanoseconds since 1970.
 
     Raises ValueError for a time before 1970 or after the year 10**11.
     """
@@ -36,10 +40,9 @@ def encode(unix_ns: int) -> bytes:
 
 
 def decode_untrusted(stamp: bytes) -> int:
-    """The wall-clock time of a stamp, in nanoseconds since 1970; for people to read.
+    """Returns a stamp's wall-clock time, in nanoseconds since 1970, for people to read.
 
-    What counts as newer is decided by comparing the bytes. Raises BadMessage('bad_timestamp'), and nothing
-    else.
+    To find the newer of two stamps, compare their bytes. Raises BadMessage('bad_timestamp'), and nothing else.
     """
     if len(stamp) != TIMESTAMP_LENGTH:
         raise BadMessage("bad_timestamp")
@@ -50,28 +53,53 @@ def decode_untrusted(stamp: bytes) -> int:
     return int(seconds * _SECOND + nanoseconds)
 
 
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """Ties the wall clock (ns since 1970) to the boot-time clock (s), at one moment."""
+
+    unix_ns: int
+    boot_s: float
+
+    def jump(self, unix_ns: int, now: float) -> int:
+        """Returns how far (ns) the wall clock has left the boot-time clock since; 0 if by less than MAX_JUMP_NS."""
+        ahead = unix_ns - self.unix_ns - int((now - self.boot_s) * _SECOND)
+        return ahead if abs(ahead) > MAX_JUMP_NS else 0
+
+
 class Stamper:
     """Makes stamps that only grow, whatever the wall clock does.
 
-    A peer ignores an initiation whose stamp isn't greater than the last it saw, silently and for as long as
-    the clock is behind; so where the clock doesn't move on, the stamps do.
+    A peer silently ignores an initiation whose stamp isn't greater than the last. So where the clock stands or goes
+    back, the stamps still grow. Where it jumps ahead by more than MAX_JUMP_NS, the stamps go on as if it had not: peers
+    remember the greatest stamp, and would ignore us once the clock is right again.
     """
 
-    __slots__ = ("_last",)
+    __slots__ = ("_last", "anchor")
 
-    def __init__(self, floor: bytes = bytes(TIMESTAMP_LENGTH)) -> None:
-        """`floor` is the greatest stamp made before, or zeros. Raises BadMessage when it is neither."""
+    def __init__(self, floor: bytes = bytes(TIMESTAMP_LENGTH), anchor: Anchor | None = None) -> None:
+        """Begins after `floor`, the greatest stamp made before, or zeros. Raises BadMessage for other bytes.
+
+        Without an `anchor`, the clock is right at the first stamp.
+        """
         if floor != bytes(TIMESTAMP_LENGTH):
             decode_untrusted(floor)
         self._last = floor
+        self.anchor = anchor
 
     @property
     def last(self) -> bytes:
-        """The stamp made last; the floor, when none has been made."""
+        """Returns the newest stamp, at first the floor."""
         return self._last
 
-    def next(self, unix_ns: int) -> bytes:
-        """A stamp (12 bytes) of the time `unix_ns`, or of the next one that is greater than `last`."""
+    def jump(self, unix_ns: int, now: float) -> int:
+        """Returns by how much (ns) the stamps do not follow the wall clock, mostly 0."""
+        if self.anchor is None or self.anchor.unix_ns < UNSET_BEFORE_NS:
+            self.anchor = Anchor(unix_ns, now)
+        return self.anchor.jump(unix_ns, now)
+
+    def next(self, unix_ns: int, now: float) -> bytes:
+        """Makes a stamp (12 bytes) of the time `unix_ns`, or of the next time whose stamp is greater than `last`."""
+        unix_ns -= self.jump(unix_ns, now)
         stamp = encode(max(unix_ns, 0))
         if stamp <= self._last:
             # A step always crosses a multiple of STEP_NS or the end of the second, so rounding can't undo it.

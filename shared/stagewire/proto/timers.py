@@ -1,24 +1,14 @@
-"""When something must happen although no packet arrives (WireGuard paper, section 6).
+"""Tells when a peer must act although no packet arrives (WireGuard paper, section 6).
 
-The timers are cut in two, as the state is: `SessionTimers` live with the sessions in the worker, `HandshakeTimers`
-with the handshakes in key-service. Neither arms nor cancels anything: they remember when things happened, and derive
-from that what is due when and why.
-
-    why                  due                                                  until
-    -------------------  ---------------------------------------------------  --------------------------------------
-    keepalive            10 s after data was received                         any authenticated packet is sent
-    no_answer            15 s + jitter after data was sent                    any authenticated packet is received
-    persistent           its interval after any authenticated packet, either  the interval is set to 0
-                         way
-    wipe                 540 s after the last session was derived             another session is derived
-    retransmit           5 s + jitter after an initiation was sent            the handshake is complete
-    give_up              as retransmit, after the 20th initiation             a packet wants a session again
+`SessionTimers` live with the sessions in the worker, `HandshakeTimers` with the handshakes in key-service. Their tables
+are SESSION and HANDSHAKE: an event sets a timer or ends it. A due timer is told once.
 
 "Packet sent" includes initiations and responses; "data" is a transport message that isn't empty.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from math import inf
+from typing import Any, ClassVar, Final, NamedTuple
 
 from stagewire.proto import constants as c
 
@@ -28,170 +18,233 @@ Jitter = Callable[[], float]
 """Uniformly random seconds from 0 to REKEY_TIMEOUT_JITTER_MAX."""
 
 NO_FLOOD = 1.5 / c.INITIATIONS_PER_SECOND
-"""s between two of our initiations; the other side counts from when it took the first, which may have come late."""
+"""s between two of our initiations. The peer counts from the arrival of the first, which may be late."""
 
 
-@dataclass(slots=True)
-class SessionTimers:
-    """Of one peer, in its home worker. Times are in s on the boot-time clock, None for never."""
+class Timer(NamedTuple):
+    """Describes one timer. A due timer is itself an event of the timer's name."""
 
-    jitter: Jitter
-    persistent_interval: int = 0
-    """s; 0 is off."""
-    _keepalive: float | None = None
-    _no_answer: float | None = None
-    _last_traversal: float | None = None
-    _wipe: float | None = None
+    why: str
+    when: Callable[[Any, float], float]
+    """Takes the timers and the event's time; returns the deadline, `inf` for never."""
+    set_by: tuple[str, ...] = ()
+    """Events that set the timer, unless it is set."""
+    set_anew_by: tuple[str, ...] = ()
+    """Events that set the timer again even if it is set."""
+    ended_by: tuple[str, ...] = ()
+    included_in: str = ""
+    """Names the timer that does the same when both are due."""
+    instead: tuple[Callable[[Any], bool], str] | None = None
+    """(condition, the other name that the timer is then told by)"""
+
+
+SESSION: Final = (
+    Timer(
+        "keepalive",
+        lambda _, now: now + c.KEEPALIVE_TIMEOUT,
+        # The kernel's module also arms again for data that came meanwhile. The keepalive sent then disarms that timer,
+        # so the outcome is the same.
+        set_by=("data_received",),
+        ended_by=("any_sent", "gave_up"),
+    ),
+    Timer(
+        "no_answer",
+        lambda timers, now: now + c.KEEPALIVE_TIMEOUT + c.REKEY_TIMEOUT + timers.jitter(),
+        set_by=("data_sent",),
+        ended_by=("any_received",),
+    ),
+    Timer(
+        "persistent",
+        lambda timers, now: now + (timers.persistent_interval or inf),
+        # Set by itself as well: a peer without a session is asked for one at each interval, not at each turn.
+        set_anew_by=("any_sent", "any_received", "interval_set", "persistent"),
+        included_in="keepalive",
+    ),
+    Timer(
+        "wipe",
+        lambda _, now: now + c.KEY_WIPE_TIME,
+        set_by=("gave_up",),
+        set_anew_by=("session_derived",),
+    ),
+)
+HANDSHAKE: Final = (
+    Timer(
+        "held",
+        lambda timers, _: timers.flood_until,
+        set_by=("held_back",),
+        ended_by=("initiation_sent", "complete"),
+    ),
+    Timer(
+        "retransmit",
+        lambda timers, now: now + c.REKEY_TIMEOUT + timers.jitter(),
+        set_anew_by=("initiation_sent", "deferred"),
+        ended_by=("complete",),
+        instead=(lambda timers: timers.attempts > c.MAX_HANDSHAKE_ATTEMPTS, "give_up"),
+    ),
+)
+
+_Step = tuple[int, Callable[[Any, float], float] | None, bool]
+"""(row, deadline function or None if the event ends the timer, whether a set timer is set again)"""
+
+
+def _steps(table: tuple[Timer, ...]) -> dict[str, tuple[_Step, ...]]:
+    """Returns the steps of each event, in the order of the rows."""
+    found: dict[str, list[_Step]] = {}
+    for row, timer in enumerate(table):
+        for event in timer.set_by:
+            found.setdefault(event, []).append((row, timer.when, False))
+        for event in timer.set_anew_by:
+            found.setdefault(event, []).append((row, timer.when, True))
+        for event in timer.ended_by:
+            found.setdefault(event, []).append((row, None, True))
+    return {event: tuple(steps) for event, steps in found.items()}
+
+
+class _Timers:
+    """Runs one table. Times are in s on the boot-time clock."""
+
+    __slots__ = ("_due", "jitter")
+    _table: ClassVar[tuple[Timer, ...]]
+    _on: ClassVar[dict[str, tuple[_Step, ...]]]
+
+    def __init__(self, jitter: Jitter) -> None:
+        self.jitter = jitter
+        self._due = [inf] * len(self._table)
+
+    def _happens(self, event: str, now: float) -> None:
+        due = self._due
+        for row, when, anew in self._on.get(event, ()):
+            if when is None:
+                due[row] = inf
+            elif anew or due[row] == inf:
+                due[row] = when(self, now)
+
+    def next_deadline(self) -> Deadline | None:
+        """Returns the earliest deadline and its reason. Hot, once per train."""
+        when = min(self._due)
+        return None if when == inf else (when, self._why(self._due.index(when)))
+
+    def _why(self, row: int) -> str:
+        timer = self._table[row]
+        return timer.why if timer.instead is None or not timer.instead[0](self) else timer.instead[1]
+
+    def _take(self, row: int, now: float) -> str:
+        why = self._why(row)
+        self._due[row] = inf
+        self._happens(why, now)
+        return why
+
+
+class SessionTimers(_Timers):
+    """Runs the session timers of one peer, in its home worker."""
+
+    __slots__ = ("persistent_interval",)
+    _table = SESSION
+    _on = _steps(SESSION)
+
+    def __init__(self, jitter: Jitter) -> None:
+        super().__init__(jitter)
+        self.persistent_interval = 0
+        """s; 0 is off."""
 
     def data_sent(self, now: float) -> None:
-        """A transport message with a packet in it was sent under the current session."""
-        if self._no_answer is None:
-            self._no_answer = now + c.KEEPALIVE_TIMEOUT + c.REKEY_TIMEOUT + self.jitter()
+        """Notes a sent transport message with a packet in it."""
+        self._happens("data_sent", now)
 
     def data_received(self, now: float) -> None:
-        """A transport message with a packet in it was received and authenticated."""
-        # The kernel's module also notes that more data came meanwhile, to arm again when this is due. The keepalive
-        # sent then is an authenticated packet and disarms it, so nothing would come of that.
-        if self._keepalive is None:
-            self._keepalive = now + c.KEEPALIVE_TIMEOUT
+        """Notes a received, authenticated transport message with a packet in it."""
+        self._happens("data_received", now)
 
     def any_sent(self, now: float) -> None:
-        """Any authenticated packet was sent: the other side has heard of us."""
-        self._keepalive = None
-        self._last_traversal = now
+        """Notes any sent authenticated packet."""
+        self._happens("any_sent", now)
 
     def any_received(self, now: float) -> None:
-        """Any authenticated packet was received: the other side is there."""
-        self._no_answer = None
-        self._last_traversal = now
+        """Notes any received authenticated packet."""
+        self._happens("any_received", now)
 
     def session_derived(self, now: float) -> None:
-        """A handshake has yielded a session."""
-        self._wipe = now + c.KEY_WIPE_TIME
+        """Notes a session from a complete handshake."""
+        self._happens("session_derived", now)
 
     def handshake_gave_up(self, now: float) -> None:
-        """Nobody answered for REKEY_ATTEMPT_TIME."""
-        self._keepalive = None
-        if self._wipe is None:
-            self._wipe = now + c.KEY_WIPE_TIME
+        """Notes REKEY_ATTEMPT_TIME without an answer."""
+        self._happens("gave_up", now)
 
     def set_persistent_interval(self, interval: int, now: float) -> bool:
         """Changes the persistent keepalive (s, 0 is off); returns whether one is to be sent at once (0 to n)."""
         switched_on = interval > 0 and self.persistent_interval == 0
         self.persistent_interval = interval
-        self._last_traversal = now
+        self._happens("interval_set", now)
         return switched_on
 
-    def next_deadline(self) -> Deadline | None:
-        """What is due first, and why."""
-        # Hot, once per train. Measured: 0.1 us.
-        found: Deadline | None = None
-        if (when := self._keepalive) is not None:
-            found = when, "keepalive"
-        if (when := self._no_answer) is not None and (found is None or when < found[0]):
-            found = when, "no_answer"
-        if self.persistent_interval and (when := self._persistent) is not None and (found is None or when < found[0]):
-            found = when, "persistent"
-        if (when := self._wipe) is not None and (found is None or when < found[0]):
-            found = when, "wipe"
-        return found
-
-    @property
-    def _persistent(self) -> float | None:
-        if not self.persistent_interval or self._last_traversal is None:
-            return None
-        return self._last_traversal + self.persistent_interval
-
     def take_due(self, now: float) -> list[str]:
-        """Why the worker must act now; each reason is given once."""
-        reasons: list[str] = []
-        if self._keepalive is not None and self._keepalive <= now:
-            self._keepalive = None
-            reasons.append("keepalive")
-        if self._no_answer is not None and self._no_answer <= now:
-            self._no_answer = None
-            reasons.append("no_answer")
-        if self._persistent is not None and self._persistent <= now:
-            # Taken as sent, so that a peer without a session is asked for one at each interval, not at each turn.
-            self._last_traversal = now
-            if "keepalive" not in reasons:  # one empty packet serves both
-                reasons.append("persistent")
-        if self._wipe is not None and self._wipe <= now:
-            self._wipe = None
-            reasons.append("wipe")
-        return reasons
+        """Returns the reasons to act now, each once."""
+        taken = [
+            (self._table[row].included_in, self._take(row, now)) for row, due in enumerate(self._due) if due <= now
+        ]
+        reasons = [why for _, why in taken]
+        return [why for included_in, why in taken if included_in not in reasons]
 
 
-@dataclass(slots=True)
-class HandshakeTimers:
-    """Of one peer, in key-service. Times are in s on the boot-time clock."""
+class HandshakeTimers(_Timers):
+    """Runs the handshake timers of one peer, in key-service."""
 
-    jitter: Jitter
-    _last_sent: float | None = None
-    _flood_until: float = 0.0
-    """Until then the other side would drop another initiation, and the next one would be 5 s later."""
-    _retransmit: float | None = None
-    _held: float | None = None
-    _attempts: int = 0
+    __slots__ = ("_last_sent", "attempts", "flood_until")
+    _table = HANDSHAKE
+    _on = _steps(HANDSHAKE)
+
+    def __init__(self, jitter: Jitter) -> None:
+        super().__init__(jitter)
+        self.attempts = 0
+        self.flood_until = 0.0
+        """s; the peer drops an earlier initiation, and the next would leave REKEY_TIMEOUT later."""
+        self._last_sent: float | None = None
 
     def may_initiate(self, now: float) -> bool:
-        """Initiations are REKEY_TIMEOUT apart, and that far from the last response we sent.
+        """Tells whether REKEY_TIMEOUT has passed since our last initiation or response.
 
-        After a reset as well they don't come as a flood: one that would is held, and `held` is due when it may leave.
+        After a reset an initiation that the peer would drop is held: `held` is due when the initiation may leave.
         """
-        if self._last_sent is None and now < self._flood_until:
-            self._held = self._flood_until
+        if self._last_sent is None and now < self.flood_until:
+            self._happens("held_back", now)
             return False
-        # A sum, as in the deadline: a difference may round to less than REKEY_TIMEOUT at the very time of the deadline.
+        # A sum, as in the deadline: a difference may round to less than REKEY_TIMEOUT at the deadline itself.
         return self._last_sent is None or now >= self._last_sent + c.REKEY_TIMEOUT
 
     def wanted(self) -> None:
-        """A packet, not a timer, asks for a handshake: the patience of REKEY_ATTEMPT_TIME starts anew."""
-        self._attempts = 0
+        """Starts REKEY_ATTEMPT_TIME again: a packet, not a timer, asks for a handshake."""
+        self.attempts = 0
 
     def initiation_sent(self, now: float) -> None:
-        """An initiation has left."""
-        self._held = None
+        """Notes a sent initiation."""
         self._last_sent = now
-        self._flood_until = now + NO_FLOOD
-        self._retransmit = now + c.REKEY_TIMEOUT + self.jitter()
+        self.flood_until = now + NO_FLOOD
+        self._happens("initiation_sent", now)
 
     def response_sent(self, now: float) -> None:
-        """A response has left: our own initiation, if we wanted one, would now cross it."""
+        """Notes a sent response, which an initiation of ours would now cross."""
         self._last_sent = now
 
     def defer(self, now: float) -> None:
-        """A retransmission is due, but a response has just left: wait as if that had been the initiation."""
-        self._retransmit = now + c.REKEY_TIMEOUT + self.jitter()
+        """Puts a due retransmission off, as a response has just left."""
+        self._happens("deferred", now)
 
     def complete(self) -> None:
-        """A session is confirmed: as initiator by the response, as responder by the first packet under it."""
-        self._retransmit = self._held = None
-        self._attempts = 0
+        """Notes a confirmed session: by the response, or as responder by its first packet."""
+        self.attempts = 0
+        self._happens("complete", inf)  # it sets nothing
 
     def reset(self) -> None:
-        """The next initiation need not wait: the private key changed, or the session's worker died."""
+        """Lets the next initiation leave at once: the private key changed, or the session's worker died."""
         self._last_sent = None
 
-    def next_deadline(self) -> Deadline | None:
-        """What is due first, and why."""
-        if self._held is not None:
-            return self._held, "held"
-        if self._retransmit is None:
-            return None
-        return self._retransmit, ("give_up" if self._attempts > c.MAX_HANDSHAKE_ATTEMPTS else "retransmit")
-
     def take_due(self, now: float) -> str | None:
-        """`held`, `retransmit` or `give_up` if that is due now; each is given once."""
-        deadline = self.next_deadline()
-        if deadline is None or deadline[0] > now:
+        """Returns the earliest due reason of `held`, `retransmit` and `give_up`, once."""
+        when = min(self._due)
+        if when > now or when == inf:
             return None
-        if deadline[1] == "held":
-            self._held = None
-            return "held"
-        self._retransmit = None
-        if deadline[1] == "retransmit":
-            self._attempts += 1
-        else:
-            self._attempts = 0
-        return deadline[1]
+        why = self._take(self._due.index(when), now)
+        if why != "held":
+            self.attempts = 0 if why == "give_up" else self.attempts + 1
+        return why

@@ -1,94 +1,122 @@
-"""One peer in its home worker: sessions, timers, staged packets, endpoint.
+"""Keeps one peer in its home worker: sessions, timers, staged packets, endpoint.
 
 Outbound, per train (paper, sections 5.4.6, 6.1, 6.5):
-    1. no session that may send: stage (128 packets, oldest out first) and want a handshake
-    2. seal under the current session, counters in order
-    3. timers; want a new session when this one is getting old
+
+  1. no session that may send: stage (128 packets, oldest out first) and want a handshake
+  2. seal under the current session, counters in order
+  3. timers; want a new session when this one is getting old
 
 Inbound, per train, after the cipher and the replay window have accepted at least one packet:
-    1. the endpoint moves to where it came from
-    2. the first packet under `next` promotes it, completes the handshake and lets the staged packets go
-    3. timers; want a new session when this one is getting old
+
+  1. the endpoint moves to the train's source
+  2. the first packet under `next` promotes it, completes the handshake and lets the staged packets go
+  3. timers; want a new session when this one is getting old
 """
 
-from collections import Counter
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Union
 
 from cryptography.exceptions import InvalidTag
 
+from stagewire.limits import DEFAULT_MTU
 from stagewire.proto import constants as c
 from stagewire.proto import endpoint as places
-from stagewire.proto import ip
 from stagewire.proto.events import EndpointMoved, SessionConfirmed, SessionsEnded, WantHandshake, WorkerEvent
-from stagewire.proto.offload.block import Block
-from stagewire.proto.offload.coalesce import Item
-from stagewire.proto.offload.segment import SuperPacket
+from stagewire.proto.packets import carried, ip
+from stagewire.proto.packets.merge import Item
+from stagewire.proto.packets.split import SuperPacket
 from stagewire.proto.session import Session, SessionSlots
+from stagewire.proto.shaping import Limits
 from stagewire.proto.staging import Room, Staged
 from stagewire.proto.timers import Jitter, SessionTimers
+from stagewire.reasons import Drops
 
-if TYPE_CHECKING:  # it needs NumPy, which may be missing
-    from stagewire.proto.offload.lane import Lane, Received
-    from stagewire.proto.offload.uniform import Uniform
-
-Packet = Union[bytes, SuperPacket, "Uniform"]
-"""One from the OS, or something that stands for several of them."""
+Packet = bytes | SuperPacket
+"""A packet from the OS, or an object that stands for several packets."""
+Train = tuple[memoryview, int]
+"""A whole train, and the number of its packets."""
 WANT_INTERVAL = 1.0
-"""Seconds between two requests for a handshake: key-service spaces initiations anyway, and a request may be lost."""
+"""s between two requests for a handshake, as one may be lost; key-service spaces initiations anyway."""
 
 
 @dataclass(slots=True)
 class Output:
-    """What follows from a call: runs of datagrams to one endpoint each, packets for the OS, events for key-service.
+    """Collects a call's results: runs of datagrams to one endpoint each, packets for the OS, events for key-service.
 
-    A run may be a `Block`, which is good until the next call.
+    A train is a view, good until the next call.
     """
 
+    sealed: list[Train] = field(default_factory=list)
+    """Cipher trains as the pipe takes them, before the runs."""
+    opened: list[Train] = field(default_factory=list)
+    """Plain trains as the pipe takes them, before the packets."""
     runs: list[tuple[bytes, Sequence[bytes]]] = field(default_factory=list)
     packets: list[Item] = field(default_factory=list)
     events: list[WorkerEvent] = field(default_factory=list)
+    born: float = math.inf
+    """Birth (s) of the oldest packet in `sealed` or `opened`, and in the runs or packets behind them."""
 
 
 @dataclass(frozen=True, slots=True)
 class TunnelSettings:
-    """What holds for every peer of an interface. Times in s, the MTU (bytes) is the inner one."""
+    """Holds the settings of all peers of an interface. Times are in s; the MTU (bytes) is the inner one."""
 
-    mtu: int = 1420
+    mtu: int = DEFAULT_MTU
     rekey_after_time: float = c.REKEY_AFTER_TIME
 
 
 class Tunnel:
-    """One peer's sessions and all that hangs on them. Calls add what follows from them to an Output."""
+    """Holds one peer's sessions with timers, staged packets and endpoint. Each call adds its results to an Output."""
 
     def __init__(
         self,
         public_key: bytes,
         settings: TunnelSettings,
         jitter: Jitter,
-        drops: Counter[str],
+        drops: Drops,
         room: Room,
-        lane: "Lane | None" = None,
     ) -> None:
-        """`room` is its worker's for staged packets. `lane` seals super-packets; without, they are sealed one by one."""
+        """Begins without a session. `room` bounds the worker's staged packets."""
         self.public_key = public_key
         self.settings = settings
         self.slots = SessionSlots()
         self.timers = SessionTimers(jitter)
         self.endpoint: bytes | None = None
+        self.endpoint_at = 0.0
+        """When the operator or a look-up set the endpoint (s), by key-service's clock."""
         self.tx_bytes = 0
-        """UDP payload, handshakes not included."""
+        """Bytes of UDP payload, without handshakes."""
         self.rx_bytes = 0
+        self.limits: Limits | None = None
         self.staged = Staged(room, drops)
         self._drops = drops
-        self._lane = lane
+        self._carried = carried.Carried()
         self._last_want: float | None = None
 
     def __repr__(self) -> str:
         return f"Tunnel({self.public_key.hex()[:8]})"
 
+    @property
+    def traffic(self) -> int:
+        """Returns the bytes of UDP payload both ways, without handshakes."""
+        return self.tx_bytes + self.rx_bytes
+
     # --- outbound ------------------------------------------------------------------------------------------
+
+    def admit(self, packets: Sequence[Packet], now: float) -> Sequence[Packet]:
+        """Returns the packets that the peer's limits let pass now; others may follow at `release`."""
+        if self.limits is None or not self.limits.divert(self.traffic):
+            return packets
+        return self.limits.to_peer(_one_by_one(packets), self.traffic, now)
+
+    def release(self, now: float, out: Output) -> list[bytes]:
+        """Sends the packets that have waited for the rate to the peer; returns those from the peer."""
+        if self.limits is None:
+            return []
+        if packets := self.limits.to_peer((), self.traffic, now):
+            self.send(packets, now, out)
+        return self.limits.from_peer((), self.traffic, now)
 
     def send(self, packets: Sequence[Packet], now: float, out: Output) -> None:
         """Seals a train, or stages it until there is a session."""
@@ -99,97 +127,76 @@ class Tunnel:
             self.staged.add(_one_by_one(packets))
             self.want("no_session", now, out)
             return
+        if not carried.any_may_be(packets):
+            self._send_to(self.endpoint, session, packets, now, out)
+            return
+        for limit, group in self._by_limit(packets).items():
+            place = places.with_limit(self.endpoint, limit) if limit else self.endpoint
+            self._send_to(place, session, group, now, out)
+
+    def _by_limit(self, packets: Iterable[Packet]) -> dict[int, list[Packet]]:
+        """Sorts packets by the hop limit of what is made of them, and drops those that have passed too many tunnels."""
+        found: dict[int, list[Packet]] = {}
+        for packet in packets:
+            limit = self._carried.limit(packet if isinstance(packet, bytes) else packet.packet)
+            if limit == carried.TOO_DEEP:
+                self._drops["nested_too_deep"] += 1 if isinstance(packet, bytes) else packet.count
+            else:
+                found.setdefault(limit, []).append(packet)
+        return found
+
+    def _send_to(self, place: bytes, session: Session, packets: Sequence[Packet], now: float, out: Output) -> None:
         total = sum([1 if isinstance(packet, bytes) else packet.count for packet in packets])
         if total > session.counters_left:
             packets = _one_by_one(packets)
-        runs = self._seal(session, packets)
-        sealed = sum(map(len, runs))
-        if sealed < total:
+        run = session.seal(_in_order(packets), self.settings.mtu)
+        if len(run) < total:
             self._drops["counter_exhausted"] += 1
-            self.staged.add(_one_by_one(packets[sealed:]))
-        if not sealed:
+            self.staged.add(_one_by_one(packets[len(run) :]))
+        if not run:
             self.want("no_session", now, out)
             return
-        for run in runs:
-            self._sent(run, out)
+        self._sent(place, run, out)
+        self.sealed(session, 0, now, out)
+
+    def ready(self, count: int, now: float) -> Session | None:
+        """Returns the session that may seal `count` packets to the endpoint; None if `send` must see to them."""
+        session = self.slots.current
+        if session is None or self.endpoint is None or not session.may_send(now) or count > session.counters_left:
+            return None
+        return session
+
+    def sealed(self, session: Session, size: int, now: float, out: Output) -> None:
+        """Notes packets of the OS that were sealed, in datagrams of `size` bytes that `out` doesn't count yet."""
+        self.tx_bytes += size
         self._after_sending(session, now, out)
         self.timers.data_sent(now)
 
     def _send_lone(self, session: Session, packet: Packet, now: float, out: Output) -> bool:
-        """Seals the only packet of a train, if nothing stands in the way; it mustn't pay for what a train needs."""
+        """Seals the only packet of a train the short way, without a train's costs. Returns False if `send` must do it."""
         if self.endpoint is None or not isinstance(packet, bytes) or not session.may_send(now):
+            return False
+        if carried.any_may_be((packet,)) and self._carried.limit(packet):
             return False
         sealed = session.seal([packet], self.settings.mtu)
         if not sealed:  # no counter left
             return False
-        self.tx_bytes += len(sealed[0])
         out.runs.append((self.endpoint, sealed))
-        self._after_sending(session, now, out)
-        self.timers.data_sent(now)
+        self.sealed(session, len(sealed[0]), now, out)
         return True
 
-    def _seal(self, session: Session, packets: Sequence[Packet]) -> list[Sequence[bytes]]:
-        """What is sealed: all of it, unless there are single packets alone and counters run out.
-
-        Those of a flow stay in order. Between flows super-packets go before single ones, acknowledgements mostly, which
-        would cut what can be sealed and sent at once into short pieces.
-        """
-        runs: list[Sequence[bytes]] = []
-        train: list[bytes] = []
-        alike: list[SuperPacket] = []
-        behind: set[bytes | None] = set()
-        """Flows of single packets that wait behind super-packets."""
-        for packet in packets:
-            if isinstance(packet, SuperPacket) and self._lane is not None:
-                if (behind and (None in behind or ip.flow(packet.packet) in behind)) or (
-                    alike and not self._lane.alike(alike[0], packet)
-                ):
-                    self._seal_some(session, train, alike, behind, runs)
-                alike.append(packet)
-            elif isinstance(packet, bytes):
-                train.append(packet)
-                if self._lane is not None and len(packets) > 1:
-                    behind.add(ip.flow(packet))
-            elif self._lane is None or isinstance(packet, SuperPacket):
-                train += packet.packets()
-            else:
-                self._seal_some(session, train, alike, behind, runs)
-                runs += self._lane.seal_uniform(session, packet, self.settings.mtu)
-        self._seal_some(session, train, alike, behind, runs)
-        return runs
-
-    def _seal_some(
-        self,
-        session: Session,
-        train: list[bytes],
-        alike: list[SuperPacket],
-        behind: set[bytes | None],
-        runs: list[Sequence[bytes]],
-    ) -> None:
-        """Seals super-packets that are alike, then single packets, and empties all but `runs`."""
-        mtu, lane = self.settings.mtu, self._lane
-        if alike and lane is not None and lane.pays(alike):
-            runs += lane.seal(session, alike, mtu)
-        else:
-            train[:0] = _one_by_one(alike)
-        if train:
-            runs.append(session.seal(train, mtu))
-        for each in (train, alike, behind):
-            each.clear()
-
     def send_keepalive(self, now: float, out: Output) -> None:
-        """Sends what is staged, or, if nothing is, an empty packet."""
+        """Sends the staged packets, or an empty packet if there are none."""
         if self.staged:
             self.flush(now, out)
         elif (session := self.slots.current) and self.endpoint is not None and session.may_send(now):
-            self._sent(session.seal([b""], self.settings.mtu), out)
+            self._sent(self.endpoint, session.seal([b""], self.settings.mtu), out)
             self._after_sending(session, now, out)
         else:
-            # An empty packet that waits for a session would only say what the handshake says itself.
+            # The handshake itself says what an empty packet would.
             self.want("persistent", now, out)
 
     def flush(self, now: float, out: Output) -> None:
-        """Sends what is staged."""
         if self.staged:
             self.send(self.staged.take(), now, out)
 
@@ -200,17 +207,16 @@ class Tunnel:
             out.events.append(WantHandshake(self.public_key, reason))
 
     def want_again(self, now: float, out: Output) -> None:
-        """What was wanted may never have been heard: wants it anew, however lately it was."""
+        """Repeats a request that key-service may never have heard, without waiting for WANT_INTERVAL."""
         self._last_want = None
         if self.slots.current is not None:
             self.slots.current.asked_for_rekey = False
         if self.staged:
             self.want("no_session", now, out)
 
-    def _sent(self, run: Sequence[bytes], out: Output) -> None:
-        assert self.endpoint is not None  # noqa: S101 - both callers have looked
-        self.tx_bytes += len(run.data) if isinstance(run, Block) else sum(map(len, run))
-        out.runs.append((self.endpoint, run))
+    def _sent(self, place: bytes, run: Sequence[bytes], out: Output) -> None:
+        self.tx_bytes += sum(map(len, run))
+        out.runs.append((place, run))
 
     def _after_sending(self, session: Session, now: float, out: Output) -> None:
         self.timers.any_sent(now)
@@ -218,10 +224,10 @@ class Tunnel:
             self.want("rekey", now, out)
 
     def _stale(self, session: Session, now: float) -> bool:
-        """Whether to rekey, seen from the sending side (paper, section 6.2).
+        """Tells whether the sending side must rekey (paper, section 6.2).
 
-        Only the initiator rekeys by age, or both would at once. When the operator lowered the interval the other side
-        may not have, so then the responder rekeys too, a REKEY_TIMEOUT later.
+        Only the initiator rekeys by age, or both sides would at once. If our operator lowered the interval, the other
+        side may keep the default, so the responder then rekeys too, a REKEY_TIMEOUT later.
         """
         if session.send_counter > c.REKEY_AFTER_MESSAGES:
             return True
@@ -239,23 +245,23 @@ class Tunnel:
     ) -> list[bytes]:
         """Opens a train of transport messages of one session from one place; returns the packets, still padded.
 
-        Hot: 2.1 us per 1,420-byte packet in a train of 64, of which 1.4 us are the cipher's.
+        hot: bench Worker.inbound
         """
         drops = self._drops
         if session.expired(now):
             drops["session_expired"] += len(datagrams)
             return []
-        decrypt, accept = session.decrypt, session.window.accept
+        decrypt, accept = session.receiver.decrypt, session.window.accept
         opened = []
         keepalives = received = 0
         for datagram in datagrams:
             counter = datagram[8:16]
             try:
                 packet = decrypt(b"\0\0\0\0" + counter, datagram[16:], None)
-            except (InvalidTag, ValueError):  # ValueError: too short even to have a counter
+            except (InvalidTag, ValueError):  # ValueError: too short for a counter
                 drops["transport_not_authentic"] += 1
                 continue
-            # Only after authentication: a forged counter must not move the window. It also holds the upper limit.
+            # Only after authentication: a forged counter must not move the window. The window also enforces the limit.
             if not accept(int.from_bytes(counter, "little")):
                 drops["replayed"] += 1
                 continue
@@ -265,20 +271,11 @@ class Tunnel:
             else:
                 keepalives += 1
         if opened or keepalives:
-            self._received(session, received, endpoint, now, out, data=bool(opened))
+            self.received(session, received, endpoint, now, out, data=bool(opened))
         return opened
 
-    def receive_rows(self, session: Session, received: "Received", endpoint: bytes, now: float, out: Output) -> None:
-        """`receive`, for a run that lies in rows, where its packets are left. There must be a lane."""
-        if session.expired(now):
-            self._drops["session_expired"] += received.count
-            return
-        assert self._lane is not None  # noqa: S101 - it made the rows
-        size = self._lane.open(session, received, self._drops)
-        if size:
-            self._received(session, size, endpoint, now, out, data=True)
-
-    def _received(self, session: Session, size: int, endpoint: bytes, now: float, out: Output, *, data: bool) -> None:
+    def received(self, session: Session, size: int, endpoint: bytes, now: float, out: Output, *, data: bool) -> None:
+        """Notes datagrams that were authentic and new, `size` bytes of them; `data` unless all were empty packets."""
         self.rx_bytes += size
         if endpoint != self.endpoint:
             self._move(endpoint, out)
@@ -290,7 +287,7 @@ class Tunnel:
             out.events.append(SessionConfirmed(self.public_key, session.index))
             self.flush(now, out)
         if session is self.slots.current and session.initiator and not session.asked_for_rekey:
-            # The last chance before the session can't be used any more, for a peer that only receives.
+            # The last chance before the session expires, for a peer that only receives.
             limit = c.REJECT_AFTER_TIME - c.KEEPALIVE_TIMEOUT - c.REKEY_TIMEOUT
             if now - session.created > limit:
                 session.asked_for_rekey = True
@@ -298,12 +295,12 @@ class Tunnel:
 
     def _move(self, endpoint: bytes, out: Output) -> None:
         self.endpoint = endpoint
-        out.events.append(EndpointMoved(self.public_key, endpoint))
+        out.events.append(EndpointMoved(self.public_key, endpoint, self.endpoint_at))
 
     # --- handshakes and time -------------------------------------------------------------------------------
 
     def install(self, session: Session, endpoint: bytes | None, now: float, out: Output) -> None:
-        """Takes a new session in. As initiator this sends its first packet, which confirms the handshake."""
+        """Takes a new session in. As initiator, sends its first packet, which confirms the handshake."""
         self._ended(self.slots.install(session), out)
         if endpoint is not None:
             self.endpoint = endpoint
@@ -316,11 +313,11 @@ class Tunnel:
             self.timers.any_sent(now)
 
     def handshake_sent(self, now: float) -> None:
-        """key-service sent this peer an initiation."""
+        """Notes that key-service sent this peer an initiation."""
         self.timers.any_sent(now)
 
     def handshake_gave_up(self, now: float) -> None:
-        """Nobody answered for REKEY_ATTEMPT_TIME: what waited is dropped."""
+        """Drops the staged packets: the peer has not answered for REKEY_ATTEMPT_TIME."""
         self._drops["handshake_gave_up"] += len(self.staged.take())
         self.timers.handshake_gave_up(now)
 
@@ -330,13 +327,12 @@ class Tunnel:
             self.send_keepalive(now, out)
 
     def act(self, now: float, out: Output) -> None:
-        """Does what is due."""
         for reason in self.timers.take_due(now):
             match reason:
                 case "keepalive" | "persistent":
                     self.send_keepalive(now, out)
                 case "no_answer":
-                    # The address of ours that we speak from may be what no longer works.
+                    # Our own source address may no longer work.
                     if self.endpoint is not None:
                         self._move(places.without_source(self.endpoint), out)
                     self.want("no_answer", now, out)
@@ -345,18 +341,45 @@ class Tunnel:
                     self.end(out)
 
     def end(self, out: Output) -> None:
-        """Forgets sessions and staged packets."""
+        """Forgets sessions, and packets that wait."""
         self.staged.take()
+        if self.limits is not None:
+            self.limits.clear()
         self._ended(self.slots.clear(), out)
 
     def next_deadline(self) -> float | None:
-        """When `act` is to be called (s)."""
+        """Returns the time (s) of the next `act`, or None."""
         deadline = self.timers.next_deadline()
+        if self.limits is not None and (passes := self.limits.next_deadline()) is not None:
+            return min(deadline[0], passes) if deadline else passes
         return deadline[0] if deadline else None
 
     def _ended(self, sessions: list[Session], out: Output) -> None:
         if sessions:
             out.events.append(SessionsEnded(tuple(session.index for session in sessions)))
+
+
+def _in_order(packets: Sequence[Packet]) -> list[bytes]:
+    """Returns the packets one by one, each flow's in order.
+
+    Super-packets overtake single packets of other flows, mostly acknowledgements, which would cut the runs short.
+    """
+    found: list[bytes] = []
+    train: list[bytes] = []
+    behind: set[bytes | None] = set()
+    mixed = any(isinstance(packet, SuperPacket) for packet in packets)
+    for packet in packets:
+        if isinstance(packet, bytes):
+            train.append(packet)
+            if mixed:
+                behind.add(ip.flow(packet))
+            continue
+        if behind and (None in behind or ip.flow(packet.packet) in behind):
+            found += train
+            train.clear()
+            behind.clear()
+        found += packet.packets()
+    return found + train
 
 
 def _one_by_one(packets: Iterable[Packet]) -> list[bytes]:

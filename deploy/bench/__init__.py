@@ -1,1 +1,0 @@
-"""`make bench`: Stagewire beside wireguard-go and bare veth, interleaved on one machine, as a table, JSON and plots."""

@@ -1,0 +1,157 @@
+"""Makes the host treat packets of peers as a gateway's rules say: by a table of its own, by forwarding, by other tables.
+
+Other tables stay as they are unless the file says `# stagewire: Firewall = open`; otherwise a warning names the commands.
+"""
+
+from contextlib import suppress
+from typing import Final
+
+from host_service import firewall, forwarding, gateway_table, passes
+from host_service.ground import Ground, NetworkRefused
+from host_service.ledger import ForwardingSet, NftTableMade, PassOpened, RouterAdvertisementsKept
+from host_service.passes import Obstacle
+from stagewire.control.gateway import NO_RULES, GatewayRules, kept_warning
+from stagewire.linux.nft_names import gateway_table_of
+
+_COMMANDS: Final = 6
+"""Commands in a warning."""
+
+
+class Gateway:
+    """Holds what stands of one interface's rules."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self.rules = NO_RULES
+        self._standing: GatewayRules | None = None
+        """The rules of the table that stands; None if that isn't known."""
+
+    def set(self, rules: GatewayRules, *, anew: bool = False) -> bool:
+        """Sets all of it. Returns whether nft ran. Raises NetworkRefused."""
+        self.rules = rules
+        ran = self._set_table(rules, anew=anew)
+        self.set_forwarding()
+        return self.set_passes() or ran
+
+    # --- the table -----------------------------------------------------------------------------------------
+
+    def _set_table(self, rules: GatewayRules, *, anew: bool) -> bool:
+        ground, name = self._ground, gateway_table_of(self._ground.interface)
+        noted = [each for each in ground.ledger.operations() if isinstance(each, NftTableMade) and each.name == name]
+        if not noted if rules == NO_RULES else rules == self._standing and not anew:
+            return False
+        standing = self._found(name)
+        is_ours = standing is not None and (standing.is_ours or NftTableMade(name, standing.handle) in noted)
+        if standing is not None and not is_ours and rules != NO_RULES:
+            self._give_up(f"nftables table inet {name} is not ours; remove it")
+        handle = standing.handle if standing is not None and is_ours else 0
+        self._standing, kept = None, None
+        if rules != NO_RULES:
+            ground.again("firewall", int(anew))
+            ground.ledger.do(NftTableMade(name))
+            self._make(rules, handle)
+            if (made := self._found(name)) is not None:
+                kept = NftTableMade(name, made.handle)
+                ground.ledger.do(kept)
+            self._standing = rules
+        elif handle and (said := firewall.remove(handle)):
+            self._give_up(f"nftables table inet {name} can't be removed: {said}")
+        for each in [*noted, NftTableMade(name)]:
+            if each != kept:
+                ground.ledger.undo(each)
+        return True
+
+    def _make(self, rules: GatewayRules, handle: int) -> None:
+        if not firewall.is_installed():
+            self._give_up("nft is not installed, and Exit, Isolation, Allow, Groups and Forward need it")
+        try:
+            text = "\n".join(gateway_table.lines(self._ground.interface, rules, handle))
+        except ValueError as error:
+            raise NetworkRefused(f"the rules for packets of peers make no sense: {error}") from None
+        if said := firewall.run(text):
+            self._give_up(f"the rules for packets of peers are not set: nft says {said}")
+
+    def _found(self, name: str) -> firewall.Standing | None:
+        with suppress(OSError):  # a kernel without nftables
+            return firewall.find(name)
+        return None
+
+    def _give_up(self, text: str) -> None:
+        raise NetworkRefused(text)
+
+    # --- forwarding ----------------------------------------------------------------------------------------
+
+    def set_forwarding(self) -> None:
+        """Makes the host forward packets of the versions that need it, and of no other for our sake."""
+        ground = self._ground
+        for version in forwarding.PATHS:
+            if version in self.rules.forwards:
+                forwarding.set_on(ground, version)
+                continue
+            ground.warn(f"forwarding {version}", "")
+            operations = ground.ledger.operations()
+            if any(isinstance(each, ForwardingSet) and each.version == version for each in operations):
+                self._give_back(version)
+
+    def _give_back(self, version: int) -> None:
+        ledger, operations = self._ground.ledger, self._ground.ledger.operations()
+        with suppress(OSError):
+            forwarding.give_back(self._ground.kernel, version, operations)
+            for each in operations:
+                if isinstance(each, ForwardingSet) and each.version == version:
+                    ledger.undo(each)
+                elif isinstance(each, RouterAdvertisementsKept) and version == 6:
+                    forwarding.give_back_router_advertisements(each)
+                    ledger.undo(each)
+
+    @property
+    def forwards(self) -> bool:
+        return bool(self.rules.forwards)
+
+    def lost_forwarding(self) -> bool:
+        """Tells whether another program switched forwarding off. After our own failure, the answer is no."""
+        wanted = [each for each in self.rules.forwards if f"forwarding {each}" not in self._ground.warnings]
+        return any(map(forwarding.is_lost, wanted))
+
+    # --- other tables --------------------------------------------------------------------------------------
+
+    def set_passes(self) -> bool:
+        """Lets packets pass other tables, or warns of those that keep them. Returns whether nft ran."""
+        ground, rules = self._ground, self.rules
+        noted = [each for each in ground.ledger.operations() if isinstance(each, PassOpened)]
+        if not rules.forwards and not noted:
+            ground.warn("passes", "")
+            return False
+        listed = firewall.ruleset()
+        found = passes.obstacles(listed, ground.interface, rules.forwards)
+        if rules.opens:
+            ground.warn("passes", self._told([each for each in found if not self._open(each)]))
+            return bool(found)
+        if noted:
+            self._close(noted, passes.standing(listed, ground.interface))
+            found = passes.obstacles(firewall.ruleset(), ground.interface, rules.forwards)
+        ground.warn("passes", self._told(found))
+        return bool(noted)
+
+    def _open(self, one: Obstacle) -> bool:
+        place = one.place
+        operation = PassOpened(place.family, place.table, place.name)
+        self._ground.again("firewall", int(operation in self._ground.ledger))
+        self._ground.ledger.do(operation)
+        return not firewall.run("\n".join(passes.opening(one, self._ground.interface)))
+
+    def _close(self, noted: list[PassOpened], standing: list[tuple[passes.Chain, int]]) -> None:
+        if standing and (said := firewall.run("\n".join(passes.closing(standing)))):
+            self._ground.warn("passes closed", f"rules of ours in other nftables tables can't be removed: {said}")
+            return
+        self._ground.warn("passes closed", "")
+        for each in noted:
+            self._ground.ledger.undo(each)
+
+    def _told(self, found: list[Obstacle]) -> str:
+        if not found:
+            return ""
+        chains = list(dict.fromkeys(str(each.chain) for each in found))
+        commands = [each for one in found for each in passes.commands(one, self._ground.interface)][:_COMMANDS]
+        means = "" if self.rules.opens else ", or write `# stagewire: Firewall = open` into [Interface]"
+        return kept_warning(chains, f"`{'; '.join(dict.fromkeys(commands))}`{means}")

@@ -1,0 +1,224 @@
+"""Writes the nftables table that treats packets of peers: exit, access rules, port forwards. Pure.
+
+Each interface has one such table, made and removed whole, beside the table of its default routes (`firewall`).
+
+    dstnat      port forwards: a port of this host's addresses leads to a peer
+    clamp       TCP's segments fit the tunnel's MTU, and the MTU of the way on
+    isolated    peers don't reach one another
+    access      what each peer may reach, by its source: its class's chain decides, also for this host itself
+    srcnat      packets of peers leave with an address of this host; so do forwarded ports' packets to some peers
+
+A peer's answers pass: its rules are for what the peer begins. Each packet that a peer sends is judged anew, so a changed
+rule also holds for connections that exist. A set counts the packets that were denied, by source and destination.
+"""
+
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_address
+from typing import Final
+
+from host_service.firewall import COMMENT, FAMILIES, commented
+from stagewire.control.gateway import Destination, GatewayRules, PortForward
+from stagewire.linux.nft_names import gateway_table_of
+from stagewire.proto import prefix
+from stagewire.proto.prefix import Network
+
+FORWARDS: Final = f"{COMMENT}, needs forwarding"
+"""The comment of a table whose packets the host must forward."""
+_PROTOCOLS: Final = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
+_PER_LINE: Final = 256
+"""Elements of a map in one line for nft."""
+_DENIED: Final = 4096
+"""Pairs of source and destination that are counted; others are dropped alike."""
+_DENIED_FOR: Final = "1h"
+_ADDRESS: Final = {4: "ipv4_addr", 6: "ipv6_addr"}
+_SOCKETS: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+def standing_forwards() -> bool:
+    """Tells whether a table of ours stands whose packets the host must forward."""
+    try:
+        return bool(commented(FORWARDS))
+    except OSError:  # a kernel without nftables
+        return False
+
+
+def lines(interface: str, rules: GatewayRules, instead_of: int = 0) -> Iterator[str]:
+    """Yields the lines of one transaction that makes the table. Raises ValueError for rules that make no sense.
+
+    `instead_of` is the handle of our table to replace, 0 for none.
+    """
+    table = f"inet {gateway_table_of(interface)}"
+    if instead_of:
+        yield f"delete table inet handle {instead_of}"
+    yield f'create table {table} {{ comment "{FORWARDS if rules.forwards else COMMENT}"; }}'
+    if rules.forwards:
+        yield from _clamp(table, interface)
+    if rules.isolates or rules.access:
+        for hook in ("input", "forward"):
+            yield f"add chain {table} {hook} {{ type filter hook {hook} priority filter; }}"
+        yield from _denied(table)
+    if rules.isolates:
+        yield f'add rule {table} forward iifname "{interface}" oifname "{interface}" goto denied comment "isolated"'
+    if rules.access:
+        yield from _access(table, interface, rules)
+    if rules.ports:
+        yield f"add chain {table} dstnat {{ type nat hook prerouting priority dstnat; }}"
+    if rules.ports or rules.masquerades:
+        yield f"add chain {table} srcnat {{ type nat hook postrouting priority srcnat; }}"
+    for port in rules.ports:
+        yield from _port(table, interface, port)
+    for version in rules.masquerades:
+        beyond = f'meta nfproto {_nfproto(version)} iifname "{interface}" oifname != "{interface}"'
+        yield f"add rule {table} srcnat {beyond} masquerade"
+
+
+def _clamp(table: str, interface: str) -> Iterator[str]:
+    yield f"add chain {table} clamp {{ type filter hook forward priority mangle; }}"
+    for way in ("iifname", "oifname"):
+        syn = f'{way} "{interface}" tcp flags & (syn | rst) == syn'
+        yield f"add rule {table} clamp {syn} tcp option maxseg size set rt mtu"
+
+
+def _nfproto(version: int) -> str:
+    if version not in FAMILIES:
+        raise ValueError(f"there is no IPv{version}")
+    return f"ipv{version}"
+
+
+# --- access -------------------------------------------------------------------------------------------------
+
+
+def _denied(table: str) -> Iterator[str]:
+    yield f"add chain {table} denied"
+    for version, family in FAMILIES.items():
+        pair = f"type {_ADDRESS[version]} . {_ADDRESS[version]}; size {_DENIED}; flags dynamic,timeout"
+        yield f"add set {table} denied{version} {{ {pair}; timeout {_DENIED_FOR}; counter; }}"
+        yield f"add rule {table} denied update @denied{version} {{ {family} saddr . {family} daddr }}"
+    # A full set ends its own rule alone.
+    yield f"add rule {table} denied counter drop"
+
+
+def _access(table: str, interface: str, rules: GatewayRules) -> Iterator[str]:
+    for chain in ("access", *(f"class{number}" for number in range(len(rules.access)))):
+        yield f"add chain {table} {chain}"
+    for hook in ("input", "forward"):
+        yield f'add rule {table} {hook} iifname "{interface}" jump access'
+    yield f"add rule {table} access ct state established ct direction reply accept"
+    yield f"add rule {table} access ct state related meta l4proto {{ icmp, ipv6-icmp }} accept"
+    owned: dict[Network, int] = {
+        prefix.unpack_untrusted(source): number for number, each in enumerate(rules.access) for source in each.sources
+    }
+    for version, family in FAMILIES.items():
+        yield f"add map {table} sources{version} {{ type {_ADDRESS[version]} : verdict; flags interval; }}"
+        yield from _elements(table, version, {each: owned[each] for each in owned if each.version == version})
+        yield f"add rule {table} access {family} saddr vmap @sources{version}"
+    yield f"add rule {table} access goto denied"
+    for number, each in enumerate(rules.access):
+        if each.everything:
+            yield f"add rule {table} class{number} accept"
+            continue
+        for destination in each.destinations:
+            yield f"add rule {table} class{number} {_matches(destination)} accept"
+        yield f"add rule {table} class{number} goto denied"
+
+
+def _matches(one: Destination) -> str:
+    words = []
+    if one.prefix:
+        to = prefix.unpack_untrusted(one.prefix)
+        words.append(f"{FAMILIES[to.version]} daddr {to}" if to.prefixlen else f"meta nfproto {_nfproto(to.version)}")
+    if one.ports:
+        ranges = [*zip(one.ports[::2], one.ports[1::2], strict=True)]
+        for low, high in ranges:
+            _check_port(low)
+            _check_port(high)
+        words.append(f"{_protocol(one.protocol)} dport {{ {', '.join(f'{low}-{high}' for low, high in ranges)} }}")
+    elif one.protocol == socket.IPPROTO_ICMP:
+        words.append("meta l4proto { icmp, ipv6-icmp }")
+    elif one.protocol:
+        words.append(f"meta l4proto {_protocol(one.protocol)}")
+    return " ".join(words)
+
+
+def _protocol(number: int) -> str:
+    if number not in _PROTOCOLS:
+        raise ValueError(f"there are no rules for protocol {number}")
+    return _PROTOCOLS[number]
+
+
+def _check_port(number: int) -> None:
+    if not 1 <= number <= 0xFFFF:
+        raise ValueError(f"{number} is no port")
+
+
+def _elements(table: str, version: int, owned: Mapping[Network, int]) -> Iterator[str]:
+    length = prefix.BITS[version] // 8
+
+    def text(address: int) -> str:
+        return socket.inet_ntop(_SOCKETS[version], address.to_bytes(length))
+
+    found = [
+        f"{text(low)}-{text(high)} : goto class{owner}" if low < high else f"{text(low)} : goto class{owner}"
+        for low, high, owner in flattened(owned)
+    ]
+    for start in range(0, len(found), _PER_LINE):
+        yield f"add element {table} sources{version} {{ {', '.join(found[start : start + _PER_LINE])} }}"
+
+
+def flattened(owned: Mapping[Network, int]) -> list[tuple[int, int, int]]:
+    """Turns prefixes of one family, which may lie in one another, into ranges apart: (first, last, owner), in order.
+
+    Each address belongs to the owner of its longest prefix.
+    """
+    edges: list[tuple[int, int, int]] = []
+    around: list[tuple[int, int]] = []
+    """(last, owner) of the prefixes around the present address, the longest last."""
+    at = 0
+
+    def close(until: int) -> None:
+        nonlocal at
+        while around and around[-1][0] < until:
+            last, owner = around.pop()
+            if at <= last:
+                edges.append((at, last, owner))
+                at = last + 1
+
+    for network in sorted(owned, key=lambda each: (int(each.network_address), each.prefixlen)):
+        first = int(network.network_address)
+        close(first)
+        if around and at < first:
+            edges.append((at, first - 1, around[-1][1]))
+        at = first
+        around.append((int(network.broadcast_address), owned[network]))
+    close(1 << 128)
+    return _merged(edges)
+
+
+def _merged(edges: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    found: list[tuple[int, int, int]] = []
+    for first, last, owner in edges:
+        if found and found[-1][1] + 1 == first and found[-1][2] == owner:
+            found[-1] = (found[-1][0], last, owner)
+        else:
+            found.append((first, last, owner))
+    return found
+
+
+# --- port forwards ------------------------------------------------------------------------------------------
+
+
+def _port(table: str, interface: str, port: PortForward) -> Iterator[str]:
+    if len(port.address) not in (4, 16):
+        raise ValueError("a port forward has no address")
+    to = ip_address(port.address)
+    _check_port(port.port)
+    _check_port(port.to_port)
+    protocol, family = _protocol(port.protocol), FAMILIES[to.version]
+    place = f"[{to}]:{port.to_port}" if to.version == 6 else f"{to}:{port.to_port}"
+    ours = f"meta nfproto {_nfproto(to.version)} fib daddr type local {protocol} dport {port.port}"
+    yield f"add rule {table} dstnat {ours} dnat {family} to {place}"
+    if not port.keeps_source:
+        # A peer that sends only some networks through the tunnel would drop another source, or answer elsewhere.
+        at_peer = f'oifname "{interface}" ct status dnat {family} daddr {to} {protocol} dport {port.to_port}'
+        yield f"add rule {table} srcnat {at_peer} masquerade"

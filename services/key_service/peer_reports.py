@@ -1,0 +1,125 @@
+"""Reports each peer to status-service when something of it has changed, as many a second as cost no handshake its time.
+
+Tells of the events that key-service brings about, as well.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import Final
+
+from key_service.registry import Registry
+from key_service.report import place
+from stagewire.control.event import FROM_KEY, Event
+from stagewire.control.telemetry import GatewayReport, PeerReport
+from stagewire.loop import Loop
+from stagewire.proto.handshaker import Handshaker
+from stagewire.proto.peer import Peer
+
+INTERVAL: Final = 1.0
+"""s between two reports."""
+LOOKED_AT: Final = 2048
+"""Peers that are looked at for one report; the next ones have the others."""
+REPORTED: Final = 256
+"""Peers in one report."""
+MAX_LETTERS: Final = 10_000
+"""Letters of the texts in one report, each of up to four bytes: the pipe takes 64 KB."""
+MAX_TEXT: Final = 256
+"""Letters of a peer's allowed-IPs that are shown."""
+MAX_EVENTS: Final = 256
+"""Events that wait for status-service; the oldest go first."""
+
+
+class PeerReports:
+    """Knows what status-service has been told.
+
+    `send` takes a report, and returns whether it could send it. A report may be lost: `start_anew` then repeats all peers.
+    """
+
+    def __init__(self, registry: Registry, handshaker: Handshaker, send: Callable[[GatewayReport], bool]) -> None:
+        self._registry, self._handshaker, self._send = registry, handshaker, send
+        self._told: dict[bytes, tuple[object, ...]] = {}
+        self._next = 0
+        self._unseen = 0
+        """How many peers may have changed since they were looked at."""
+        self._worked = -1
+        """The loop's count of work at the last report."""
+        self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
+
+    def happened(self, event: Event) -> None:
+        """Has the next report tell of an event."""
+        self._events.append(event)
+
+    def start_anew(self) -> None:
+        """Reports all peers again: status-service has a new life, and knows none."""
+        self._told.clear()
+
+    def report_paced(self, loop: Loop, now: float, *, ready: bool) -> None:
+        """Sends the next report. After work any peer may have changed: the loop calls soon until all have been looked at."""
+        if loop.worked != self._worked:
+            self._unseen = len(self._handshaker.peers)
+        self.report(now, ready=ready)
+        loop.worked += self._has_more
+        self._worked = loop.worked
+
+    @property
+    def _has_more(self) -> bool:
+        return self._unseen > 0 or bool(self._events) or len(self._told) > len(self._handshaker.peers)
+
+    def report_rest(self, now: float, *, ready: bool) -> None:
+        """Reports all that has changed, before the end."""
+        looked = self.report(now, ready=ready)
+        while looked < len(self._handshaker.peers):
+            looked += self.report(now, ready=ready)
+
+    def report(self, now: float, *, ready: bool) -> int:
+        """Sends the next report, also one without news: its coming says that key-service works.
+
+        Returns how many peers it looked at.
+        """
+        peers = list(self._handshaker.peers.values())
+        changed: list[PeerReport] = []
+        letters = step = 0
+        for step in range(min(LOOKED_AT, len(peers))):
+            peer = peers[(self._next + step) % len(peers)]
+            state = self._state(peer)
+            if self._told.get(peer.public_key) != state:
+                self._told[peer.public_key] = state
+                shown = self._shown(peer, now)
+                changed.append(shown)
+                letters += len(shown.name) + len(shown.allowed_ips) + len(shown.endpoint)
+                if len(changed) == REPORTED or letters >= MAX_LETTERS:
+                    break
+        self._next = (self._next + step + 1) % len(peers) if peers else 0
+        gone = [key for key in self._told if key not in self._handshaker.peers][:REPORTED]
+        for key in gone:
+            del self._told[key]
+        events = tuple(islice(self._events, FROM_KEY))
+        if self._send(GatewayReport(ready, tuple(changed), tuple(gone), events)):
+            for _ in events:
+                self._events.popleft()
+        self._unseen = max(0, self._unseen - step - 1)
+        return step + 1
+
+    def _state(self, peer: Peer) -> tuple[object, ...]:
+        configured = self._registry.peers.get(peer.public_key)
+        allowed = configured.allowed_ips if configured is not None else ()
+        name = self._registry.from_file.get(peer.public_key, "")
+        return peer.tx_bytes, peer.rx_bytes, peer.last_handshake_unix_ns, peer.endpoint, name, allowed
+
+    def _shown(self, peer: Peer, now: float) -> PeerReport:
+        configured = self._registry.peers.get(peer.public_key)
+        text, name = "", self._registry.from_file.get(peer.public_key, "")
+        for prefix in configured.allowed_ips if configured is not None else ():
+            more = f"{text},{prefix}" if text else str(prefix)
+            if len(more) > MAX_TEXT:
+                text += ",…"
+                break
+            text = more
+        heard = now - peer.heard_at
+        return PeerReport(
+            *(peer.public_key, name, text, peer.tx_bytes, peer.rx_bytes, peer.last_handshake_unix_ns / 1e9),
+            endpoint=place(peer.endpoint) or "",
+            heard_s_ago=round(heard, 3) if 0 <= heard < math.inf else -1.0,
+        )

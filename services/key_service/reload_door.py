@@ -1,0 +1,407 @@
+"""Takes edited files and operations on peers from the command, through a socket in key-service's folder, for root alone.
+
+Each connection carries one request: a line of JSON with the length of a text, and the text. The answer is a line of JSON. A
+thread reads the text and works out the difference, which may take long. The loop makes the change.
+
+    {"do": "apply", "dry_run": false, "confirm": 0, "length": N}\\n<text>    puts the file in force, unless `dry_run` is true
+          -> {"error": "", "warning": "", "difference": ["~ MTU 1420 -> 1380"]}
+          With `confirm`, all goes back to what was in force unless it is confirmed within so many seconds.
+    {"do": "confirm", "length": 0}\\n    keeps it    -> {"error": ""}
+    {"do": "unconfirmed", "length": 0}\\n    -> {"error": "", "left": 17.5}, or with 0 if nothing waits for confirmation
+    {"do": "operate", "operation": {...}, "length": N}\\n<text>    changes peers of the file, which must be in force
+          -> {"error": "", "write": N}\\n<new text>    the client puts this into the file, and says {"error": ""}\\n
+          -> {"error": "", "warning": "", "difference": [...]}    the change holds
+    {"do": "adopt", "length": N}\\n<text>    puts a file in force that differs in peers alone
+          -> as for "apply"
+
+The file comes first: a process that is killed in between leaves a change that `stagewire reload` completes.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from key_service import in_force, trial_run
+from key_service.audit import Asker, Audit
+from key_service.live import LiveConfiguration, Task
+from key_service.registry import Prepared
+from key_service.trial_run import Before
+from stagewire import config, files, logs
+from stagewire.config import ConfigError, InterfaceConfig, accepted, guard, operations
+from stagewire.config.accepted import Accepted
+from stagewire.config.roster import Refused
+from stagewire.control.operations import BadOperation, from_json_untrusted
+from stagewire.limits import MAX_ACCEPTED
+from stagewire.linux import privileges
+from stagewire.linux.peer_credentials import credentials, peer_uid
+from stagewire.loop import boot_time
+from stagewire.pipe.names import RELOAD
+from stagewire.process.stage import Stage
+
+TIMEOUT: Final = 30.0
+"""s that the command may pause while it sends a file or takes the answer."""
+_MAX_LINE: Final = 4 << 20
+"""Bytes of a line of JSON: an operation may add thousands of peers."""
+_MAX_NAME: Final = 64
+_MAX_CONFIRM: Final = 86400
+"""s."""
+_AGAIN: Final = 5.0
+"""s until another attempt to go back, after a refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Describes a change to make: a file's text, its configuration, and the audit's line.
+
+    `whole` has the peers that are expired, too, and `file` only those that come into force. `only` has the peers to change;
+    None stands for the whole configuration.
+    """
+
+    text: str = field(repr=False)
+    whole: InterfaceConfig
+    file: InterfaceConfig
+    only: frozenset[bytes] | None
+    what: str
+    changes: list[str]
+    asker: Asker
+    confirm: int = 0
+    """s within which the change must be confirmed; 0 for none."""
+    exact: InterfaceConfig | None = None
+    """What comes into force, if that is more than `file`: live changes that were there before."""
+
+
+@dataclass(slots=True)
+class _Request:
+    """Holds a change that the thread has worked out, and the outcome of the loop's part."""
+
+    wanted: _Wanted
+    kept: Accepted
+    fresh: Path
+    """The path of the text that will replace the accepted text."""
+    made: threading.Event = field(default_factory=threading.Event)
+    code: int = 0
+    said: str = ""
+    """host-service's refusal or silence, in a line."""
+    before: InterfaceConfig | None = None
+    after: InterfaceConfig | None = None
+    """The configuration in force before and after the change."""
+
+
+class ReloadDoor:
+    """Listens on the loop. `listen` opens `listener` as root."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        listener: socket.socket,
+        live: LiveConfiguration,
+        text: in_force.Kept,
+        audit: Audit,
+        tell: Callable[[str, list[str], InterfaceConfig, InterfaceConfig], None],
+    ) -> None:
+        """Takes `tell`, which hears of each change: what it is, a line for each difference, and what was and is in force."""
+        self._stage = stage
+        self._tell = tell
+        self._audit = audit
+        self._text = text
+        self._listener = listener
+        self._live = live
+        self._asked: _Request | None = None
+        self._busy = threading.Lock()
+        self._before: Before | None = trial_run.recalled(stage.environment.run)
+        """What to go back to, unless the file in force is confirmed."""
+        self._going_back = False
+        stage.loop.add_timed(self)
+        self._wakeup, self._waker = socket.socketpair()
+        self._wakeup.setblocking(False)
+        stage.loop.add(listener.fileno(), self._accept)
+        stage.loop.add(self._wakeup.fileno(), self._on_asked)
+
+    # --- on the loop ---------------------------------------------------------------------------------------
+
+    def _accept(self, _now: float) -> None:
+        with suppress(OSError):
+            connection, _ = self._listener.accept()
+            if peer_uid(connection) not in {0, os.geteuid()}:
+                connection.close()
+                return
+            connection.settimeout(TIMEOUT)
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _on_asked(self, _now: float) -> None:
+        with suppress(BlockingIOError):
+            self._wakeup.recv(64)
+        request, self._asked = self._asked, None
+        if request is None:
+            return
+        registry, wanted = self._live.registry, request.wanted
+
+        def work_out(prepared: Prepared) -> Iterator[None]:
+            request.before = registry.snapshot()
+            if wanted.only is None:
+                return self._whole(prepared, wanted)
+            return prepared.work_out_peers(wanted.file, wanted.only)
+
+        def remember() -> Iterator[None]:
+            if wanted.confirm:
+                self._remember_before(wanted.confirm)
+            self._audit.write(wanted.asker, wanted.what, wanted.changes)
+            try:
+                files.put_over(request.fresh, accepted.path(self._stage.environment.run))
+            except OSError:
+                self._audit.take_back()
+                raise
+            yield
+
+        def made() -> None:
+            request.after = registry.snapshot()
+            self._keep(request, with_all=wanted.file != request.after)
+            if wanted.confirm:
+                self._before = trial_run.recalled(self._stage.environment.run)
+            self._tell_of(request)
+            if wanted.only is not None and (lost := registry.lost()):
+                registry.forget(lost)
+                self._text.forget(lost)
+
+        def done(code: int) -> None:
+            request.code = code
+            if code:
+                with suppress(OSError):
+                    files.clear(request.fresh)
+                if wanted.confirm:
+                    trial_run.forget(self._stage.environment.run)
+            request.made.set()
+
+        def said(line: str) -> None:
+            request.said = line
+
+        self._live.make(Task(work_out, remember, done, whole=True, said=said, made=made))
+
+    def _tell_of(self, request: _Request) -> None:
+        if request.before is not None and request.after is not None:
+            self._tell(request.wanted.what, request.wanted.changes, request.before, request.after)
+
+    def _keep(self, request: _Request, *, with_all: bool) -> None:
+        """Begins a new journal upon the new text."""
+        try:
+            self._text.accept(request.kept)
+            store = in_force.journal_of(self._stage.environment.run, request.kept)
+        except OSError as error:
+            self._stage.log.error("cannot store live changes", reason=str(error))
+            return
+        self._live.begin_journal(store, with_all=with_all)
+
+    def _whole(self, prepared: Prepared, wanted: _Wanted) -> Iterator[None]:
+        yield from prepared.work_out_file(wanted.exact or wanted.file)
+        prepared.file = wanted.file
+
+    # --- a file that waits for its confirmation ----------------------------------------------------------------
+
+    def _remember_before(self, seconds: int) -> None:
+        """Stores what is in force now. Raises OSError."""
+        operation = b"".join(self._live.as_operation())
+        before = Before(boot_time() + seconds, self._text.kept, operation)
+        trial_run.store(self._stage.environment.run, before)
+
+    def next_deadline(self) -> float | None:
+        """Returns when to go back."""
+        return self._before.until if self._before is not None and not self._going_back else None
+
+    def act(self, now: float) -> None:
+        """Goes back once the time for the confirmation is over."""
+        if self._before is not None and self._before.until <= now and not self._going_back:
+            self._going_back = True
+            threading.Thread(target=self._go_back, args=(self._before,), daemon=True).start()
+
+    def _go_back(self, before: Before) -> None:
+        with self._busy:
+            if self._before is not before:  # confirmed meanwhile
+                self._going_back = False
+                return
+            reason = ""
+            try:
+                whole, exact = before.configurations(self._stage.environment.config)
+                changes = config.difference(self._live.registry.snapshot(), exact)
+                file = operations.in_force(whole, time.time())
+                asker = Asker(os.geteuid(), os.getpid(), "key-service")
+                wanted = _Wanted(before.kept.text, whole, file, None, "go back", changes, asker, exact=exact)
+                reason = self._have_made(wanted)["error"]
+            except ConfigError as error:
+                reason = str(error)
+            if reason:
+                self._stage.log.error("cannot go back to what was in force", reason=reason)
+                self._before = replace(before, until=boot_time() + _AGAIN)
+            else:
+                self._stage.log.warning("went back to what was in force: no confirmation came")
+                self._forget_before()
+            self._going_back = False
+
+    def _forget_before(self) -> None:
+        self._before = None
+        trial_run.forget(self._stage.environment.run)
+
+    def _confirmed(self) -> dict[str, Any]:
+        if self._before is None:
+            return {"error": "nothing waits for a confirmation"}
+        self._forget_before()
+        self._stage.log.info("confirmed what was applied")
+        return {"error": ""}
+
+    def _left(self) -> float:
+        """Returns the seconds left for a confirmation; 0 if nothing waits for any."""
+        return max(0.001, self._before.until - boot_time()) if self._before is not None else 0.0
+
+    # --- in the thread -------------------------------------------------------------------------------------
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as stream, suppress(OSError):
+            try:
+                asked = _heard(stream)
+                text = _text(stream, asked["length"])
+                if asked.get("do") == "unconfirmed":
+                    answer: dict[str, Any] = {"error": "", "left": self._left()}
+                else:
+                    with self._busy:
+                        answer = self._answer(asked, text, connection, stream)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                answer = {"error": "key-service does not understand this command; use the `stagewire` of its version"}
+            _say(connection, answer)
+
+    def _answer(self, asked: dict[str, Any], text: str, connection: socket.socket, stream: BinaryIO) -> dict[str, Any]:
+        theirs = credentials(connection)
+        asker = Asker(theirs.uid, theirs.pid, logs.cleaned(str(asked.get("by", "")))[:_MAX_NAME])
+        if asked["do"] == "confirm":
+            return self._confirmed()
+        if self._before is not None and not asked.get("dry_run"):
+            name = self._stage.environment.interface
+            return {"error": f"a file waits for {self._left():.0f} s for its confirmation: `stagewire confirm {name}`"}
+        try:
+            match asked["do"]:
+                case "apply":
+                    confirm = int(asked.get("confirm", 0))
+                    if not 0 <= confirm <= _MAX_CONFIRM:
+                        raise ValueError
+                    return self._apply(text, asker, confirm, dry_run=bool(asked.get("dry_run")))
+                case "operate":
+                    return self._operate(asked["operation"], text, asker, connection, stream)
+                case "adopt":
+                    return self._adopt(text, asker)
+        except ConfigError as error:
+            return {"error": str(error)}
+        except (Refused, BadOperation) as refused:
+            return {"error": str(refused)}
+        raise ValueError
+
+    def _apply(self, text: str, asker: Asker, confirm: int, *, dry_run: bool) -> dict[str, Any]:
+        registry, whole = self._live.registry, self._parsed(text)
+        file = operations.in_force(whole, time.time())
+        changes = config.difference(registry.snapshot(), registry.with_file(file))
+        if dry_run:
+            return {"error": "", "difference": changes}
+        return self._have_made(_Wanted(text, whole, file, None, "reload", changes, asker, confirm))
+
+    def _operate(
+        self, said: object, text: str, asker: Asker, connection: socket.socket, stream: BinaryIO
+    ) -> dict[str, Any]:
+        operation = from_json_untrusted(said)
+        path = self._stage.environment.config
+        if not self._is_in_force(text):
+            mend = f"`stagewire reload {self._stage.environment.interface}` applies it"
+            return {"error": f"{path} has changed since it was read: {mend}, then try again"}
+        live = {prefix: peer.public_key for peer in self._live.registry.snapshot().peers for prefix in peer.allowed_ips}
+        outcome = operations.carry_out(text, str(path), operation, live, time.time())
+        if outcome.text == text:
+            return {"error": "", "warning": "", "difference": []}
+        wanted = self._wanted(text, outcome.text, type(operation).__name__, list(outcome.changes), asker)
+        data = outcome.text.encode("utf-8", "surrogateescape")
+        _say(connection, {"error": "", "write": len(data)})
+        connection.sendall(data)
+        if error := _heard(stream)["error"]:
+            return {"error": str(error)}
+        answer = self._have_made(wanted)
+        return answer if answer["error"] else {**answer, "difference": list(outcome.changes)}
+
+    def _adopt(self, text: str, asker: Asker) -> dict[str, Any]:
+        if (what := guard.beyond_peers(self._text.kept.text, text)) is not None:
+            return {"error": f"the file differs from the one in force in {what}"}
+        registry, wanted = self._live.registry, self._wanted(self._text.kept.text, text, "adopt", [], asker)
+        changes = config.difference(registry.snapshot(), registry.with_file(wanted.file))
+        return self._have_made(replace(wanted, changes=changes))
+
+    def _wanted(self, before_text: str, text: str, what: str, changes: list[str], asker: Asker) -> _Wanted:
+        """Describes a change of those peers in which two texts differ."""
+        old, whole = self._parsed(before_text), self._parsed(text)
+        file = operations.in_force(whole, time.time())
+        before, after = ({peer.public_key: peer for peer in each.peers} for each in (old, file))
+        only = frozenset(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+        return _Wanted(text, whole, file, only, what, changes, asker)
+
+    def _parsed(self, text: str) -> InterfaceConfig:
+        return config.parse_text(text, self._stage.environment.config)
+
+    def _is_in_force(self, text: str) -> bool:
+        """Tells whether this is the text in force, comments aside."""
+        kept = self._text.kept
+        return kept.was(text) or self._parsed(text) == self._parsed(kept.text)
+
+    def _have_made(self, wanted: _Wanted) -> dict[str, Any]:
+        try:
+            kept = in_force.without_others(Accepted.anew(wanted.text), wanted.whole)
+            fresh = kept.prepare(self._stage.environment.run, privileges.uid_of("key"), privileges.group())
+            request = _Request(wanted, kept, fresh)
+        except OSError as error:
+            return {"error": f"{self._stage.environment.run}: {error.strerror}"}
+        self._asked = request
+        self._waker.send(b"\0")
+        request.made.wait()
+        if request.code:
+            return {"error": request.said or os.strerror(request.code)}
+        assert request.before is not None and request.after is not None  # noqa: S101, PT018 - it was made
+        return {"error": "", "warning": request.said, "difference": config.difference(request.before, request.after)}
+
+
+def _say(connection: socket.socket, said: dict[str, Any]) -> None:
+    connection.sendall(json.dumps(said).encode() + b"\n")
+
+
+def _heard(stream: BinaryIO) -> dict[str, Any]:
+    """Reads a line of JSON. Raises ValueError, RecursionError or OSError."""
+    line = stream.readline(_MAX_LINE)
+    if not line.endswith(b"\n"):
+        raise ValueError
+    said = json.loads(line)
+    if not isinstance(said, dict):
+        raise ValueError  # noqa: TRY004 - no caller tells them apart
+    return said
+
+
+def _text(stream: BinaryIO, length: object) -> str:
+    if not isinstance(length, int) or not 0 <= length <= MAX_ACCEPTED:
+        raise ValueError
+    data = stream.read(length)
+    if len(data) < length:
+        raise ValueError
+    return data.decode("utf-8", "surrogateescape")
+
+
+def listen(run: Path) -> socket.socket:
+    """Opens the socket as root, so that root alone may connect. Raises OSError."""
+    path = run / RELOAD.path
+    fresh = path.with_name(f".{path.name}")
+    files.clear(fresh)
+    opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    before = os.umask(0o177)
+    try:
+        opened.bind(str(fresh))
+    finally:
+        os.umask(before)
+    opened.listen(8)
+    files.put(fresh, path)
+    return opened

@@ -1,0 +1,87 @@
+"""Holds what to go back to while an applied file waits for its confirmation (`stagewire apply --confirm`).
+
+The record lies in key-service's folder, so that a new key-service goes back in time as well. It holds keys that are no
+longer in force, until the file is confirmed or the gateway went back.
+
+    <until> <length of the operation>\\n<operation><accepted text, packed>
+"""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from key_service.registry import Registry
+from stagewire import config, files
+from stagewire.config import InterfaceConfig, accepted
+from stagewire.config.accepted import Accepted
+from stagewire.limits import MAX_ACCEPTED
+
+_NAME: Final = "unconfirmed"
+_HEAD: Final = 64
+"""Bytes of the first line at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """Holds what was in force before: the accepted text, and the live changes upon it as one operation.
+
+    `until` is when to go back, in seconds since the boot.
+    """
+
+    until: float
+    kept: Accepted
+    operation: bytes = field(repr=False)
+
+    def configurations(self, path: Path) -> tuple[InterfaceConfig, InterfaceConfig]:
+        """Returns the file's configuration, and the one in force with all live changes. Raises ConfigError."""
+        file = config.parse_text(self.kept.text, path)
+        registry = Registry(file)
+        registry.restore(self.operation)
+        return file, registry.snapshot()
+
+    def packed(self) -> bytes:
+        return f"{self.until} {len(self.operation)}\n".encode() + self.operation + self.kept.packed()
+
+
+def store(run: Path, before: Before) -> None:
+    """Writes the record. Raises OSError."""
+    fresh = _path(run).with_suffix(".new")
+    files.clear(fresh)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(before.packed())
+    files.put_over(fresh, _path(run))
+
+
+def forget(run: Path) -> None:
+    """Overwrites and removes the record."""
+    with suppress(OSError):
+        descriptor = files.opened(_path(run), MAX_ACCEPTED * 2, os.O_WRONLY)
+        try:
+            size = os.fstat(descriptor).st_size
+            os.pwrite(descriptor, bytes(size), 0)
+        finally:
+            os.close(descriptor)
+        files.clear(_path(run))
+
+
+def recalled(run: Path) -> Before | None:
+    """Reads the record; None if there is none, or no whole one."""
+    try:
+        data = files.read(_path(run), MAX_ACCEPTED * 2)
+    except OSError:
+        return None
+    head, newline, rest = data.partition(b"\n")
+    try:
+        until, length = head[:_HEAD].decode().split(" ")
+        size = int(length)
+        kept = accepted.unpack(rest[size:])
+        return Before(float(until), kept, rest[:size]) if newline and kept is not None and size >= 0 else None
+    except ValueError:
+        return None
+
+
+def _path(run: Path) -> Path:
+    return run / "key" / _NAME

@@ -1,0 +1,50 @@
+"""Completes what an operator types: commands and options by click's scripts, peers by asking the gateway."""
+
+import os
+from collections.abc import Iterator
+from typing import Final
+
+import click
+from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
+
+PROGRAM: Final = "stagewire"
+_VARIABLE: Final = "_STAGEWIRE_COMPLETE"
+PLACES: Final = {
+    "bash": "usr/local/share/bash-completion/completions/stagewire",
+    "zsh": "usr/local/share/zsh/site-functions/_stagewire",
+    "fish": "usr/local/share/fish/vendor_completions.d/stagewire.fish",
+}
+"""Where each shell looks for a program's script."""
+_PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-@+:/=")
+"""Letters that no shell takes for anything else."""
+_KEY: Final = 10
+"""Letters of a key that stand for a peer without a plain name."""
+
+
+def scripts(command: click.Command) -> Iterator[tuple[str, str]]:
+    """Yields each shell's place and its script."""
+    for shell, place in PLACES.items():
+        kind = get_completion_class(shell)
+        if kind is not None:
+            made = kind(command, {}, PROGRAM, _VARIABLE)
+            yield place, ShellComplete.source(made)  # bash's own looks for a bash, which may not be installed
+
+
+def peers(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes a peer of a gateway that is up. A name that a shell would take apart is completed as a key."""
+    from stagewire.control import query
+    from stagewire_cli import operands
+
+    if os.geteuid() != 0:
+        return []
+    chosen = ctx.params.get("interface")
+    found = []
+    for name in [chosen] if chosen else operands.interfaces():
+        try:
+            status = query.key_service(operands.environment_of(name))
+        except (SystemExit, OSError, query.OtherVersion):  # a completion has nothing to complain to
+            continue
+        for peer in status.peers if status is not None else ():
+            plain = peer.name and _PLAIN.issuperset(peer.name)
+            found.append(CompletionItem(peer.name if plain else peer.public_key[:_KEY], help=peer.name or None))
+    return [item for item in found if item.value.startswith(incomplete)]

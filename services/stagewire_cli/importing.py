@@ -1,0 +1,145 @@
+"""Takes gateways and peers over from other programs: into a new file, or into the file of a gateway that there is."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from stagewire import config
+from stagewire.config import ConfigError, encode_key, known, operations, peer_names, values
+from stagewire.config.operations import AddPeers, NewPeer
+from stagewire.config.roster import Refused
+from stagewire.environment import Environment
+from stagewire_cli import init, peers
+from stagewire_cli.failures import Failed
+from stagewire_cli.imports import sources
+from stagewire_cli.imports.found import Found, FoundPeer, Unusable
+
+_SHORT_KEY: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Holds the options of the command."""
+
+    only: str = ""
+    endpoint: str = ""
+    port: int | None = None
+    dry_run: bool = False
+
+
+def take_over(paths: Sequence[Path], environment: Environment, chosen: Chosen, tell: Callable[[str], None]) -> None:
+    """Takes all over that can be, in one step, and tells what can't. Raises Failed or ConfigError."""
+    found = [_read(path, chosen.only) for path in paths]
+    left = [f"{path}: {line}" for path, each in zip(paths, found, strict=True) for line in each.left]
+    wanted = _named([each for one in found for each in one.peers])
+    path = peers.file_of(environment)
+    is_new = not path.exists()
+    if is_new:
+        text = _new_text(found, environment, chosen, left)
+    else:
+        text = config.load_text(path)
+        left += _own_key(found, text, path)
+    try:
+        good, bad = operations.sorted_out(text, str(path), [each.peer for each in wanted])
+    except Refused as refused:
+        raise Failed(str(refused)) from None
+    places = {id(each.peer): each.where for each in wanted}
+    left += [f"{places[id(new)]} ({new.name}): {why}" for new, why in bad]
+    if good and not chosen.dry_run:
+        _write(text, environment, good, is_new=is_new)
+    for new in good:
+        tell(f"+ peer {peer_names.label(new.public_key, new.name)}{', out of use' if new.off else ''}")
+    for line in left:
+        tell(f"not taken: {line}")
+    if not good:
+        raise Failed(f"nothing of {', '.join(map(str, paths))} can be taken; nothing is changed")
+    tell(
+        f"{'would take' if chosen.dry_run else 'took'} {len(good)} peers {'into the new file' if is_new else 'into'} {path}"
+    )
+
+
+def _read(path: Path, only: str) -> Found:
+    try:
+        return sources.read(path, only)
+    except Unusable as unusable:
+        said = str(unusable)
+        raise Failed(said if said.startswith(f"{path}:") else f"{path}: {said}") from None
+
+
+def _write(text: str, environment: Environment, good: list[NewPeer], *, is_new: bool) -> None:
+    operation = AddPeers(tuple(good))
+    if not is_new:
+        peers.carry_out(environment, operation)
+        return
+    try:
+        outcome = operations.carry_out(text, str(environment.config), operation, {}, time.time())
+    except Refused as refused:
+        raise Failed(str(refused)) from None
+    init.write(environment.config, outcome.text)
+
+
+# --- the gateway -------------------------------------------------------------------------------------------
+
+
+def _new_text(found: Iterable[Found], environment: Environment, chosen: Chosen, left: list[str]) -> str:
+    """Returns a new file's [Interface]; what it can't hold goes to `left`. Raises Failed."""
+    pairs = dict(next((each.gateway for each in found if each.gateway), ()))
+    if chosen.endpoint:
+        pairs["ClientEndpoint"] = chosen.endpoint
+    if chosen.port is not None:
+        pairs["ListenPort"] = str(chosen.port)
+    lines = ["[Interface]"]
+    for key, value in pairs.items():
+        if "\n" in value or "#" in value:
+            left.append(f"the gateway: {key} can't be {values.shown(value)}")
+            continue
+        line = f"{'# stagewire: ' if known.KEYS[key.lower()].in_comment else ''}{key} = {value}"
+        try:
+            config.parse(f"[Interface]\n{line}\n", key)
+            lines.append(line)
+        except ConfigError as error:
+            left.append(f"the gateway: {error.mistakes[0].message}")
+    for key in ("PrivateKey", "Address"):
+        if not any(line.startswith(f"{key} ") for line in lines):
+            raise Failed(
+                f"{environment.config} does not exist, and what is imported has no {key} for it: "
+                f"`stagewire init {environment.interface}` first"
+            )
+    if "ClientEndpoint" not in pairs:
+        left.append(
+            "the gateway: nothing says where clients find it; give --endpoint HOST:PORT, or `peer --gateway` later"
+        )
+    if "ListenPort" not in pairs:
+        left.append("the gateway: nothing says its UDP port, so it gets 51820; give --port for another")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _own_key(found: Iterable[Found], text: str, path: Path) -> list[str]:
+    """Says that a gateway keeps its own key, by which the imported clients do not know it."""
+    own = config.parse_text(text, path).private_key
+    theirs = {dict(each.gateway).get("PrivateKey") for each in found} - {None}
+    if not theirs or (own is not None and theirs == {encode_key(own)}):
+        return []
+    return [f"the gateway's private key: {path} has another, so imported clients need that gateway's public key"]
+
+
+# --- peers -------------------------------------------------------------------------------------------------
+
+
+def _named(wanted: Iterable[FoundPeer]) -> list[FoundPeer]:
+    """Gives each peer a name that a file can hold, and that no other imported peer has."""
+    taken = set[str]()
+    named = []
+    for each in wanted:
+        name = peer_names.cleaned(each.peer.name)
+        if not name or values.MAYBE_KEY.search(name):
+            name = f"peer {each.peer.public_key[:_SHORT_KEY]}"
+        several, number = name, 1
+        while several.casefold() in taken:
+            number += 1
+            several = f"{name[: peer_names.MAX_NAME - 6]} {number}"
+        taken.add(several.casefold())
+        named.append(replace(each, peer=replace(each.peer, name=several)))
+    return named

@@ -1,0 +1,195 @@
+"""Makes the file of a new gateway, for `stagewire init`: a key, networks, a free port, and where clients find it."""
+
+import errno
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from ipaddress import IPv4Network, IPv6Network, ip_interface
+from pathlib import Path
+from typing import Final
+
+from stagewire import config
+from stagewire.config import HostPort, Network, encode_key, values
+from stagewire.limits import DEFAULT_PORT
+from stagewire_cli.failures import Failed
+
+_PORTS: Final = 100
+_KEEPALIVE: Final = 25
+"""s; keeps the way through a NAT open (wg(8))."""
+_EVERYTHING: Final = "0.0.0.0/0, ::/0"
+_USUAL: Final = tuple(IPv4Network((0x0A000000 | second << 16, 24)) for second in (8, 13, 66, 77, 88, 99, 111, 122, 133))
+"""10.8.0.0/24 and others: the first that no route of this host touches."""
+
+
+def make(
+    path: Path,
+    endpoint: str | None,
+    network: str | None,
+    dns: str | None,
+    port: int | None,
+    ask: Callable[..., str] | None,
+    *,
+    exits: bool,
+) -> tuple[int, HostPort]:
+    """Writes the file of a new gateway; returns its port, and where clients find it. Raises Failed.
+
+    `ask` asks the operator for what is None; without `ask`, a suggestion counts. `exits`: the gateway passes clients'
+    packets on to everywhere.
+    """
+    if os.path.lexists(path):
+        raise Failed(f"{path} exists already, and stays as it is: take another name")
+    port = port or free_port()
+    found = own_address()
+    if endpoint is None:
+        endpoint = ask("Address or name where clients find this gateway", default=found) if ask else found
+    if endpoint is None:
+        raise Failed("this host has no route to others: say with --endpoint where clients find it")
+    if network is None:
+        suggested = ", ".join(map(str, networks()))
+        network = ask("Networks of the tunnel", default=suggested) if ask else suggested
+    if dns is None:
+        dns = ask("DNS servers of the clients, if any", default="", show_default=False) if ask else ""
+    place = _endpoint(endpoint, port)
+    try:
+        servers = values.dns(dns) if dns else ()
+    except ValueError as error:
+        raise Failed(f"--dns {error}") from None
+    write(path, _text(_networks(network), port, place, servers, exits=exits))
+    return port, place
+
+
+def own_address() -> str | None:
+    """Returns the address by which this host reaches others, if it has any; sends nothing."""
+    for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((far, 9))
+            return str(probe.getsockname()[0])
+    return None
+
+
+def free_port() -> int:
+    """Returns the first UDP port from DEFAULT_PORT on that no program here uses. Raises Failed."""
+    for port in range(DEFAULT_PORT, DEFAULT_PORT + _PORTS):
+        if is_free(port):
+            return port
+    raise Failed(f"no UDP port from {DEFAULT_PORT} to {DEFAULT_PORT + _PORTS - 1} is free: give --port")
+
+
+def is_free(port: int) -> bool:
+    """Tells whether no program here uses a UDP port."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            probe.bind(("::", port))
+    except OSError as error:
+        if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.bind(("", port))
+                return True
+        return False
+    return True
+
+
+def networks() -> tuple[Network, ...]:
+    """Returns an IPv4 network that no route of this host touches, and a random IPv6 network (RFC 4193)."""
+    routes = list(_routes())
+    four = next((each for each in _USUAL if not any(each.overlaps(route) for route in routes)), None)
+    if four is None:
+        raise Failed("routes of this host touch every network that would do: give --network")
+    return four, IPv6Network((0xFD << 120 | secrets.randbits(40) << 80, 64))
+
+
+def _routes() -> Iterator[IPv4Network]:
+    """Yields where this host's routes lead, the default route aside."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/net/route").read_text(errors="replace").splitlines()[1:]:
+            words = line.split()
+            address, mask = (socket.ntohl(int(words[place], 16)) for place in (1, 7))
+            if mask:
+                yield IPv4Network((address, mask.bit_count()))
+
+
+def _text(own: tuple[Network, ...], port: int, endpoint: HostPort, dns: tuple[str, ...], *, exits: bool) -> str:
+    """Returns the file of a new gateway. Each network's first address is the gateway's."""
+    for network in own:
+        if network.num_addresses < 4:
+            raise Failed(f"--network {network} has no room for clients: give a larger one, such as 10.8.0.0/24")
+    addresses = ", ".join(str(ip_interface((network.network_address + 1, network.prefixlen))) for network in own)
+    lines = [
+        "[Interface]",
+        f"PrivateKey = {encode_key(config.generate_private_key(os.urandom(32)))}",
+        f"Address = {addresses}",
+        f"ListenPort = {port}",
+        f"# stagewire: ClientEndpoint = {endpoint}",
+        *([f"# stagewire: ClientDNS = {', '.join(dns)}"] if dns else []),
+        f"# stagewire: ClientKeepalive = {_KEEPALIVE}",
+        *(["# stagewire: Exit = on", f"# stagewire: ClientAllowedIPs = {_EVERYTHING}"] if exits else []),
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _endpoint(said: str, port: int) -> HostPort:
+    """Reads where clients find the gateway: HOST or HOST:PORT. Raises Failed."""
+    try:
+        with suppress(ValueError):
+            return values.endpoint(said)
+        return values.endpoint(f"[{said}]:{port}" if ":" in said and values.is_literal(said) else f"{said}:{port}")
+    except ValueError:
+        raise Failed(
+            f"{values.shown(said)} is no place of a gateway: give an address or a name, or one with :PORT"
+        ) from None
+
+
+def _networks(said: str) -> tuple[Network, ...]:
+    """Reads the networks of --network. Raises Failed."""
+    try:
+        found = values.networks(said)
+    except ValueError as error:
+        raise Failed(f"--network {error}") from None
+    if len({network.version for network in found}) < len(found):
+        raise Failed("--network takes one network of each family")
+    return found
+
+
+def write(path: Path, said: str) -> None:
+    """Writes a new file. Raises Failed; an existing file stays."""
+    config.parse_text(said, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise Failed(f"{path} exists already, and stays as it is: take another name") from None
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror}") from None
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(said)
+            file.flush()
+            os.fsync(descriptor)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise Failed(f"{path}: {error.strerror}") from None
+
+
+def firewall_hints(port: int) -> list[str]:
+    """Says what to open in this host's firewall, by the command of each firewall that is in use."""
+    hints = []
+    if _says("ufw", "status").startswith("Status: active"):
+        hints.append(f"ufw allow {port}/udp")
+    if _says("firewall-cmd", "--state").startswith("running"):
+        hints.append(f"firewall-cmd --permanent --add-port={port}/udp && firewall-cmd --reload")
+    return hints
+
+
+def _says(program: str, *arguments: str) -> str:
+    if shutil.which(program) is None:
+        return ""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(
+            [program, *arguments], capture_output=True, text=True, errors="replace", timeout=10, check=False
+        ).stdout
+    return ""

@@ -1,0 +1,143 @@
+"""Hands key-service a new configuration, through a socket in its folder that root alone may use."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from stagewire import logs
+from stagewire.config.operations import Operation
+from stagewire.control.operations import to_json
+from stagewire.environment import Environment
+from stagewire.limits import MAX_ACCEPTED
+from stagewire.pipe.names import RELOAD
+from stagewire_cli.failures import Failed
+
+TIMEOUT: Final = 60.0
+"""s that key-service gets to answer: it reads many thousands of prefixes for seconds."""
+_MOST: Final = 64 << 20
+"""Bytes of an answer: key-service may be hostile."""
+
+
+def apply(environment: Environment, text: str, *, dry_run: bool = False, confirm: int = 0) -> tuple[list[str], str]:
+    """Puts a file's text in force as a whole, unless `dry_run`; returns the difference, and a warning or nothing.
+
+    With `confirm`, key-service goes back after so many seconds without a confirmation. Raises Failed if nothing is changed.
+    """
+    try:
+        answer = _ask(environment, {"do": "apply", "dry_run": dry_run, "confirm": confirm}, text)
+    except Failed as failed:
+        raise Failed(f"nothing is changed: {failed}") from None
+    return _lines(answer), logs.cleaned(str(answer.get("warning", "")))
+
+
+def confirm(environment: Environment) -> None:
+    """Keeps what was applied. Raises Failed."""
+    _ask(environment, {"do": "confirm"}, "")
+
+
+def left_to_confirm(environment: Environment) -> float:
+    """Returns the seconds left for a confirmation; 0 if nothing waits for any. Raises Failed."""
+    left = _ask(environment, {"do": "unconfirmed"}, "").get("left")
+    return float(left) if isinstance(left, (int, float)) else 0.0
+
+
+def adopt(environment: Environment, text: str) -> tuple[list[str], str]:
+    """Does as `apply` for a text that differs in peers alone; peers that only `wg` knows stay. Raises Failed."""
+    answer = _ask(environment, {"do": "adopt"}, text)
+    return _lines(answer), logs.cleaned(str(answer.get("warning", "")))
+
+
+def operate(
+    environment: Environment, operation: Operation, text: str, write: Callable[[str], None]
+) -> tuple[list[str], str]:
+    """Has key-service carry an operation out on a file's text; returns as `apply`. `write` gets the file's new text.
+
+    Raises Failed if nothing is changed, and Unanswered once `write` was called and no answer came.
+    """
+    question = {"do": "operate", "operation": to_json(operation), "by": _by()}
+    written = False
+    try:
+        with _connected(environment, question, text) as line:
+            answer = _answer(line)
+            if "write" not in answer:
+                return _lines(answer), ""
+            new = _exactly(line, answer["write"])
+            try:
+                write(new)
+                written = True
+            except Failed as failed:
+                line.sendall(json.dumps({"error": str(failed)}).encode() + b"\n")
+                raise
+            line.sendall(b'{"error": ""}\n')
+            answer = _answer(line)
+            return _lines(answer), logs.cleaned(str(answer.get("warning", "")))
+    except (OSError, ValueError, RecursionError):
+        raise (Unanswered if written else Failed)("key-service doesn't answer") from None
+
+
+class Unanswered(Failed):
+    """Says that key-service may or may not have made a change."""
+
+
+def _by() -> str:
+    """Names the user behind this command, as far as sudo or the terminal tells."""
+    return os.environ.get("SUDO_USER") or os.environ.get("LOGNAME") or ""
+
+
+def _ask(environment: Environment, question: dict[str, Any], text: str) -> dict[str, Any]:
+    try:
+        with _connected(environment, {**question, "by": _by()}, text) as line:
+            line.shutdown(socket.SHUT_WR)
+            return _answer(line)
+    except (OSError, ValueError, RecursionError):
+        raise Failed("key-service doesn't answer") from None
+
+
+def _connected(environment: Environment, question: dict[str, Any], text: str) -> socket.socket:
+    """Connects and asks. Raises OSError."""
+    line = socket.socket(socket.AF_UNIX)
+    try:
+        line.settimeout(TIMEOUT)
+        line.connect(str(environment.run / RELOAD.path))
+        data = text.encode("utf-8", "surrogateescape")
+        line.sendall(json.dumps({**question, "length": len(data)}).encode() + b"\n" + data)
+    except OSError:
+        line.close()
+        raise
+    return line
+
+
+def _answer(line: socket.socket) -> dict[str, Any]:
+    """Reads a line of JSON, and nothing behind it. Raises Failed for an error, and OSError or ValueError."""
+    until, data = time.monotonic() + TIMEOUT, bytearray()
+    while not data.endswith(b"\n"):
+        ahead = line.recv(1 << 16, socket.MSG_PEEK)
+        piece = line.recv(ahead.find(b"\n") + 1 or len(ahead))
+        if not piece or len(data) > _MOST or time.monotonic() > until:
+            raise ValueError
+        data += piece
+    answer = json.loads(data)
+    if not isinstance(answer, dict) or not isinstance(answer.get("difference", []), list):
+        raise Failed("key-service doesn't answer in the words of this version")
+    if answer.get("error"):
+        raise Failed(logs.cleaned(str(answer["error"])))
+    return answer
+
+
+def _exactly(line: socket.socket, size: object) -> str:
+    if not isinstance(size, int) or not 0 <= size <= MAX_ACCEPTED:
+        raise ValueError
+    data = bytearray()
+    while len(data) < size:
+        piece = line.recv(min(1 << 20, size - len(data)))
+        if not piece:
+            raise ValueError
+        data += piece
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _lines(answer: dict[str, Any]) -> list[str]:
+    return [logs.cleaned(str(line)) for line in answer.get("difference", [])]

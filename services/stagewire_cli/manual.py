@@ -1,0 +1,88 @@
+"""Makes a manual page of each command's help, as man(7) has it: `python -m stagewire_cli.manual FOLDER`."""
+
+import re
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import click
+
+PROGRAM: Final = "stagewire"
+SECTION: Final = "1"
+FOLDER: Final = "usr/local/share/man/man1"
+_STATUS: Final = re.compile(r"  (\d+)  (.+)")
+
+
+def pages(command: click.Command, words: tuple[str, ...] = (PROGRAM,)) -> Iterator[tuple[str, str]]:
+    """Yields the name of each page's file and the page: of the program, its commands, and theirs."""
+    below = dict(sorted(command.commands.items())) if isinstance(command, click.Group) else {}
+    yield f"{'-'.join(words)}.{SECTION}", _page(command, words, below)
+    for word, each in below.items():
+        yield from pages(each, (*words, word))
+
+
+def _page(command: click.Command, words: tuple[str, ...], below: dict[str, click.Command]) -> str:
+    name, typed = "-".join(words), " ".join(words)
+    context = click.Context(command, info_name=typed)
+    first, *paragraphs = _paragraphs(command.help or "")
+    lines = [
+        f'.TH {_text(name.upper())} {SECTION} "" "Stagewire {version(PROGRAM)}" "Stagewire"',
+        ".ad l",  # words as long as ours leave holes in adjusted lines
+        ".SH NAME",
+        f"{_text(name)} \\- {_text(first.rstrip('.'))}",
+        ".SH SYNOPSIS",
+        f".B {_text(typed)}",
+        _text(" ".join(command.collect_usage_pieces(context))),
+    ]
+    if paragraphs:
+        lines.append(".SH DESCRIPTION")
+        lines += [line for text in paragraphs for line in (".PP", _text(text))]
+    if below:
+        lines.append(".SH COMMANDS")
+        for word, each in below.items():
+            lines += [".TP", f".BR {_text(f'{name}-{word}')} ({SECTION})", _text(each.get_short_help_str(200))]
+    known = [param for param in command.get_params(context) if isinstance(param, click.Option)]
+    options = [record for param in known if (record := param.get_help_record(context)) is not None]
+    if options:
+        lines.append(".SH OPTIONS")
+        for option, about in options:
+            lines += [".TP", f".B {_text(option)}", _text(about)]
+    lines += _epilog(command.epilog or "")
+    if len(words) > 1:
+        lines += [".SH SEE ALSO", f".BR {_text('-'.join(words[:-1]))} ({SECTION})"]
+    return "\n".join(lines) + "\n"
+
+
+def _epilog(text: str) -> Iterator[str]:
+    statuses = _STATUS.findall(text)
+    if statuses:
+        yield ".SH EXIT STATUS"
+        for number, meaning in statuses:
+            yield from (".TP", f".B {number}", _text(meaning))
+    elif text:
+        yield from (".SH NOTES", *(line for each in _paragraphs(text) for line in (".PP", _text(each))))
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [" ".join(each.split()) for each in text.replace("\b", "").split("\n\n")]
+
+
+def _text(text: str) -> str:
+    """Writes a text so that no letter of it is a command to man."""
+    escaped = text.replace("\\", "\\e").replace("-", "\\-")
+    return f"\\&{escaped}" if escaped.startswith((".", "'")) else escaped
+
+
+def main(folder: Path) -> None:
+    """Writes all pages into a folder."""
+    from stagewire_cli.__main__ import main as command
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, page in pages(command):
+        (folder / name).write_text(page)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,419 @@
+"""Defines `stagewire peer …`."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any, Final
+
+import click
+
+from stagewire import config
+from stagewire.config import HostPort, InterfaceConfig, PeerConfig, encode_key, gateway, operations, values
+from stagewire.config.operations import (
+    AddPeers,
+    NewPeer,
+    Operation,
+    RemovePeers,
+    RenamePeer,
+    RotatePeer,
+    SetPeer,
+    Setting,
+    SwitchPeers,
+)
+from stagewire.environment import Environment
+from stagewire_cli import completion, operands
+from stagewire_cli.failures import Failed
+from stagewire_cli.later import peer
+
+_UNITS: Final = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
+_AFTER: Final = re.compile(r"([1-9][0-9]{0,5})([mhdw])")
+
+
+# --- options that several commands have --------------------------------------------------------------------
+
+
+def _of_a_peer(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that set something of a peer."""
+    options = [
+        click.option("--full-tunnel", is_flag=True, help="The client sends everything through the tunnel."),
+        click.option("--split", is_flag=True, help="The client sends only the gateway's networks through the tunnel."),
+        click.option("--exclude", multiple=True, metavar="NET", help="The client sends NET past the tunnel."),
+        click.option("--dns", metavar="ADDRESSES", help="DNS servers and search domains of the client."),
+        click.option("--keepalive", metavar="SECONDS", help="Keepalive of the client; off for none."),
+        click.option("--mtu", metavar="BYTES", help="MTU of the client's tunnel."),
+        click.option("--expires", metavar="WHEN", help="30d, 12h, 2030-12-31 or 2030-12-31T18:00Z; never for no end."),
+        click.option(
+            "--rate", metavar="BITS", help="At most so many bits/s each way: 20M, or 20M/5M; none for no bound."
+        ),
+        click.option("--quota", metavar="BYTES", help="At most so many bytes a month: 50G; none for no bound."),
+        click.option("--endpoint", metavar="HOST:PORT", help="Where the gateway finds the peer."),
+        click.option(
+            "--group", multiple=True, metavar="NAME", help="A group of the peer, to which [Interface] allows more."
+        ),
+        click.option(
+            "--allow", multiple=True, metavar="'NET [tcp PORT]'", help="What the peer may reach; nothing else then."
+        ),
+        click.option(
+            "--forward", multiple=True, metavar="'tcp PORT PORT'", help="A port of the gateway that leads to the peer."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _output(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options about the client's configuration."""
+    options = [
+        click.option("--gateway", metavar="HOST:PORT", help="Where the client finds the gateway."),
+        click.option(
+            "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the configuration to FILE."
+        ),
+        click.option("--qr/--no-qr", default=None, help="Show a QR code; the default on a terminal."),
+        operands.INTERFACE,
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _settings(interface: InterfaceConfig, chosen: dict[str, Any]) -> tuple[Setting, ...]:
+    """Turns options into settings of a peer's section."""
+    from stagewire_cli import client_config
+
+    found = []
+    if chosen["full_tunnel"] and chosen["split"]:
+        raise Failed("--full-tunnel and --split contradict one another")
+    if chosen["full_tunnel"] or chosen["split"] or chosen["exclude"]:
+        inside = client_config.inside(interface)
+        if not chosen["full_tunnel"] and not chosen["split"]:
+            inside = interface.client.allowed_ips or inside
+        networks = client_config.EVERYTHING if chosen["full_tunnel"] else inside
+        try:
+            excluded = [values.network(each) for each in chosen["exclude"]]
+        except ValueError as error:
+            raise Failed(f"--exclude {error}") from None
+        left = client_config.without(networks, excluded)
+        if not left:
+            raise Failed("--exclude leaves nothing that the client sends through the tunnel")
+        found.append(Setting("ClientAllowedIPs", ", ".join(map(str, left))))
+    for option, key in (("dns", "ClientDNS"), ("keepalive", "ClientKeepalive"), ("mtu", "ClientMTU")):
+        if chosen[option] is not None:
+            found.append(Setting(key, chosen[option]))
+    if chosen["expires"] is not None:
+        found.append(Setting("Expires", _time(chosen["expires"])))
+    for option, key in (("rate", "Rate"), ("quota", "Quota")):
+        if chosen[option] is not None:
+            found.append(Setting(key, "" if chosen[option] == "none" else chosen[option]))
+    if chosen["endpoint"] is not None:
+        found.append(Setting("Endpoint", chosen["endpoint"]))
+    for option, key in (("group", "Groups"), ("allow", "Allow"), ("forward", "Forward")):
+        if chosen[option]:
+            found.append(Setting(key, "; ".join(chosen[option]).strip()))
+    return tuple(found)
+
+
+def _time(text: str) -> str:
+    """Reads a time, or how long from now on; an empty text for never."""
+    if text in ("never", ""):
+        return ""
+    if after := _AFTER.fullmatch(text):
+        return values.as_time(int(time.time()) + int(after[1]) * _UNITS[after[2]])
+    return text
+
+
+# --- commands ----------------------------------------------------------------------------------------------
+
+
+@peer.command()
+@click.argument("name", required=False)
+@click.option(
+    "--from", "table", type=click.Path(path_type=Path), metavar="CSV", help="Add a peer for each line of CSV."
+)
+@click.option("--public-key", metavar="KEY", help="The peer made its own key, and this is the public one.")
+@click.option("--psk/--no-psk", default=True, help="Make a pre-shared key; the default.")
+@click.option("--address", "addresses", multiple=True, help="Address of the peer; without it, the next free ones.")
+@click.option("--network", "networks", multiple=True, metavar="NET", help="A network behind the peer.")
+@_of_a_peer
+@_output
+def add(name: str | None, table: Path | None, interface: str | None, **chosen: Any) -> None:
+    """Adds a peer, and prints the configuration of its client.
+
+    Makes the client's keys, unless --public-key gives one. The private key is shown once and kept nowhere.
+
+    CSV has a heading line with the columns name, public_key, address, network, dns, keepalive, mtu, expires, rate, quota,
+    group and allow; only name is needed. Semicolons separate several groups or destinations. Then --output names a folder
+    for the configurations.
+    """
+    if (name is None) == (table is None):
+        raise click.UsageError("give the peer's NAME, or --from CSV")
+
+    def action(environment: Environment) -> None:
+        from stagewire_cli import bulk, output_files, peers
+
+        whole = peers.read(environment).whole
+        _expect_gateway(whole, chosen["gateway"])
+        if table is not None:
+            bulk.add(environment, table, chosen, _gateway(chosen["gateway"]), lambda row: _settings(whole, row))
+            return
+        private, public, psk = peers.new_keys()
+        key = chosen["public_key"] or encode_key(public)
+        new = NewPeer(
+            name or "", key, encode_key(psk) if chosen["psk"] else "", chosen["addresses"], chosen["networks"],
+            _settings(whole, chosen),
+        )  # fmt: skip
+        try:
+            public = config.decode_key(key)
+        except ValueError as error:
+            raise Failed(f"--public-key {error}") from None
+        with output_files.made([chosen["output"]]) as files:
+            after = peers.after(_do(environment, AddPeers((new,))), environment)
+            _show(after.whole, peers.added(after, public), None if chosen["public_key"] else private, chosen, files)
+
+    _upon(interface, action)
+
+
+@peer.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@operands.INTERFACE
+def list_(as_json: bool, interface: str | None) -> None:
+    """Lists the peers of the file, also those out of use."""
+
+    def action(environment: Environment) -> None:
+        from stagewire_cli import peers
+
+        found = peers.read(environment)
+        used = peers.used(environment)
+        rows = [_row(each, each.public_key in found.off, used) for each in found.whole.peers]
+        if as_json:
+            click.echo(json.dumps({"version": 1, "peers": rows}, indent=2))
+            return
+        widths = [max([len(str(row[key])) for row in rows], default=0) for key in ("name", "public_key")]
+        for row in rows:
+            ends = f"  until {row['expires']}" if row["expires"] else ""
+            ends += f"  {_share(row)}" if row["quota_bytes"] else ""
+            allowed = ", ".join(row["allowed_ips"])
+            operands.tell(
+                f"{row['name']:<{widths[0]}}  {row['public_key']:<{widths[1]}}  {row['state']:<8}  {allowed}{ends}".strip()
+            )
+
+    _upon(interface, action)
+
+
+@peer.command()
+@click.argument("who", metavar="PEER", shell_complete=completion.peers)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@operands.INTERFACE
+def show(who: str, as_json: bool, interface: str | None) -> None:
+    """Shows a peer as the file has it."""
+
+    def action(environment: Environment) -> None:
+        from stagewire_cli import peers
+
+        found = peers.read(environment)
+        one = found.find(who)
+        row = _row(one, one.public_key in found.off, peers.used(environment))
+        if as_json:
+            click.echo(json.dumps({"version": 1, **row}, indent=2))
+            return
+        for key, value in row.items():
+            if value not in (None, "", [], False):
+                shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+                operands.tell(f"{key.replace('_', ' ')}: {shown}")
+
+    _upon(interface, action)
+
+
+@peer.command("config")
+@click.argument("who", metavar="PEER", shell_complete=completion.peers)
+@_output
+def config_(who: str, interface: str | None, **chosen: Any) -> None:
+    """Prints the configuration of a peer's client again.
+
+    The client's private key is kept nowhere: a placeholder stands there. `stagewire peer rotate` makes new keys.
+    """
+
+    def action(environment: Environment) -> None:
+        from stagewire_cli import output_files, peers
+
+        found = peers.read(environment)
+        with output_files.made([chosen["output"]]) as files:
+            _show(found.whole, found.find(who), None, chosen, files)
+
+    _upon(interface, action)
+
+
+@peer.command()
+@click.argument("who", metavar="PEER", shell_complete=completion.peers)
+@click.option("--public-key", metavar="KEY", help="The peer made its own key, and this is the public one.")
+@_output
+def rotate(who: str, public_key: str | None, interface: str | None, **chosen: Any) -> None:
+    """Gives a peer new keys, and prints the configuration of its client.
+
+    The old keys are worth nothing from then on. With --public-key the pre-shared key stays.
+    """
+
+    def action(environment: Environment) -> None:
+        from stagewire_cli import output_files, peers
+
+        _expect_gateway(peers.read(environment).whole, chosen["gateway"])
+        private, public, psk = peers.new_keys()
+        operation = RotatePeer(who, encode_key(public), encode_key(psk))
+        if public_key is not None:
+            operation, private = RotatePeer(who, public_key), b""
+        with output_files.made([chosen["output"]]) as files:
+            after = peers.after(_do(environment, operation), environment)
+            one = peers.added(after, config.decode_key(operation.public_key))
+            _show(after.whole, one, private or None, chosen, files)
+
+    _upon(interface, action)
+
+
+@peer.command("set")
+@click.argument("who", metavar="PEER", shell_complete=completion.peers)
+@click.option("--allowed-ips", metavar="NETS", help="All addresses and networks of the peer.")
+@_of_a_peer
+@operands.INTERFACE
+def set_(who: str, allowed_ips: str | None, interface: str | None, **chosen: Any) -> None:
+    """Changes settings of a peer. An empty value removes a setting."""
+
+    def action(environment: Environment) -> None:
+        from stagewire_cli import peers
+
+        more = () if allowed_ips is None else (Setting("AllowedIPs", allowed_ips),)
+        settings = (*more, *_settings(peers.read(environment).whole, chosen))
+        if not settings:
+            raise Failed("say what to change, such as --expires 30d")
+        _tell(_do(environment, SetPeer(who, settings)))
+
+    _upon(interface, action)
+
+
+@peer.command()
+@click.argument("who", metavar="PEER", shell_complete=completion.peers)
+@click.argument("name")
+@operands.INTERFACE
+def rename(who: str, name: str, interface: str | None) -> None:
+    """Gives a peer another name."""
+    _upon(interface, lambda environment: _tell(_do(environment, RenamePeer(who, name))))
+
+
+@peer.command()
+@click.argument("who", metavar="PEER...", nargs=-1, required=True, shell_complete=completion.peers)
+@operands.INTERFACE
+def remove(who: tuple[str, ...], interface: str | None) -> None:
+    """Removes peers from the file; their traffic ends."""
+    _upon(interface, lambda environment: _tell(_do(environment, RemovePeers(who))))
+
+
+@peer.command()
+@click.argument("who", metavar="PEER...", nargs=-1, required=True, shell_complete=completion.peers)
+@operands.INTERFACE
+def disable(who: tuple[str, ...], interface: str | None) -> None:
+    """Puts peers out of use; they keep their addresses and keys, as comments in the file."""
+    _upon(interface, lambda environment: _tell(_do(environment, SwitchPeers(who, on=False))))
+
+
+@peer.command()
+@click.argument("who", metavar="PEER...", nargs=-1, required=True, shell_complete=completion.peers)
+@operands.INTERFACE
+def enable(who: tuple[str, ...], interface: str | None) -> None:
+    """Puts peers in use again."""
+    _upon(interface, lambda environment: _tell(_do(environment, SwitchPeers(who, on=True))))
+
+
+# --- what they share ---------------------------------------------------------------------------------------
+
+
+def _upon(interface: str | None, action: Callable[[Environment], None]) -> None:
+    operands.upon_a_file(interface or operands.the_only_gateway(), action)
+
+
+def _do(environment: Environment, operation: Operation) -> Any:
+    from stagewire_cli import peers
+
+    done = peers.carry_out(environment, operation)
+    if done.warning:
+        operands.complain(f"warning: {done.warning}")
+    return done
+
+
+def _tell(done: Any) -> None:
+    for line in done.changes or ["nothing differs"]:
+        operands.tell(line)
+
+
+def _expect_gateway(interface: InterfaceConfig, gateway: str | None) -> None:
+    """Raises Failed before anything is changed if no client configuration can be made afterwards."""
+    if gateway is None and interface.client_endpoint is None:
+        raise Failed(
+            "the file doesn't say where clients find this gateway: add `# stagewire: ClientEndpoint = HOST:PORT` to its "
+            "[Interface], or give --gateway HOST:PORT"
+        )
+    _gateway(gateway)
+
+
+def _gateway(text: str | None) -> HostPort | None:
+    try:
+        return None if text is None else values.endpoint(text)
+    except ValueError as error:
+        raise Failed(f"--gateway {error}") from None
+
+
+def _show(
+    interface: InterfaceConfig,
+    one: PeerConfig,
+    private: bytes | None,
+    chosen: dict[str, Any],
+    files: Sequence[IO[str]],
+) -> None:
+    """Prints a client's configuration, or writes it into the first of `files`; draws the QR code on a terminal."""
+    from stagewire_cli import client_config
+
+    text = client_config.text(interface, one, private, _gateway(chosen["gateway"]))
+    wants_qr = chosen["qr"] if chosen["qr"] is not None else private is not None and sys.stdout.isatty()
+    if files:
+        files[0].write(text)
+        operands.tell(f"wrote {chosen['output']}")
+    else:
+        click.echo(text, nl=False)
+    if wants_qr:
+        click.echo(client_config.qr(text), nl=False)
+
+
+def _share(row: dict[str, Any]) -> str:
+    """Tells what a peer has used of its quota."""
+    used, quota = row["quota_used_bytes"], row["quota_bytes"]
+    return f"used {used / quota:.0%} of {values.as_quota(quota)}"
+
+
+def _row(one: PeerConfig, off: bool, used: dict[bytes, int]) -> dict[str, Any]:
+    """Describes a peer for `--json`; no field holds a secret."""
+    state = "expired" if operations.is_expired(one, time.time()) else "disabled" if off else "enabled"
+    return {
+        "name": one.name,
+        "public_key": encode_key(one.public_key),
+        "state": state,
+        "allowed_ips": _texts(one.allowed_ips),
+        "endpoint": str(one.endpoint) if one.endpoint else None,
+        "persistent_keepalive_s": one.persistent_keepalive,
+        "has_preshared_key": any(one.preshared_key),
+        "expires": values.as_time(one.expires) if one.expires is not None else None,
+        "rate": values.as_rate(one.limits.rate_to, one.limits.rate_from) if one.limits.rate_to else None,
+        "quota_bytes": one.limits.quota or None,
+        "quota_used_bytes": used.get(one.public_key, 0) if one.limits.quota else None,
+        "client_allowed_ips": _texts(one.client.allowed_ips),
+        "client_dns": list(one.client.dns),
+        "client_mtu": one.client.mtu,
+        "client_keepalive_s": one.client.keepalive,
+        "groups": list(one.access.groups),
+        "allow": [gateway.reach_text(each) for each in one.access.allow],
+        "forwards": [gateway.forward_text(each) for each in one.access.forwards],
+    }
+
+
+def _texts(each: Iterable[object]) -> list[str]:
+    return [str(one) for one in each]

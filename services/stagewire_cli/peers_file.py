@@ -1,0 +1,139 @@
+"""Changes the peers of a configuration file: the only place where root writes what key-service worked out.
+
+The file is locked meanwhile, replaced in one step, and put back if the change is refused.
+"""
+
+import fcntl
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from stagewire import config
+from stagewire.config import guard
+from stagewire.config.load import MAX_SIZE
+from stagewire_cli.failures import Failed
+
+PATIENCE: Final = 60.0
+"""s to wait for another command that changes the file."""
+_POLL: Final = 0.005
+_SAFELY: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW
+
+
+class PeersFile:
+    """Holds a locked file. `text` is what stands in it."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._target = path.resolve()
+        self._found = os.fstat(descriptor)
+        self.text = config.load_text(path)
+        self._lock = -1
+        """A descriptor of the new file, which is locked as well."""
+        self._old: Path | None = None
+        """The name of the old file, as long as it may come back."""
+
+    def write(self, text: str) -> None:
+        """Replaces the file's text by a text that differs in peers alone. Raises Failed, and then nothing is changed."""
+        if (what := guard.beyond_peers(self.text, text)) is not None:
+            raise Failed(f"key-service wants to change {what} in {self.path}; nothing is written")
+        try:
+            config.parse_text(text, self.path)
+        except config.ConfigError as error:
+            raise Failed(f"key-service wants to write a file with a mistake: {error.mistakes[0]}") from None
+        data = text.encode("utf-8", "surrogateescape")
+        if len(data) > MAX_SIZE:
+            raise Failed(f"{self.path} would be larger than {MAX_SIZE >> 20} MiB")
+        try:
+            self._replace(data)
+        except OSError as error:
+            raise Failed(f"{self._target.parent}: {error.strerror}") from None
+
+    def _replace(self, data: bytes) -> None:
+        descriptor, name = tempfile.mkstemp(prefix=".stagewire-", dir=self._target.parent)
+        new = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchown(descriptor, self._found.st_uid, self._found.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(self._found.st_mode))
+                # The next command that waits for the lock finds it on the new file.
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                file.write(data)
+                file.flush()
+                os.fsync(descriptor)
+                self._lock = os.dup(descriptor)
+            old = self._target.with_name(f".{self._target.name}.before")
+            old.unlink(missing_ok=True)  # of a command that was killed
+            os.link(self._target, old)
+            if not os.path.samestat(old.stat(), self._found):
+                old.unlink()
+                raise Failed(f"{self.path} was replaced by another program just now: try again")
+            self._old = old
+            new.replace(self._target)
+            self.text = data.decode("utf-8", "surrogateescape")
+            self._sync()
+        finally:
+            new.unlink(missing_ok=True)
+
+    def put_back(self) -> None:
+        """Puts the old file back. Raises Failed."""
+        if self._old is not None:
+            try:
+                self._old.replace(self._target)
+                self._old = None
+                self._sync()
+            except OSError as error:
+                raise Failed(
+                    f"{self._target}: the change is refused but stays in the file ({error.strerror})"
+                ) from None
+
+    def close(self) -> None:
+        """Removes the old file for good, and ends the lock."""
+        if self._old is not None:
+            with suppress(OSError):
+                self._old.unlink()
+        if self._lock >= 0:
+            os.close(self._lock)
+
+    def _sync(self) -> None:
+        with suppress(OSError):
+            folder = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+@contextmanager
+def locked(path: Path, patience: float | None = None) -> Iterator[PeersFile]:
+    """Keeps other commands from the file meanwhile. Raises ConfigError for a file that can't be read, and Failed."""
+    config.load_text(path)
+    descriptor = _lock(path, PATIENCE if patience is None else patience)
+    try:
+        file = PeersFile(path, descriptor)
+        try:
+            yield file
+        finally:
+            file.close()
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path, patience: float) -> int:
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        try:
+            descriptor = os.open(path.resolve(), _SAFELY)
+        except OSError as error:
+            raise Failed(f"{path}: {error.strerror}") from None
+        with suppress(OSError):  # another command has the lock, or has replaced the file
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return descriptor
+        os.close(descriptor)
+        time.sleep(_POLL)
+    raise Failed(f"{path}: another command has been changing it for {patience:.0f} s; wait for that or end it")

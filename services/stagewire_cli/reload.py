@@ -1,0 +1,81 @@
+"""Puts an edited file in force while traffic flows, all of it or nothing, for `stagewire reload`.
+
+1. The command reads the file. A mistake ends it here.
+2. key-service has host-service try its part. A taken port or route, or a refused address, refuses the whole file.
+3. The change holds, and the command prints the difference.
+4. The command sets DNS anew, and notes PreDown, PostDown and SaveConfig for `down`.
+
+PreUp and PostUp wait for the next `up`.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from stagewire import config
+from stagewire.config import InterfaceConfig
+from stagewire.environment import Environment
+from stagewire_cli import bring_up, dns, host_warnings, key_door, the_file
+from stagewire_cli.done import DNS, DoneList, Plan
+from stagewire_cli.failures import Failed, NotUp
+
+Say = Callable[[str], None]
+
+
+def reload(
+    environment: Environment,
+    tell: Say,
+    warn: Say,
+    *,
+    dry_run: bool = False,
+    confirm: int = 0,
+    confirmed: Callable[[], None] = lambda: None,
+) -> None:
+    """Applies the file; with `dry_run` only tells the difference. Raises Failed or ConfigError if nothing is changed.
+
+    With `confirm`, key-service goes back after so many seconds. Then `confirmed` waits, and raises Failed if it went back.
+    """
+    if not bring_up.is_up(environment):
+        raise NotUp(environment.interface)
+    path = the_file.of(environment)
+    text = config.load_text(path)
+    interface = config.parse_text(text, path)
+    # An editor that died half-way leaves an empty file.
+    if not any(line.partition("#")[0].strip() for line in text.splitlines()):
+        raise Failed(f"{path} is empty, so nothing is changed; `stagewire down` ends the interface")
+    for mistake in interface.warnings:
+        warn(f"warning: {mistake}")
+    before = the_file.as_it_was_read(environment)
+    difference, warning = key_door.apply(environment, text, dry_run=dry_run, confirm=confirm)
+    for line in difference or [f"nothing differs: {path} is in force already"]:
+        tell(line)
+    if dry_run:
+        return
+    if warning:
+        warn(f"warning: {warning}")
+    if confirm:
+        confirmed()
+    host_warnings.say(environment, interface, lambda text: warn(f"warning: {text}"))
+    _note_for_down(environment, interface, before, warn)
+
+
+def _note_for_down(
+    environment: Environment, interface: InterfaceConfig, before: InterfaceConfig | None, warn: Say
+) -> None:
+    done_list = DoneList(environment.run)
+    done = done_list.read()
+    if done is None:
+        return  # the interface of a plain supervisord has neither hooks nor DNS
+    try:
+        done_list.remember(Plan.of(interface))
+    except OSError as error:
+        warn(f"`down` will run the former PreDown and PostDown: the new ones can't be noted ({error.strerror})")
+    if before is not None and before.dns == interface.dns:
+        return
+    if done.dns and not interface.dns:
+        if problem := dns.unset_servers(done.dns):
+            warn(problem)
+        with suppress(OSError):
+            done_list.undone(DNS)
+    elif not interface.dns:
+        dns.revert(environment.interface)
+    dns.set_servers(environment.interface, interface.dns, warn, lambda name: done_list.note(DNS, name))

@@ -1,0 +1,60 @@
+"""Tells whether a changed text differs from a file in peers alone: root writes nothing else for key-service.
+
+A hostile key-service must not bring commands, DNS, routes or a private key into a file that root reads at the next `up`.
+"""
+
+from collections.abc import Container, Iterator
+from typing import Final
+
+from stagewire.config import known, peer_names, roster
+from stagewire.config import text as texts
+from stagewire.config.known import SPACES
+
+_OF_A_PEER: Final = frozenset(["PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive"])
+
+
+def beyond_peers(before: str, after: str) -> str | None:
+    """Returns in a few words what differs beyond [Peer] sections and `# stagewire:` lines; None if nothing does."""
+    if "\0" in after:
+        return "a NUL byte"
+    in_use = roster.uncovered(before)
+    known = frozenset(before.split("\n")) | frozenset(in_use.split("\n"))
+    for old, new in ((before, after), (in_use, roster.uncovered(after))):
+        if (found := _beyond(old, new, known)) is not None:
+            return found
+    return None
+
+
+def _beyond(before: str, after: str, known_lines: Container[str]) -> str | None:
+    if [*_others(before)] != [*_others(after)]:
+        return "lines outside of [Peer]"
+    for line, section in _lines(after):
+        said = line.partition("#")[0].strip(SPACES)
+        if said and section == "Peer" and not said.startswith("["):
+            key = known.key_of(said.partition("=")[0].strip(SPACES))
+            if key is None or key.name not in _OF_A_PEER:
+                return "a line that no peer has"
+        elif not said and line not in known_lines and not _is_ours(line):
+            return "a comment"
+    return None
+
+
+def _others(text: str) -> Iterator[str]:
+    """Yields the lines outside of [Peer] that `wg` or wg-quick reads."""
+    for line, section in _lines(text):
+        if section != "Peer" and line.partition("#")[0].strip(SPACES):
+            yield line
+
+
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+    """Yields each line with its section."""
+    section = ""
+    for line in text.split("\n"):
+        if line.partition("#")[0].strip(SPACES).startswith("["):
+            section = texts.header_of(line) or "unknown"
+        yield line, section
+
+
+def _is_ours(line: str) -> bool:
+    comment = line.strip(SPACES).removeprefix("#").strip(SPACES)
+    return not comment or comment.lower().startswith("stagewire") or peer_names.in_comment(comment) is not None

@@ -1,0 +1,449 @@
+"""Defines the operations on an interface's peers, and carries each out on a file's text, whole or not at all.
+
+`stagewire peer` and, while an interface is up, key-service use the same function: nothing else changes peers in a file.
+Values are texts as they stand in a file. `control.operations` puts an operation into JSON.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from typing import Final
+
+from stagewire.config import gateway, keys, peer_names, published, roster, values
+from stagewire.config.difference import lines as differences
+from stagewire.config.free import free_addresses
+from stagewire.config.model import ConfigError, InterfaceConfig, Network, PeerConfig
+from stagewire.config.roster import Refused, Roster
+from stagewire.config.write import merge
+
+Address = IPv4Address | IPv6Address
+MAX_PEERS: Final = 10_000
+"""Peers of one operation."""
+_EXPIRES: Final = re.compile(r"^[ \t]*#[ \t]*stagewire[ \t]*:[ \t]*Expires[ \t]*=(.*)", re.IGNORECASE | re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Sets a key of a peer's section, such as `Expires`. An empty value removes the key.
+
+    Semicolons separate the values of a key with several lines, such as `Allow`.
+    """
+
+    key: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewPeer:
+    """Describes a new peer. Keys are in base64; an empty pre-shared key means none.
+
+    Without `addresses`, the peer gets the next free address of each family. `networks` lie behind the peer. With `off` the
+    peer is out of use.
+    """
+
+    name: str
+    public_key: str
+    preshared_key: str = field(default="", repr=False)
+    addresses: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    off: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AddPeers:
+    """Adds peers, all of them or none."""
+
+    peers: tuple[NewPeer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RemovePeers:
+    """Removes peers, by name or public key."""
+
+    peers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchPeers:
+    """Puts peers out of use, or in use again."""
+
+    peers: tuple[str, ...]
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RenamePeer:
+    """Gives a peer another name."""
+
+    peer: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetPeer:
+    """Changes settings of a peer."""
+
+    peer: str
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RotatePeer:
+    """Gives a peer other keys; the pre-shared key stays if none is given."""
+
+    peer: str
+    public_key: str
+    preshared_key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpirePeers:
+    """Puts the peers out of use whose time is over. Every other operation does so as well."""
+
+
+Operation = AddPeers | RemovePeers | SwitchPeers | RenamePeer | SetPeer | RotatePeer | ExpirePeers
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Describes a change that was worked out: the new text, the peers that it names, and a line for each difference."""
+
+    text: str = field(repr=False)
+    public_keys: tuple[bytes, ...]
+    changes: tuple[str, ...]
+
+
+def carry_out(text: str, path: str, operation: Operation, live: Mapping[Network, bytes], now: float) -> Outcome:
+    """Works an operation out. `live` has the owner of each prefix that is in force.
+
+    Raises Refused, or ConfigError if the text itself has mistakes.
+    """
+    before = roster.read(text, path)
+    try:
+        match operation:
+            case AddPeers():
+                change = _add(before, operation, live)
+            case RemovePeers():
+                change = _remove(before, operation)
+            case SwitchPeers():
+                change = _switch(before, operation, now)
+            case RenamePeer():
+                change = _rename(before, operation)
+            case SetPeer():
+                change = _set(before, operation, live, now)
+            case RotatePeer():
+                change = _rotate(before, operation)
+            case ExpirePeers():
+                change = _Change(before.text, before.whole.peers, before.off, ())
+    except ConfigError as error:
+        raise Refused(error.mistakes[0].message) from None
+    off = change.off | {peer.public_key for peer in change.peers if is_expired(peer, now)}
+    new = roster.covered(change.text, off)
+    after = roster.read(new, path)
+    if after.off != off or _by_key(after.whole) != {peer.public_key: peer for peer in change.peers}:
+        raise Refused("this can't be written into the file; look at the values")
+    return Outcome(new, change.named, tuple(_changes(before, after)))
+
+
+def sorted_out(text: str, path: str, wanted: Sequence[NewPeer]) -> tuple[list[NewPeer], list[tuple[NewPeer, str]]]:
+    """Tells which new peers a file can take, and why not of the others. Raises Refused or ConfigError as `carry_out`."""
+    good: list[NewPeer] = []
+    bad: list[tuple[NewPeer, str]] = []
+    for new, peer in _tried(roster.read(text, path), wanted, {}):
+        if isinstance(peer, str):
+            bad.append((new, peer))
+        else:
+            good.append(new)
+    return good, bad
+
+
+def is_expired(peer: PeerConfig, now: float) -> bool:
+    """Tells whether a peer's time is over."""
+    return peer.expires is not None and peer.expires <= now
+
+
+def has_expired(text: str, now: float) -> bool:
+    """Tells whether a peer in use has a time that is over, without parsing the text."""
+    for found in _EXPIRES.finditer(text):
+        with suppress(ValueError):
+            if values.expires(found[1].strip()) <= now:
+                return True
+    return False
+
+
+def in_force(interface: InterfaceConfig, now: float) -> InterfaceConfig:
+    """Returns a file's configuration without the peers whose time is over."""
+    if not any(is_expired(peer, now) for peer in interface.peers):
+        return interface
+    return replace(interface, peers=tuple(peer for peer in interface.peers if not is_expired(peer, now)))
+
+
+def secrets_not_in_force(text: str, interface: InterfaceConfig, now: float) -> frozenset[bytes]:
+    """Returns the pre-shared keys in a file's text of peers that are out of use or expired. `interface` is the file's."""
+    away = {peer.preshared_key for peer in interface.peers if is_expired(peer, now)}
+    kept = {peer.preshared_key for peer in interface.peers if not is_expired(peer, now)}
+    return frozenset(roster.marked_secrets(text) | away) - kept - {keys.NO_KEY}
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    text: str
+    peers: tuple[PeerConfig, ...]
+    off: frozenset[bytes]
+    named: tuple[bytes, ...]
+
+
+def _changes(before: Roster, after: Roster) -> Iterable[str]:
+    yield from differences(before.whole, after.whole)
+    for key, peer in after.peers.items():
+        if (key in before.off) != (key in after.off):
+            yield f"~ peer {peer_names.label(keys.encode_key(key), peer.name)} {'out of' if key in after.off else 'in'} use"
+
+
+# --- each operation ----------------------------------------------------------------------------------------
+
+
+def _add(before: Roster, operation: AddPeers, live: Mapping[Network, bytes]) -> _Change:
+    if not 0 < len(operation.peers) <= MAX_PEERS:
+        raise Refused(f"one command adds 1 to {MAX_PEERS} peers")
+    added: list[PeerConfig] = []
+    off = set(before.off)
+    for new, peer in _tried(before, operation.peers, live):
+        if isinstance(peer, str):
+            raise Refused(f"peer {new.name}: {peer}" if len(operation.peers) > 1 else peer)
+        added.append(peer)
+        if new.off:
+            off.add(peer.public_key)
+    peers = (*before.whole.peers, *added)
+    return _Change(_merged(before, peers), peers, frozenset(off), tuple(peer.public_key for peer in added))
+
+
+def _tried(
+    before: Roster, wanted: Sequence[NewPeer], live: Mapping[Network, bytes]
+) -> Iterator[tuple[NewPeer, PeerConfig | str]]:
+    """Yields each new peer with what it becomes, or with a line that says why it can't be added."""
+    names = {peer.name.casefold() for peer in before.whole.peers if peer.name}
+    owners = _owners(before, live)
+    known = {*before.peers, *live.values()}
+    free = _free(before, wanted, owners)
+    for new in wanted:
+        try:
+            _check_name(new.name, names)
+            key = _public_key(new.public_key, known, before)
+            prefixes = _prefixes(new, free)
+            peer = PeerConfig(key, _preshared_key(new.preshared_key), (), None, 0, False, 0, new.name)
+            peer = _with_settings(replace(peer, allowed_ips=prefixes), new.settings)
+            for prefix in peer.allowed_ips:
+                _check_prefix(before, prefix, owners)
+        except (Refused, ValueError) as error:
+            yield new, str(error)
+            continue
+        names.add(new.name.casefold())
+        known.add(key)
+        owners.update(dict.fromkeys(peer.allowed_ips, key))
+        yield new, peer
+
+
+def _remove(before: Roster, operation: RemovePeers) -> _Change:
+    gone = tuple(before.find(word).public_key for word in operation.peers)
+    peers = tuple(peer for peer in before.whole.peers if peer.public_key not in gone)
+    return _Change(_merged(before, peers), peers, before.off.difference(gone), gone)
+
+
+def _switch(before: Roster, operation: SwitchPeers, now: float) -> _Change:
+    named = tuple(before.find(word) for word in operation.peers)
+    for peer in named:
+        if operation.on and is_expired(peer, now):
+            end = values.as_time(peer.expires or 0)
+            raise Refused(
+                f"peer {before.label(peer.public_key)} expired at {end}: `stagewire peer set --expires` first"
+            )
+    changed = tuple(peer.public_key for peer in named)
+    off = before.off.difference(changed) if operation.on else before.off.union(changed)
+    return _Change(before.text, before.whole.peers, off, changed)
+
+
+def _rename(before: Roster, operation: RenamePeer) -> _Change:
+    peer = before.find(operation.peer)
+    others = {each.name.casefold() for each in before.whole.peers if each is not peer and each.name}
+    _check_name(operation.name, others)
+    new = replace(peer, name=operation.name)
+    peers = _with(before, peer, new)
+    return _Change(_merged(before, peers), peers, before.off, (peer.public_key,))
+
+
+def _set(before: Roster, operation: SetPeer, live: Mapping[Network, bytes], now: float) -> _Change:
+    peer = before.find(operation.peer)
+    try:
+        new = _with_settings(peer, operation.settings)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    owners = {prefix: owner for prefix, owner in _owners(before, live).items() if owner != peer.public_key}
+    for prefix in new.allowed_ips:
+        _check_prefix(before, prefix, owners)
+    peers = _with(before, peer, new)
+    revives = is_expired(peer, now) and not is_expired(new, now)
+    off = before.off - {peer.public_key} if revives else before.off
+    return _Change(_merged(before, peers), peers, off, (peer.public_key,))
+
+
+def _rotate(before: Roster, operation: RotatePeer) -> _Change:
+    peer = before.find(operation.peer)
+    try:
+        key = _public_key(operation.public_key, set(before.peers), before)
+        psk = _preshared_key(operation.preshared_key) if operation.preshared_key else None
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    new = replace(peer, public_key=key, preshared_key=peer.preshared_key if psk is None else psk)
+    off = before.off - {peer.public_key} | ({key} if peer.public_key in before.off else frozenset())
+    return _Change(roster.rekeyed(before.text, peer.public_key, key, psk), _with(before, peer, new), off, (key,))
+
+
+def _merged(before: Roster, peers: tuple[PeerConfig, ...]) -> str:
+    return merge(before.text, replace(before.whole, peers=peers))
+
+
+# --- values ------------------------------------------------------------------------------------------------
+
+
+def _by_key(interface: InterfaceConfig) -> dict[bytes, PeerConfig]:
+    return {peer.public_key: peer for peer in interface.peers}
+
+
+def _with(before: Roster, peer: PeerConfig, new: PeerConfig) -> tuple[PeerConfig, ...]:
+    return tuple(new if each is peer else each for each in before.whole.peers)
+
+
+def _owners(before: Roster, live: Mapping[Network, bytes]) -> dict[Network, bytes]:
+    return {**live, **{prefix: peer.public_key for peer in before.whole.peers for prefix in peer.allowed_ips}}
+
+
+def _check_name(name: str, others: Iterable[str]) -> None:
+    if not name or name != peer_names.cleaned(name):
+        letters = f"1 to {peer_names.MAX_NAME} letters that can be shown"
+        raise Refused(f"{values.shown(name)} is no peer's name, which has {letters}, without spaces at its ends")
+    if values.MAYBE_KEY.search(name):
+        raise Refused("a peer's name must not look like a key")
+    if name.casefold() in others:
+        raise Refused(f"a peer has the name {name!r} already: take another, or `stagewire peer remove` it first")
+
+
+def _public_key(text: str, known: Iterable[bytes], before: Roster) -> bytes:
+    try:
+        key = keys.decode_key(text)
+    except ValueError as error:
+        raise Refused(f"the public key {error}") from None
+    own = before.whole.private_key
+    if key in known:
+        label = before.label(key) if key in before.peers else text
+        raise Refused(f"peer {label} has this public key already")
+    if own is not None and key == keys.public_key(own):
+        raise Refused("this is the gateway's own public key: give the peer's")
+    if where := published.where_published(key):
+        raise Refused(f"the public key is {where}: give the peer's own")
+    if keys.is_low_order(key):
+        raise Refused("the public key is a point of low order, with which nothing can be kept secret")
+    return key
+
+
+def _preshared_key(text: str) -> bytes:
+    if not text:
+        return keys.NO_KEY
+    try:
+        key = keys.decode_key(text)
+    except ValueError as error:
+        raise Refused(f"the pre-shared key {error}") from None
+    if where := published.where_published(key):
+        raise Refused(f"the pre-shared key is {where}")
+    return key
+
+
+def _free(
+    before: Roster, wanted: Iterable[NewPeer], owners: Iterable[Network]
+) -> list[tuple[Network, Iterator[Address]]]:
+    """Returns our first network of each family that has room, with its free addresses."""
+    taken = [*owners]
+    for new in wanted:
+        with suppress(ValueError):  # `_prefixes` meets it again
+            taken += map(values.network, (*new.addresses, *new.networks))
+    found = []
+    for version in (4, 6):
+        ours = next((each for each in before.whole.addresses if each.version == version), None)
+        if ours is not None and ours.network.num_addresses > 1:
+            found.append((ours.network, free_addresses(ours, taken)))
+    return found
+
+
+def _prefixes(new: NewPeer, free: list[tuple[Network, Iterator[Address]]]) -> tuple[Network, ...]:
+    """Returns a new peer's addresses and networks."""
+    own: list[Network] = [values.network(each) for each in new.addresses]
+    for network, addresses in free if not own else ():
+        address = next(addresses, None)
+        if address is None:
+            raise Refused(f"no address of {network} is free: remove a peer, or give an address")
+        own.append(ip_network(address))
+    if not own:
+        raise Refused("the interface's Address names no network to take an address from: give the peer's address")
+    return tuple(dict.fromkeys([*own, *map(values.network, new.networks)]))
+
+
+def _check_prefix(before: Roster, prefix: Network, owners: Mapping[Network, bytes]) -> None:
+    owner = owners.get(prefix)
+    if owner is not None:
+        name = before.label(owner) if owner in before.peers else keys.encode_key(owner)
+        raise Refused(f"{prefix} belongs to peer {name}")
+    if any(prefix == ip_network(each.ip) for each in before.whole.addresses):
+        raise Refused(f"{prefix} is the gateway's own address")
+
+
+def _of_client(key: str) -> Callable[[PeerConfig, str], PeerConfig]:
+    return lambda peer, text: replace(peer, client=values.CLIENT[key](peer.client, text))
+
+
+def _with_access(key: str, peer: PeerConfig, text: str) -> PeerConfig:
+    return replace(peer, access=gateway.setting(peer.access, key, text))
+
+
+def _of_limits(key: str) -> Callable[[PeerConfig, str], PeerConfig]:
+    return lambda peer, text: replace(peer, limits=values.LIMITS[key](peer.limits, text))
+
+
+_SETTINGS: Final[Mapping[str, Callable[[PeerConfig, str], PeerConfig]]] = {
+    "AllowedIPs": lambda peer, text: replace(peer, allowed_ips=values.networks(text)),
+    "Endpoint": lambda peer, text: replace(peer, endpoint=values.endpoint(text)),
+    "PersistentKeepalive": lambda peer, text: replace(peer, persistent_keepalive=values.keepalive(text)),
+    "Expires": lambda peer, text: replace(peer, expires=values.expires(text)),
+    **{key: _of_limits(key) for key in values.LIMITS},
+    **{key: _of_client(key) for key in values.CLIENT},
+    **{key: partial(_with_access, key) for key in gateway.KEYS},
+}
+_DEFAULTS: Final[Mapping[str, Callable[[PeerConfig], PeerConfig]]] = {
+    "AllowedIPs": lambda peer: replace(peer, allowed_ips=()),
+    "Endpoint": lambda peer: replace(peer, endpoint=None),
+    "PersistentKeepalive": lambda peer: replace(peer, persistent_keepalive=0),
+    "Expires": lambda peer: replace(peer, expires=None),
+    "Rate": lambda peer: replace(peer, limits=replace(peer.limits, rate_to=0, rate_from=0)),
+    "Quota": lambda peer: replace(peer, limits=replace(peer.limits, quota=0)),
+    "ClientAllowedIPs": lambda peer: replace(peer, client=replace(peer.client, allowed_ips=())),
+    "ClientDNS": lambda peer: replace(peer, client=replace(peer.client, dns=())),
+    "ClientMTU": lambda peer: replace(peer, client=replace(peer.client, mtu=None)),
+    "ClientKeepalive": lambda peer: replace(peer, client=replace(peer.client, keepalive=None)),
+    **{key: partial(_with_access, key, text="") for key in gateway.KEYS},
+}
+SETTINGS: Final = tuple(_SETTINGS)
+"""Every key that a Setting may have."""
+
+
+def _with_settings(peer: PeerConfig, settings: Iterable[Setting]) -> PeerConfig:
+    for each in settings:
+        if each.key not in _SETTINGS:
+            raise Refused(f"a peer has no setting {values.shown(each.key)}; there are {', '.join(SETTINGS)}")
+        try:
+            peer = _SETTINGS[each.key](peer, each.value) if each.value else _DEFAULTS[each.key](peer)
+        except ValueError as error:
+            raise Refused(f"{each.key} {error}") from None
+    return peer

@@ -1,0 +1,41 @@
+"""Describes the file of an interface's history: status-service writes it, and the command reads it.
+
+Times are UNIX times (s): of rows by the minute, hour or month, the beginning of it, in UTC. `rx` and `tx` are bytes.
+"""
+
+from typing import Final
+
+FOLDER: Final = "history"
+"""status-service's folder in the state folder of an interface."""
+STATE_MODE: Final = 0o710
+"""Mode of that state folder, which is key-service's: status-service passes through it."""
+NAME: Final = "history.db"
+VERSION: Final = 1
+"""SQLite's `user_version` of the file."""
+TABLES: Final = """
+    CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS peers (
+        id INTEGER PRIMARY KEY, public_key BLOB NOT NULL UNIQUE, name TEXT NOT NULL, since INTEGER NOT NULL,
+        rx_seen INTEGER NOT NULL, tx_seen INTEGER NOT NULL, rx INTEGER NOT NULL, tx INTEGER NOT NULL);
+    CREATE TABLE IF NOT EXISTS minutes (
+        at INTEGER, peer INTEGER, rx INTEGER, tx INTEGER, PRIMARY KEY (at, peer)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS hours (
+        at INTEGER, peer INTEGER, rx INTEGER, tx INTEGER, PRIMARY KEY (at, peer)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS months (
+        at INTEGER, peer INTEGER, rx INTEGER, tx INTEGER, PRIMARY KEY (at, peer)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS stage_minutes (
+        at INTEGER, stage TEXT, number INTEGER, handled INTEGER, dropped INTEGER, failed INTEGER,
+        PRIMARY KEY (at, stage, number)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS stage_hours (
+        at INTEGER, stage TEXT, number INTEGER, handled INTEGER, dropped INTEGER, failed INTEGER,
+        PRIMARY KEY (at, stage, number)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS connections (
+        id INTEGER PRIMARY KEY, at REAL NOT NULL, peer INTEGER NOT NULL, until REAL NOT NULL, seconds REAL NOT NULL,
+        endpoint TEXT NOT NULL, rx INTEGER NOT NULL, tx INTEGER NOT NULL);
+    CREATE INDEX IF NOT EXISTS connections_of_peer ON connections (peer, at);
+    CREATE TABLE IF NOT EXISTS open (
+        peer INTEGER PRIMARY KEY, at REAL NOT NULL, shaken REAL NOT NULL, heard REAL NOT NULL, seconds REAL NOT NULL,
+        endpoint TEXT NOT NULL, rx INTEGER NOT NULL, tx INTEGER NOT NULL);
+    CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, said TEXT NOT NULL);
+"""
+"""`peers` has sums since `since`, and what key-service counted at the last report; `open` has the present connections."""

@@ -1,0 +1,132 @@
+"""Decides which initiations reach key-service though their sources have proved nothing.
+
+To open an initiation costs a DH, so a flood must not buy many. What is spent on initiations without an answer is bounded:
+
+- ALLOWANCE of them a second, of all sources together. An answer gives its share back, so honest peers spend nothing.
+- A source, which is an address and a port, has SOURCE_ALLOWANCE. A flood from one source leaves the rest to others.
+- Behind an address that has asked ADDRESS_ALLOWANCE times in a second, all sources together have half of the allowance.
+- Places that we send to have an allowance of their own, so known peers shake hands whatever strangers do.
+- So have networks that a peer has come from: a peer with a new address or port gets in at once beside spoofed sources.
+- A message that came before, byte for byte, is dropped: no honest source sends one twice.
+
+Nothing is kept for a source that proved nothing. Sources count in a table of fixed size, by a secret hash, for a second.
+What was admitted counts in a set of fixed size, and networks of peers in another.
+"""
+
+from array import array
+from typing import Final
+
+ALLOWANCE: Final = 1000
+"""Initiations without an answer in a second; opening them takes key-service a tenth of a core."""
+_BURST: Final = 256
+SOURCE_ALLOWANCE: Final = 20
+"""As the rate limit of proven sources."""
+ADDRESS_ALLOWANCE: Final = 100
+_NETWORKS: Final = 4096
+"""Networks that are remembered, those that peers came from last."""
+_TABLE: Final = 1 << 16
+_SEEN: Final = 8192
+"""Admitted messages that are remembered, and as many before them."""
+_SEEN_FOR: Final = 10.0
+"""s that an admitted message is remembered, and at most twice that."""
+_MAC: Final = slice(-32, -16)
+
+ADMITTED: Final = 1
+REFUSED: Final = 0
+SEEN: Final = -1
+
+
+class Allowance:
+    """Counts what may be spent: `rate` a second, and `_BURST` at once."""
+
+    __slots__ = ("_left", "_rate", "_since")
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._left = float(_BURST)
+        self._since = 0.0
+
+    def spend(self, now: float, keep: float = 0.0) -> bool:
+        """Spends one, unless no more than `keep` are left."""
+        if now > self._since:
+            self._left = min(_BURST, self._left + (now - self._since) * self._rate)
+            self._since = now
+        if self._left < keep + 1:
+            return False
+        self._left -= 1
+        return True
+
+    def give_back(self) -> None:
+        self._left = min(_BURST, self._left + 1)
+
+
+class Admission:
+    """Judges initiations by their sources, each an address and a port, packed."""
+
+    def __init__(self, secret: bytes) -> None:
+        """Takes random bytes, which no other process knows."""
+        self._secret = secret
+        self._strangers, self._known, self._neighbours = (Allowance(ALLOWANCE) for _ in range(3))
+        self._networks: dict[bytes, None] = {}
+        """Of peers, the one that was answered longest ago first."""
+        self._sources, self._addresses = array("I", bytes(4 * _TABLE)), array("I", bytes(4 * _TABLE))
+        self._counted_until = 0.0
+        self._seen: set[bytes] = set()
+        self._seen_before: set[bytes] = set()
+        self._seen_until = 0.0
+
+    def admit(self, message: bytes, source: bytes, now: float, *, known: bool) -> int:
+        """Returns ADMITTED, REFUSED or, for a message that was admitted before, SEEN. hot"""
+        mac = message[_MAC]
+        if mac in self._seen or mac in self._seen_before:
+            return SEEN
+        if now >= self._counted_until:
+            self._sources, self._addresses = array("I", bytes(4 * _TABLE)), array("I", bytes(4 * _TABLE))
+            self._counted_until = now + 1
+        place = self._place(source)
+        self._sources[place] += 1
+        if self._sources[place] > SOURCE_ALLOWANCE:
+            return REFUSED
+        address = self._place(source[:-2] if len(source) == 6 else source[:8])
+        self._addresses[address] += 1
+        keep = _BURST / 2 if self._addresses[address] > ADDRESS_ALLOWANCE else 0
+        if known:
+            admitted = self._known.spend(now)
+        else:
+            near = _network(source) in self._networks
+            admitted = (near and self._neighbours.spend(now, keep)) or self._strangers.spend(now, keep)
+        if not admitted:
+            return REFUSED
+        self._remember(mac, now)
+        return ADMITTED
+
+    def answered(self, source: bytes) -> None:
+        """Notes that key-service has answered an initiation from here: it was worth its work."""
+        for allowance in (self._strangers, self._known, self._neighbours):
+            allowance.give_back()
+        network = _network(source)
+        self._networks.pop(network, None)
+        self._networks[network] = None
+        if len(self._networks) > _NETWORKS:
+            del self._networks[next(iter(self._networks))]
+        for table, part in (
+            (self._sources, source),
+            (self._addresses, source[:-2] if len(source) == 6 else source[:8]),
+        ):
+            place = self._place(part)
+            if table[place]:
+                table[place] -= 1
+
+    def _place(self, part: bytes) -> int:
+        return hash(self._secret + part) % _TABLE
+
+    def _remember(self, mac: bytes, now: float) -> None:
+        if now >= self._seen_until or len(self._seen) >= _SEEN:
+            self._seen, self._seen_before = set(), self._seen if now < self._seen_until + _SEEN_FOR else set()
+            self._seen_until = now + _SEEN_FOR
+        self._seen.add(mac)
+
+
+def _network(source: bytes) -> bytes:
+    """Returns the /24 of an IPv4 source, the /48 of an IPv6 source."""
+    return source[:3] if len(source) == 6 else source[:6]

@@ -1,0 +1,496 @@
+"""Decides for a crypto worker whose packet it is, which session opens a datagram, and whether the packet may pass.
+
+Outbound: destination -> peer by longest prefix -> `Tunnel.send`.
+
+Inbound: type and receiver index -> session -> `Tunnel.receive` -> well-formed? -> does the longest prefix of its source
+belong to this very peer? -> trimmed to its own length.
+
+The allowed-IPs table holds the prefixes of all peers, at home here or in other workers. Otherwise the longest match
+could not tell that a source belongs to another peer.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from stagewire.proto import constants as c
+from stagewire.proto import endpoint as places
+from stagewire.proto import prefix
+from stagewire.proto.agenda import Agenda
+from stagewire.proto.allowed_ips import AllowedIps
+from stagewire.proto.events import SessionsEnded
+from stagewire.proto.kernel.choice import Kernel, plain
+from stagewire.proto.messages import HEADER
+from stagewire.proto.packets import icmp, ip, merge, split, virtio
+from stagewire.proto.packets.virtio import BadSuperPacket
+from stagewire.proto.prefix import Network, Route
+from stagewire.proto.session import Session
+from stagewire.proto.shaping import Limits
+from stagewire.proto.staging import Room
+from stagewire.proto.timers import Jitter
+from stagewire.proto.tunnel import Output, Packet, Tunnel, TunnelSettings
+from stagewire.reasons import Reasons
+
+if TYPE_CHECKING:  # it may not be built
+    from stagewire.proto.kernel.sealing import Sealing
+
+Run = tuple[bytes, Sequence[bytes]]
+"""(packed source endpoint, datagrams)"""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFacts:
+    """Holds a worker's knowledge of a peer. `home` peers live in this worker; of others it knows the prefixes alone.
+
+    `allowed_ips` None leaves the prefixes to `Worker.allow` and `disallow`.
+    """
+
+    public_key: bytes
+    allowed_ips: tuple[Network, ...] | None
+    home: bool
+    persistent_keepalive: int = 0
+    endpoint: bytes | None = None
+    endpoint_at: float = 0.0
+    rates: tuple[int, int] = (0, 0)
+    """Bits/s to the peer and from the peer; 0 for no bound."""
+    cap: int | None = None
+    """Bytes of the tunnel, both ways, at which its traffic stops; None for no quota."""
+
+
+class Elsewhere:
+    """Stands for a peer at home in another worker."""
+
+    def __init__(self, public_key: bytes) -> None:
+        self.public_key = public_key
+
+
+Owner = Tunnel | Elsewhere
+
+
+def _receiver(datagram: bytes) -> bytes:
+    # With the type and the reserved bytes, which no tag protects: looking them up checks them.
+    return datagram[:8]
+
+
+def _receiver_of(index: int) -> bytes:
+    return HEADER.pack(c.TYPE_TRANSPORT, index)
+
+
+class Worker:
+    """Holds one worker's peers and sessions. Each method returns its results; `drops` counts refusals by reason."""
+
+    def __init__(self, jitter: Jitter, *, kernel: Kernel | None = None) -> None:
+        """Begins without peers. `kernel` is the plain one by default. All sessions must be the kernel's."""
+        self.takes = 0
+        """Kinds of super-packets that the OS takes (`merge.TAKES_*`); packets for the OS are merged into those."""
+        self.kernel = kernel or plain("by default")
+        self.settings = TunnelSettings()
+        self.drops = Reasons()
+        self._jitter = jitter
+        self._room = Room()
+        self._owners: dict[bytes, Owner] = {}
+        self._allowed_ips: AllowedIps[Owner] = AllowedIps()
+        self._sessions: dict[bytes, tuple[Tunnel, Session]] = {}  # by type and receiver index, as on the wire
+        self._diverted: dict[object, None] = {}
+        """Peers at home whose packets go one by one, because of their limits."""
+        self.capped: dict[Tunnel, None] = {}
+        """Peers at home with a quota."""
+        self._agenda: Agenda[Tunnel] = Agenda()
+        lookup, answers = self._allowed_ips.lookup, self._allowed_ips.answers
+        sealing, opening = self.kernel.sealing, self.kernel.opening
+        self.sealing = None if sealing is None else sealing(lookup, answers, Tunnel, self.settings.mtu)
+        """What takes plain trains from the OS before `seal`; None with the plain kernel."""
+        self.opening = None if opening is None else opening(lookup, answers, self._sessions, self._diverted)
+        """What takes cipher trains from the network before `open`; None with the plain kernel."""
+
+    # --- trains --------------------------------------------------------------------------------------------
+
+    def seal(self, packets: Iterable[Packet], now: float) -> Output:
+        """Seals all trains that `sealing` has taken, then a train of packets. hot: bench Worker.outbound"""
+        out = Output()
+        sealing = self.sealing
+        if sealing is not None and sealing.items:
+            try:
+                packets = [*self._seal_groups(sealing, now, out), *packets]
+                out.sealed, out.born = sealing.finish(now), sealing.born
+            finally:
+                sealing.clear()
+        self._outbound(packets, now, out)
+        return self._settle(out)
+
+    def _seal_groups(self, sealing: "Sealing", now: float, out: Output) -> list[Packet]:
+        """Seals what is ordinary, peer by peer; returns the rest."""
+        back = sealing.alone()
+        for group, tunnel in enumerate(sealing.owners()):
+            count, limits = sealing.packets(group), tunnel.limits
+            free = limits is None or not limits.divert(tunnel.traffic)
+            session = tunnel.ready(count, now) if free and sealing.ordinary(group) else None
+            if session is None or tunnel.endpoint is None:
+                back += sealing.back(group)
+                continue
+            counter = session.take_counters(count)
+            size = sealing.seal(group, session.sender, session.remote_index, counter, tunnel.endpoint)
+            tunnel.sealed(session, size, now, out)
+            if limits is not None:
+                self._divert(tunnel)
+            self._agenda.enter(tunnel, tunnel.next_deadline())
+        found: list[Packet] = []
+        for _, header, packet in sorted(back):
+            try:
+                found.append(split.open_untrusted(header, packet))
+            except BadSuperPacket:
+                self.drops["outbound_malformed"] += virtio.count(header, len(packet))
+        return found
+
+    def open(self, runs: Iterable[Run], now: float) -> Output:
+        """Opens all trains that `opening` has taken, then a train of runs. hot: bench Worker.inbound"""
+        out = Output()
+        opening = self.opening
+        if opening is not None and opening.runs:
+            try:
+                for tunnel, session, endpoint, size, data in opening.open(now):
+                    tunnel.received(session, size, endpoint, now, out, data=data)
+                    if tunnel.limits is not None:
+                        self._divert(tunnel)
+                    self._agenda.enter(tunnel, tunnel.next_deadline())
+                for reason, owner, place, size, count in opening.refused():
+                    if owner is None:
+                        self._unknown(place, count, size)
+                    else:
+                        self.drops.note(reason, count, peer=owner.public_key, place=place, size=size)
+                self._limit(opening.aside(), now, out)
+                out.opened, out.born = opening.finish(now, self.takes), opening.born
+            finally:
+                opening.clear()
+        self._inbound(runs, now, out)
+        return self._settle(out)
+
+    # --- packets -------------------------------------------------------------------------------------------
+
+    def outbound(self, packets: Iterable[Packet], now: float) -> Output:
+        """Seals a train of packets from the OS. hot: bench Worker.outbound"""
+        out = Output()
+        self._outbound(packets, now, out)
+        return self._settle(out)
+
+    def _outbound(self, packets: Iterable[Packet], now: float, out: Output) -> None:
+        trains: dict[Tunnel, list[Packet]] = {}
+        lookup = self._allowed_ips.lookup
+        for packet in packets:
+            destination = ip.destination(packet if isinstance(packet, bytes) else packet.packet)
+            if destination is None:
+                self.drops["outbound_malformed"] += 1
+                continue
+            owner = lookup(destination)
+            if owner.__class__ is Tunnel:
+                train = trains.get(owner)
+                if train is None:
+                    trains[owner] = [packet]
+                else:
+                    train.append(packet)
+            elif owner is None:
+                self._refuse(packet, "no_peer" if not ip.is_for_many(destination) else "for_many_unrouted", out)
+            else:
+                self.drops["peer_elsewhere"] += 1 if isinstance(packet, bytes) else packet.count
+        for tunnel, train in trains.items():
+            if tunnel.endpoint is None:
+                for packet in train:
+                    self._refuse(packet, "no_endpoint", out, tunnel.public_key)
+                continue
+            admitted = tunnel.admit(train, now)
+            if admitted:
+                tunnel.send(admitted, now, out)
+            if tunnel.limits is not None:
+                self._divert(tunnel)
+            self._agenda.enter(tunnel, tunnel.next_deadline())
+
+    def _refuse(self, packet: Packet, reason: str, out: Output, peer: bytes = b"") -> None:
+        count = 1 if isinstance(packet, bytes) else packet.count
+        if not isinstance(packet, bytes):
+            packet = packet.first()  # one answer is enough; it quotes the first packet
+        place = ip.destination(packet) or b""
+        self.drops.note(reason, count, peer=peer, place=place, size=len(packet))
+        unreachable = icmp.unreachable(packet)
+        if unreachable is not None:
+            out.packets.append(unreachable)
+
+    def inbound(self, runs: Iterable[Run], now: float) -> Output:
+        """Opens a train of runs from the network. hot: bench Worker.inbound"""
+        out = Output()
+        self._inbound(runs, now, out)
+        return self._settle(out)
+
+    def _inbound(self, runs: Iterable[Run], now: float, out: Output) -> None:
+        opened: list[bytes] = []
+        for endpoint, datagrams in runs:
+            lone = len(datagrams) == 1
+            for receiver, group in ((_receiver(datagrams[0]), datagrams),) if lone else groupby(datagrams, _receiver):
+                train = list(group)
+                found = self._sessions.get(receiver)
+                if found is None:
+                    self._unknown(endpoint, len(train), len(train[0]))
+                    continue
+                tunnel, session = found
+                received = tunnel.receive(session, train, endpoint, now, out)
+                if tunnel.limits is None:
+                    self._deliver(tunnel, received, opened)
+                else:
+                    passing: list[bytes] = []
+                    self._deliver(tunnel, received, passing)
+                    opened += tunnel.limits.from_peer(passing, tunnel.traffic, now)
+                self._agenda.enter(tunnel, tunnel.next_deadline())
+        out.packets += merge.merge(opened, self.takes)
+
+    def _unknown(self, endpoint: bytes, count: int, size: int) -> None:
+        self.drops.note("unknown_receiver", count, place=places.place_of(endpoint), size=size)
+
+    def _deliver(self, tunnel: Tunnel, packets: Iterable[bytes], opened: list[bytes]) -> None:
+        lookup = self._allowed_ips.lookup
+        for packet in packets:
+            length = ip.inner_length(packet)
+            source = ip.source(packet) if length else None
+            if source is None:
+                self.drops.note("inner_malformed", peer=tunnel.public_key, size=len(packet))
+            elif lookup(source) is not tunnel:
+                self.drops.note("inner_source_not_allowed", peer=tunnel.public_key, place=source, size=length)
+            else:
+                opened.append(packet if length == len(packet) else packet[:length])
+
+    # --- limits --------------------------------------------------------------------------------------------
+
+    def _set_limits(self, tunnel: Tunnel, rates: tuple[int, int], cap: int | None, now: float) -> None:
+        """Changes a peer's limits. Packets that wait for an unchanged rate go on waiting."""
+        limits = tunnel.limits
+        if limits is not None and limits.rates == rates:
+            limits.cap = cap
+        elif limits is not None:
+            limits.clear()
+            limits = None
+        if limits is None and (any(rates) or cap is not None):
+            limits = Limits(rates, cap, self.drops.of(tunnel.public_key), now)
+        tunnel.limits = limits
+        if cap is None:
+            self.capped.pop(tunnel, None)
+        else:
+            self.capped[tunnel] = None
+        self._divert(tunnel)
+
+    def _divert(self, tunnel: Tunnel) -> None:
+        """Sees to it that a peer's packets go one by one if its limits ask for that, and only then."""
+        if tunnel.limits is not None and tunnel.limits.divert(tunnel.traffic):
+            self._diverted[tunnel] = None
+        else:
+            self._diverted.pop(tunnel, None)
+
+    def _limit(self, aside: Iterable[tuple[Tunnel, bytes]], now: float, out: Output) -> None:
+        """Lets packets for the OS pass that `opening` has put aside, as far as their peers' limits allow."""
+        by_peer: dict[Tunnel, list[bytes]] = {}
+        for tunnel, packet in aside:
+            by_peer.setdefault(tunnel, []).append(packet)
+        for tunnel, packets in by_peer.items():
+            passed = packets if tunnel.limits is None else tunnel.limits.from_peer(packets, tunnel.traffic, now)
+            out.packets += merge.merge(passed, self.takes)
+            self._agenda.enter(tunnel, tunnel.next_deadline())
+
+    def _settle(self, out: Output) -> Output:
+        """Forgets the sessions that ended in a call, so that the next call can't find them."""
+        for event in out.events:
+            if isinstance(event, SessionsEnded):
+                for index in event.indices:
+                    found = self._sessions.pop(_receiver_of(index), None)
+                    if found is not None:
+                        found[1].forget()
+        return out
+
+    # --- sessions ------------------------------------------------------------------------------------------
+
+    def install(self, public_key: bytes, session: Session, endpoint: bytes | None, now: float) -> Output | None:
+        """Takes a session in. Returns None if the peer isn't at home here; the caller must then forget the keys."""
+        tunnel = self._owners.get(public_key)
+        receiver = _receiver_of(session.index)
+        if not isinstance(tunnel, Tunnel) or receiver in self._sessions:
+            return None
+        out = Output()
+        self._sessions[receiver] = (tunnel, session)
+        tunnel.install(session, endpoint, now, out)
+        self._agenda.enter(tunnel, tunnel.next_deadline())
+        return self._settle(out)
+
+    def sessions(self) -> list[tuple[Tunnel, Session]]:
+        """Lists all sessions that live here, for a new key-service."""
+        return list(self._sessions.values())
+
+    def tunnels(self) -> list[Tunnel]:
+        """Lists the peers at home here."""
+        return [owner for owner in self._owners.values() if isinstance(owner, Tunnel)]
+
+    def tunnel(self, public_key: bytes) -> Tunnel | None:
+        """Returns the peer's tunnel if it is at home here."""
+        owner = self._owners.get(public_key)
+        return owner if isinstance(owner, Tunnel) else None
+
+    def owner_of(self, address: bytes) -> bytes | None:
+        """Returns the public key of the peer that an inner address belongs to."""
+        owner = self._allowed_ips.lookup(address)
+        return None if owner is None else owner.public_key
+
+    def handshake_sent(self, public_key: bytes, now: float) -> None:
+        tunnel = self._owners.get(public_key)
+        if isinstance(tunnel, Tunnel):
+            tunnel.handshake_sent(now)
+            self._agenda.enter(tunnel, tunnel.next_deadline())
+
+    def handshake_gave_up(self, public_key: bytes, now: float) -> None:
+        tunnel = self._owners.get(public_key)
+        if isinstance(tunnel, Tunnel):
+            tunnel.handshake_gave_up(now)
+            self._agenda.enter(tunnel, tunnel.next_deadline())
+
+    def endpoint_found(self, public_key: bytes, endpoint: bytes, at: float) -> None:
+        """Sets the endpoint that the operator or a look-up gave a peer at `at` (s)."""
+        tunnel = self._owners.get(public_key)
+        if isinstance(tunnel, Tunnel):
+            tunnel.endpoint, tunnel.endpoint_at = endpoint, at
+
+    def send_staged(self, public_key: bytes, now: float) -> Output:
+        """Tries again with a peer's staged packets, as the operator named the peer."""
+        out = Output()
+        tunnel = self._owners.get(public_key)
+        if isinstance(tunnel, Tunnel):
+            tunnel.flush(now, out)
+            self._agenda.enter(tunnel, tunnel.next_deadline())
+        return self._settle(out)
+
+    def send_empty(self, public_key: bytes, now: float) -> Output:
+        """Sends an empty packet if a session may; without one, asks for nothing."""
+        out = Output()
+        tunnel = self.tunnel(public_key)
+        if tunnel is not None and (session := tunnel.slots.current) is not None and session.may_send(now):
+            tunnel.send_keepalive(now, out)
+            self._agenda.enter(tunnel, tunnel.next_deadline())
+        return self._settle(out)
+
+    def want_again(self, now: float) -> Output:
+        """Repeats all requests: a new key-service doesn't know those of the old one."""
+        out = Output()
+        for tunnel in self.tunnels():
+            tunnel.want_again(now, out)
+        return out
+
+    # --- configuration -------------------------------------------------------------------------------------
+
+    def set_settings(self, settings: TunnelSettings) -> None:
+        """Changes the settings of all peers, present and future."""
+        # Padding goes up to the MTU, and a device's MTU may exceed a datagram.
+        settings = replace(settings, mtu=min(settings.mtu, c.MAX_INNER))
+        self.settings = settings
+        if self.sealing is not None:
+            self.sealing.mtu = settings.mtu
+        for tunnel in self.tunnels():
+            tunnel.settings = settings
+
+    def set_peer(self, facts: PeerFacts, now: float) -> Output:
+        """Adds a peer or changes it. Its sessions go on unless it left home; its prefixes stay its own."""
+        out = Output()
+        former = owner = self._owners.get(facts.public_key)
+        if owner is None or isinstance(owner, Tunnel) != facts.home:
+            owner = (
+                Tunnel(facts.public_key, self.settings, self._jitter, self.drops.of(facts.public_key), self._room)
+                if facts.home
+                else Elsewhere(facts.public_key)
+            )
+            if former is not None:
+                self._allowed_ips.hand_over(former, owner)
+                self._drop_owner(former, out)
+            self._owners[facts.public_key] = owner
+        if facts.allowed_ips is not None:
+            wanted = set(map(prefix.route, facts.allowed_ips))
+            stale = [each for each in map(prefix.route, self._allowed_ips.prefixes(owner)) if each not in wanted]
+            self.disallow(facts.public_key, stale)
+            self.allow(facts.public_key, wanted)
+        if isinstance(owner, Tunnel):
+            owner.settings = self.settings
+            if facts.endpoint is not None and (owner.endpoint is None or facts.endpoint_at > owner.endpoint_at):
+                owner.endpoint = facts.endpoint
+            owner.endpoint_at = max(owner.endpoint_at, facts.endpoint_at)
+            self._set_limits(owner, facts.rates, facts.cap, now)
+            owner.set_persistent_keepalive(facts.persistent_keepalive, now, out)
+            self._agenda.enter(owner, owner.next_deadline())
+        return self._settle(out)
+
+    def allow(self, public_key: bytes, prefixes: Iterable[Route]) -> None:
+        """Adds prefixes to a peer's allowed-IPs; a prefix of another peer moves."""
+        owner = self._owners.get(public_key)
+        if owner is not None:
+            for each in prefixes:
+                self._allowed_ips.assign(each, owner)
+
+    def disallow(self, public_key: bytes, prefixes: Iterable[Route]) -> None:
+        """Takes prefixes from a peer's allowed-IPs, as far as they are the peer's."""
+        owner = self._owners.get(public_key)
+        if owner is not None:
+            for each in prefixes:
+                self._allowed_ips.withdraw(each, owner)
+
+    def begin_naming(self) -> None:
+        """Begins a list of all allowed-IPs, by `allow`."""
+        self._allowed_ips.begin_naming()
+
+    def end_naming(self) -> None:
+        """Removes the allowed-IPs that the list did not name."""
+        self._allowed_ips.end_naming()
+
+    def judge_staged_again(self, now: float) -> Output:
+        """Takes the staged packets whose destination belongs to another peer now, and sends them there."""
+        moved: list[bytes] = []
+        lookup = self._allowed_ips.lookup
+        for tunnel in self.tunnels():
+            if tunnel.staged:
+                packets = tunnel.staged.take()
+                stays = [packet for packet in packets if lookup(ip.destination(packet) or b"") is tunnel]
+                tunnel.staged.add(stays)
+                if len(stays) < len(packets):
+                    moved += [packet for packet in packets if lookup(ip.destination(packet) or b"") is not tunnel]
+        return self.outbound(moved, now) if moved else Output()
+
+    def expire_sending(self) -> None:
+        """Ends sending under all sessions, as our long-term key changed; each still receives until it expires."""
+        for _, session in self._sessions.values():
+            session.expire_sending()
+
+    def remove_peer(self, public_key: bytes) -> Output:
+        """Forgets a peer, its sessions and its prefixes."""
+        out = Output()
+        owner = self._owners.pop(public_key, None)
+        if owner is not None:
+            self._drop_owner(owner, out)
+        self.drops.forget(public_key)
+        return self._settle(out)
+
+    def public_keys(self) -> set[bytes]:
+        """Returns every known peer, at home or not."""
+        return set(self._owners)
+
+    def _drop_owner(self, owner: Owner, out: Output) -> None:
+        self._allowed_ips.remove_owner(owner)
+        if isinstance(owner, Tunnel):
+            owner.end(out)
+            self._diverted.pop(owner, None)
+            self.capped.pop(owner, None)
+            self._agenda.forget(owner)
+
+    # --- time ----------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """Returns the time (s) of the next `act`, or None."""
+        return self._agenda.next_deadline()
+
+    def act(self, now: float) -> Output:
+        out = Output()
+        for tunnel in self._agenda.due(now):
+            tunnel.act(now, out)
+            if late := tunnel.release(now, out):
+                out.packets += merge.merge(late, self.takes)
+            self._agenda.enter(tunnel, tunnel.next_deadline())
+        return self._settle(out)

@@ -1,0 +1,78 @@
+"""Writes the results as a page in Markdown with its pictures, to be committed."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from tests.bench import plots
+from tests.bench.contestants import REFERENCE
+from tests.bench.report import columns, function_columns, function_lines, lines, title_of
+from tests.bench.rows import derive
+from tests.bench.samples import Results
+
+PAGE: Final = "REPORT.md"
+_PICTURES: Final = {
+    "tcp": "TCP through one tunnel",
+    "udp": "UDP: what arrives of what is offered",
+    "latency": "Round trips, idle and beside a TCP stream",
+    "cpu": "CPU per gigabyte by stage",
+}
+
+
+def page(results: Results, about: dict[str, Any], pictures: list[str]) -> str:
+    derived = derive(results)
+    names = columns(derived)
+    text = [
+        "# Measured",
+        "",
+        "`make bench` made this page; [README.md](README.md) tells how it measures. A figure is the median of the rounds,",
+        "± half the distance between the least and the greatest. A ratio is the median of the ratios within each round.",
+        "",
+        *_machine(about),
+        "",
+        *_row(["", "", *names, f"to {REFERENCE}", "target"]),
+        *_row(["---", "---", *(["--:"] * (len(names) + 1)), "---"]),
+    ]
+    section = ""
+    for row, cells, ratio, target in lines(derived, names):
+        if row.section != section:
+            section = row.section
+            text += _row([f"**{section}**", *([""] * (len(names) + 3))])
+        text += _row([title_of(row, derived).strip(), row.unit, *cells, ratio, target])
+    for picture in pictures:
+        text += ["", f"![{_PICTURES.get(Path(picture).stem, picture)}]({picture})"]
+    text += _functions(results)
+    return "\n".join([*text, ""])
+
+
+def _machine(about: dict[str, Any]) -> list[str]:
+    return [f"- {name.replace('_', ' ')}: {value}" for name, value in about.items()]
+
+
+def _functions(results: Results) -> list[str]:
+    found = function_lines(results)
+    if not found:
+        return []
+    columns_ = function_columns()
+    return [
+        "",
+        "## Hot functions",
+        "",
+        "µs of CPU per packet, by its size and by the number of packets in the train.",
+        "",
+        *_row(["", *columns_]),
+        *_row(["---", *(["--:"] * len(columns_))]),
+        *(line for name, cells in found for line in _row([f"`{name}`", *cells])),
+    ]
+
+
+def _row(cells: list[str]) -> list[str]:
+    return [f"| {' | '.join(cells)} |"]
+
+
+def publish(results: Results, about: dict[str, Any], directory: Path) -> list[Path]:
+    """Writes the page and its pictures. Returns the files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    pictures = plots.write(results, directory)
+    path = directory / PAGE
+    path.write_text(page(results, about, [each.name for each in pictures]))
+    return [path, *pictures]

@@ -1,0 +1,190 @@
+"""The compiled half of conn-service receives and sends what Python does, run by run, on real sockets."""
+
+import math
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.linux.udp_sides import HOSTS, Far, Side, opened
+
+from conn_service import udp
+from stagewire.loop import boot_time
+from stagewire.pipe import trains
+from stagewire.proto.endpoint import Endpoint, with_limit
+
+compiled = pytest.importorskip("stagewire.linux.udp_trains")
+SOL_UDP, UDP_SEGMENT = 17, 103
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as found:
+        yield found
+
+
+def transport(worker: int, size: int, fill: int = 0) -> bytes:
+    return (b"\4\0\0\0" + bytes([worker, 1, 2, 3]) + bytes([fill]) * size)[:size]
+
+
+DATAGRAMS = st.one_of(
+    st.builds(transport, st.integers(0, 1), st.integers(32, 1452), st.integers(0, 255)),
+    st.builds(transport, st.sampled_from([0, 1, 9]), st.sampled_from([32, 100, 1452]), st.integers(0, 255)),
+    st.builds(lambda kind, size: bytes([kind, 0, 0, 0]) + bytes(size), st.integers(0, 255), st.integers(0, 150)),
+    st.sampled_from([b"", b"\4", transport(0, 31), b"\4\0\0\1" + bytes(60)]),
+)
+RUNS = st.tuples(st.lists(DATAGRAMS, min_size=1, max_size=12), st.booleans(), st.integers(0, 1), st.integers(0, 2))
+
+
+def arrive(side: Side, peers: Sequence[Sequence[socket.socket]], runs: list[Any]) -> None:
+    for datagrams, whole, number, peer in runs:
+        target = side.sockets.all[number].getsockname()
+        size = max(1, len(datagrams[0]))
+        if whole and all(len(each) == size for each in datagrams[:-1]) and 0 < len(datagrams[-1]) <= size < 1400:
+            note = (SOL_UDP, UDP_SEGMENT, size.to_bytes(2, "little"))
+            peers[number][peer].sendmsg([b"".join(datagrams)], [note], 0, target)
+        else:
+            for datagram in datagrams:
+                peers[number][peer].sendto(datagram, target)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(RUNS, min_size=1, max_size=12), min_size=1, max_size=3))
+def test_both_receive_the_same(visits: list[list[Any]]) -> None:
+    with ExitStack() as stack:
+        sides = [Side(None, stack), Side(compiled, stack)]
+        peers = [[stack.enter_context(opened(family)) for _ in range(3)] for family in HOSTS]
+        for at, runs in enumerate(visits):
+            for side in sides:
+                arrive(side, peers, runs)
+                side.receive(0, 1000.0 + at)
+                side.receive(1, 1000.5 + at)
+        assert sides[1].state() == sides[0].state()
+
+
+@pytest.mark.parametrize("size", [1452, 100])
+def test_more_than_a_train_holds_arrives_whole_and_in_order(stack: ExitStack, size: int) -> None:
+    """Short datagrams are taken many at once; the long runs behind them overfill the train, which is sent before."""
+    sides = [Side(None, stack), Side(compiled, stack)]
+    peers = [[stack.enter_context(opened(family)) for _ in range(3)] for family in HOSTS]
+    runs = [([transport(number % 2, size, number % 250)], False, 0, number % 3) for number in range(300)]
+    runs += [([transport(number % 2, 1300, number)] * 48, True, 0, number % 3) for number in range(40)]
+    for side in sides:
+        arrive(side, peers, runs)
+        side.receive(0)
+    assert sides[1].state() == sides[0].state()
+    assert sum(map(len, sides[1].sent)) == 300 + 40 * 48
+
+
+def test_what_waited_too_long_is_dropped_and_a_handshake_is_not(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = [Side(None, stack), Side(compiled, stack)]
+    peers = [[stack.enter_context(opened(family)) for _ in range(3)] for family in HOSTS]
+    late = [
+        ([transport(0, 60), transport(1, 60), b"\1" + bytes(40)], whole, number, 0)
+        for whole in (True, False)
+        for number in (0, 1)
+    ]
+    later = time.time() + 1
+    for side in sides:
+        side.sockets.begun = 0.0
+        arrive(side, peers, late)
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "time", lambda: later)
+            side.receive(0)
+            side.receive(1)
+        side.sockets.begun = math.inf
+        arrive(side, peers, late)
+        side.receive(0, 1001.0)
+        side.receive(1, 1002.0)
+    assert sides[1].state() == sides[0].state()
+    assert sides[1].counters["datagram_too_old"] == 8
+    assert len(sides[1].messages) == 8
+
+
+def train_of(runs: Sequence[tuple[bytes, list[bytes]]], stamp: float) -> bytes:
+    return trains.pack_cipher(runs, stamp)
+
+
+SENT = st.tuples(
+    st.integers(0, 7),
+    st.sampled_from([0, 0, 0, 48]),
+    st.tuples(st.integers(1, 9), st.integers(1, 1400), st.integers(1, 1400)),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(SENT, max_size=30), min_size=1, max_size=3),
+    # In the train's header, and in the sizes of its first run.
+    st.lists(st.tuples(st.sampled_from([0, 1, 4, 5, 60, 61, 64, 65, 67]), st.integers(0, 255)), max_size=2),
+    st.integers(0, 60),
+)
+def test_both_send_the_same(visits: list[list[Any]], damage: list[tuple[int, int]], cut: int) -> None:
+    with ExitStack() as stack:
+        far = Far(stack)
+        # Of no family, of an address that no route leads to, and from a source that isn't ours.
+        foreign = Endpoint(socket.inet_aton("127.0.0.1"), 9, 0, socket.inet_aton("192.0.2.77")).pack()
+        places = [*far.places, b"\7" + bytes(43), Endpoint(bytes(16), 0).pack(), foreign, far.places[0]]
+        found = []
+        for side in (Side(None, stack), Side(compiled, stack)):
+            now = boot_time()
+            for visit in visits:
+                runs = [
+                    (
+                        with_limit(places[to], limit),
+                        [bytes([to]) * size] * (count - 1) + [bytes([to]) * min(size, last)],
+                    )
+                    for to, limit, (count, size, last) in visit
+                ]
+                frame = bytearray(train_of(runs, now))
+                for data in (bytes(frame), trains.pack_mark(0, 3, now)):
+                    side.service._on_cipher_out([(b"\1" + data + b"\2", 1, 1 + len(data))], now)
+            for at, value in damage if visits[-1] else ():
+                frame[at] = value
+            frame[:] = frame[: len(frame) - cut]
+            side.service._on_cipher_out([(bytes(frame), 0, len(frame))], now)
+            found.append((far.took(), side.state()))
+        assert found[1] == found[0]
+
+
+def test_a_train_for_many_peers_is_one_call_and_a_full_socket_keeps_the_rest(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far, side = Far(stack), Side(compiled, stack)
+    now = boot_time()
+    runs = [(far.places[number % 2 * 2], [bytes([number]) * 60] * 2) for number in range(50)]
+    frame = train_of(runs, now)
+    side.service._on_cipher_out([(frame, 0, len(frame))], now)  # learns the ways
+    writer = side.service._writer
+    assert writer.take(frame, 0, len(frame), now, 1.0)
+    assert writer.send(True, {}) == (100, None)
+    assert sum(map(len, far.took())) == 200
+    # Python hears of the first run that the kernel refuses, and keeps all after it.
+    side.sockets.ready[far.places[2]] = compiled.Way(-1, 65535, b"", b"")
+
+    def full(*_: Any) -> None:
+        raise BlockingIOError
+
+    monkeypatch.setattr(udp.Sockets, "send_run", full)
+    side.service._on_cipher_out([(frame, 0, len(frame))], now)
+    assert sum(map(len, far.took())) == 2
+    assert [endpoint for endpoint, _ in side.service._blocked] == [endpoint for endpoint, _ in runs[1:]]
+
+
+def test_a_room_and_a_way_take_no_more_than_fits() -> None:
+    room, place = compiled.CipherRoom(), bytes(44)
+    for wrong in ((b"", 1, 1), (place, 0, 1), (place, 1, 0), (place, 70_000, 1), (place, 1, 70_000)):
+        with pytest.raises(ValueError, match="no room"):
+            room.add(*wrong)
+    room.add(place, 65_535, trains.MAX_ITEM)
+    with pytest.raises(ValueError, match="no room"):
+        room.add(place, 100, 100)
+    for name, control in ((bytes(33), b""), (b"", bytes(7)), (b"", bytes(112))):
+        with pytest.raises(ValueError, match="no such address"):
+            compiled.Way(1, 1, name, control)

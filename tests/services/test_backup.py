@@ -1,0 +1,175 @@
+"""`stagewire backup` and `restore`: all comes back on another host, or one line says why not and nothing is changed."""
+
+import json
+import os
+import sqlite3
+import stat
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from tests.services.test_stagewire_cli import folders, stagewire
+
+from stagewire.history import FOLDER, NAME, TABLES, VERSION
+from stagewire_cli import sealed
+from stagewire_cli.failures import Failed
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="these commands need root")
+
+PASSPHRASE = "correct horse"
+
+
+class Host:
+    """The folders of one machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        self.conf = folder / "wg0.conf"
+        self.passphrase = folder / "passphrase"
+        self.passphrase.write_text(f"{PASSPHRASE}\n")
+        self.stamps = folder / "state" / "wg0" / "timestamps"
+
+    def run(self, *words: str | Path, status: int = 0) -> str:
+        secret = ("--passphrase-file", self.passphrase) if words[0] in {"backup", "restore"} else ()
+        done = stagewire(*words, *secret, env=folders(self.folder))
+        assert done.returncode == status, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout if status == 0 else done.stderr
+
+    def restore(self, backup: Path, *words: str, status: int = 0) -> str:
+        return self.run("restore", backup, "--as", str(self.conf), *words, status=status)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    made = Host(tmp_path / "one")
+    made.run("init", made.conf, "--endpoint", "203.0.113.201", "--network", "10.8.0.0/24")
+    made.run("peer", "add", "phone", "-i", made.conf)
+    made.stamps.parent.mkdir(parents=True)
+    made.stamps.write_bytes(b"stamps\0")
+    return made
+
+
+@pytest.fixture
+def backup(host: Host) -> Path:
+    path = host.folder / "backup"
+    host.run("backup", host.conf, "--output", path)
+    return path
+
+
+def test_all_comes_back_on_another_host_with_what_differs_there(host: Host, backup: Path, tmp_path: Path) -> None:
+    other = Host(tmp_path / "other")
+    said = other.restore(backup)
+    assert other.conf.read_bytes() == host.conf.read_bytes()
+    assert other.stamps.read_bytes() == b"stamps\0"
+    assert {stat.S_IMODE(each.stat().st_mode) for each in (backup, other.conf, other.stamps)} == {0o600}
+    assert "with 1 peers" in said
+    assert "203.0.113.201" in said
+    assert "no address of this host" in said
+
+
+def test_the_history_comes_along_if_wanted(host: Host, tmp_path: Path) -> None:
+    folder = host.folder / "state" / "wg0" / FOLDER
+    folder.mkdir(mode=0o700)
+    with closing(sqlite3.connect(folder / NAME)) as db, db:
+        db.executescript(f"{TABLES} PRAGMA user_version = {VERSION};")
+        db.execute("INSERT INTO months VALUES (0, 1, 2, 3)")
+    for number, (words, kept) in enumerate([((), False), (("--history",), True)]):
+        path, other = tmp_path / f"backup{number}", Host(tmp_path / f"other{number}")
+        host.run("backup", host.conf, "--output", path, *words)
+        other.restore(path)
+        restored = other.folder / "state" / "wg0" / FOLDER / NAME
+        assert restored.exists() == kept
+    assert restored.stat().st_uid == restored.parent.stat().st_uid
+    with closing(sqlite3.connect(restored)) as db:
+        assert db.execute("SELECT * FROM months").fetchall() == [(0, 1, 2, 3)]
+
+
+def test_no_secret_can_be_read_in_it(host: Host, backup: Path) -> None:
+    data = backup.read_bytes()
+    for line in host.conf.read_text().splitlines():
+        key, _, value = line.partition(" = ")
+        assert not value or value.encode() not in data, key
+    assert b"10.8.0" not in data
+
+
+def test_two_backups_of_the_same_differ(host: Host, backup: Path) -> None:
+    host.run("backup", host.conf, "--output", host.folder / "again")
+    one, two = ((host.folder / name).read_bytes() for name in ("backup", "again"))
+    assert one.partition(b"\n")[0] != two.partition(b"\n")[0]
+    assert one[-64:] != two[-64:]
+
+
+def test_another_file_stays_unless_it_is_forced(host: Host, backup: Path) -> None:
+    host.run("peer", "add", "tablet", "-i", host.conf)
+    edited = host.conf.read_bytes()
+    said = host.restore(backup, status=1)
+    assert "--force replaces it" in said
+    assert "- peer tablet" in said
+    assert host.conf.read_bytes() == edited
+    host.stamps.write_bytes(b"newer")
+    said = host.restore(backup, "--force")
+    assert b"tablet" not in host.conf.read_bytes()
+    assert (host.folder / "wg0.conf.bak").read_bytes() == edited
+    assert host.stamps.read_bytes() == b"newer", "older stamps would let replays in"
+    assert "stays as it is" in said
+
+
+def test_a_wrong_passphrase_changes_nothing(backup: Path, tmp_path: Path) -> None:
+    other = Host(tmp_path / "other")
+    other.passphrase.write_text("another one\n")
+    said = other.restore(backup, status=1)
+    assert said == f"stagewire: {backup}: does not open: the passphrase is wrong, or the file is cut short or changed\n"
+    assert not other.conf.exists()
+    assert not other.stamps.exists()
+
+
+def test_an_existing_file_is_not_overwritten(host: Host, backup: Path) -> None:
+    before = backup.read_bytes()
+    assert "File exists" in host.run("backup", host.conf, "--output", backup, status=1)
+    assert backup.read_bytes() == before
+
+
+def test_a_short_passphrase_and_no_file_are_said(host: Host) -> None:
+    host.passphrase.write_text("short\n")
+    assert "at least 8 letters" in host.run("backup", host.conf, "--output", host.folder / "b", status=1)
+    assert not (host.folder / "b").exists()
+    assert "No such file" in host.run("restore", host.folder / "none", status=1)
+
+
+SEALED = sealed.seal(b"content", PASSPHRASE)
+HEAD, _, REST = SEALED.partition(b"\n")
+
+
+def changed(**fields: object) -> bytes:
+    return json.dumps({**json.loads(HEAD), **fields}).encode() + b"\n" + REST
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "is no backup"),
+        (REST, "is no backup"),
+        (b"[Interface]\n", "is no backup"),
+        (b"[" * 10_000 + b"\n", "is no backup"),
+        (b'{"stagewire backup": true}\n', "is no backup"),
+        (b'{"stagewire backup": 1}\n', "is damaged in its first line"),
+        (changed(salt=5), "is damaged in its first line"),
+        (changed(nonce="AA=="), "is damaged in its first line"),
+        (changed(**{"stagewire backup": 2}), "is of version 2.*use a newer stagewire"),
+        (changed(more="x"), "does not open"),
+        (HEAD + b"\n", "does not open"),
+        (SEALED[:-1], "does not open"),
+        (SEALED[:-1] + bytes([SEALED[-1] ^ 1]), "does not open"),
+    ],
+    ids=map(str, range(13)),  # the data are random
+)
+def test_any_other_file_is_refused_in_a_line(data: bytes, why: str) -> None:
+    with pytest.raises(Failed, match=why) as failed:
+        sealed.unseal(data, PASSPHRASE)
+    assert "\n" not in str(failed.value)
+
+
+def test_what_was_sealed_is_opened() -> None:
+    assert sealed.unseal(SEALED, PASSPHRASE) == b"content"

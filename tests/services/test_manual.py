@@ -1,0 +1,135 @@
+"""Manual pages and completions: each command has a page that says all that its help says, and shells get peers' names."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from stagewire.control import query
+from stagewire_cli import completion, install, manual, operands
+from stagewire_cli.__main__ import main
+
+PAGES = dict(manual.pages(main))
+MACROS = {".TH", ".ad", ".SH", ".B", ".BR", ".PP", ".TP"}
+
+
+def commands(command: click.Command, words: tuple[str, ...] = ("stagewire",)) -> dict[str, click.Command]:
+    found = {"-".join(words): command}
+    for word, each in (command.commands if isinstance(command, click.Group) else {}).items():
+        found |= commands(each, (*words, word))
+    return found
+
+
+@pytest.mark.parametrize("name", commands(main))
+def test_a_page_says_what_the_help_says(name: str) -> None:
+    command, page = commands(main)[name], PAGES[f"{name}.1"]
+    plain = page.replace("\\-", "-").replace("\\&", "").replace("\\e", "\\")
+    for param in command.params:
+        if isinstance(param, click.Option):
+            assert all(option in plain for option in param.opts)
+            assert (param.help or "") in plain
+    for paragraph in (command.help or "").split("\n\n"):
+        words = " ".join(paragraph.replace("\b", "").split()).rstrip(".")
+        assert words in plain
+    assert plain.split("\n")[0].startswith(f'.TH {name.upper()} 1 "" "Stagewire ')
+    for line in page.splitlines():
+        assert not line.startswith("'")
+        assert not line.startswith(".") or line.split()[0] in MACROS, line
+
+
+def test_the_programs_page_has_the_exit_statuses_and_each_command() -> None:
+    page = PAGES["stagewire.1"]
+    assert re.findall(r"^\.B (\d)$", page, re.MULTILINE) == list("01234")
+    assert ".BR stagewire\\-peer (1)" in page
+    assert ".BR stagewire (1)" in PAGES["stagewire-why.1"]
+    assert ".BR stagewire\\-peer (1)" in PAGES["stagewire-peer-add.1"]
+
+
+def test_a_text_is_no_command_to_man() -> None:
+    assert manual._text(".so /etc/passwd") == "\\&.so /etc/passwd"
+    assert manual._text("a\\b -c") == "a\\eb \\-c"
+
+
+def test_pages_and_completions_are_installed_and_removed(tmp_path: Path) -> None:
+    install.install(tmp_path, lambda _: None)
+    assert (tmp_path / "usr/local/share/man/man1/stagewire-capture.1").read_text() == PAGES["stagewire-capture.1"]
+    script = tmp_path / completion.PLACES["bash"]
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    for place in completion.PLACES.values():
+        assert "_STAGEWIRE_COMPLETE" in (tmp_path / place).read_text()
+    install.remove(tmp_path, lambda _: None)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def completed(*words: str) -> list[str]:
+    variables = {
+        "_STAGEWIRE_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    program = Path(sys.executable).with_name("stagewire")
+    told = subprocess.run([program], env={**os.environ, **variables}, capture_output=True, text=True, check=True)
+    assert told.stderr == ""
+    return [line.partition(",")[2] for line in told.stdout.splitlines()]
+
+
+def test_shells_complete_commands_and_options() -> None:
+    assert completed("stagewire", "re") == ["ready", "reload", "restart", "restore"]
+    assert "--interface" in completed("stagewire", "why", "--")
+    completed("stagewire", "nonsense", "")
+
+
+def test_peers_are_completed_by_plain_names_and_otherwise_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Peer:
+        def __init__(self, name: str, key: str) -> None:
+            self.name, self.public_key = name, key * 40
+
+    class Status:
+        peers = (Peer("anna", "a"), Peer("Anna's phone", "b"), Peer("", "c"), Peer("$(reboot)", "d"))
+
+    def items(typed: str, **params: Any) -> list[tuple[str, str | None]]:
+        context = click.Context(main)
+        context.params = params
+        return [(item.value, item.help) for item in completion.peers(context, main.params[0], typed)]
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(operands, "interfaces", lambda: ["wg0"])
+    monkeypatch.setattr(query, "key_service", lambda _environment: Status)
+    assert items("") == [("anna", "anna"), ("b" * 10, "Anna's phone"), ("c" * 10, None), ("d" * 10, "$(reboot)")]
+    assert items("an") == [("anna", "anna")]
+    monkeypatch.setattr(query, "key_service", lambda _environment: None)
+    assert items("") == []
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(query, "key_service", lambda _environment: Status)
+    assert items("") == []
+
+
+@pytest.mark.parametrize(("operand", "option"), [("wg0", None), (None, "wg0"), ("wg0", "wg0")])
+def test_a_gateway_is_named_by_an_option_or_as_before(operand: str | None, option: str | None) -> None:
+    assert operands.either(operand, option) == "wg0"
+
+
+def test_two_names_for_one_gateway_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        operands.either("wg0", "wg1")
+    assert capsys.readouterr().err == "stagewire: wg0 and -i wg1 name two gateways\n"
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff, which man(1) brings along, is not installed")
+def test_groff_has_no_warning_for_any_page() -> None:
+    formatted = subprocess.run(
+        ["groff", "-Kutf8", "-man", "-Tutf8", "-ww", "-rCHECKSTYLE=3"],
+        input="".join(PAGES.values()),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert formatted.stderr == ""
+    assert "stagewire\u2010peer\u2010add" in formatted.stdout or "stagewire-peer-add" in formatted.stdout

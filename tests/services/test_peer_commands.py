@@ -1,0 +1,299 @@
+"""`stagewire init` and `stagewire peer` for an interface that is down: the file alone changes, or one line says why not."""
+
+import json
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+from tests.services.test_stagewire_cli import folders, stagewire
+
+from stagewire import config
+from stagewire.config import roster
+from stagewire.control import usage
+from stagewire_cli import client_config
+from stagewire_cli.failures import Failed
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="these commands need root")
+
+PLACE = ("--endpoint", "vpn.example.org", "--network", "10.8.0.0/24, fd00:8::/64")
+
+
+class Files:
+    """A folder of one gateway's files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.conf = folder / "wg0.conf"
+
+    def run(self, *words: str) -> str:
+        done = stagewire(*words, env=folders(self.folder))
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout
+
+    def peer(self, *words: str) -> str:
+        return self.run("peer", *words, "-i", str(self.conf))
+
+    def refused(self, *words: str) -> str:
+        before = self.conf.read_bytes()
+        done = stagewire(*words, env=folders(self.folder))
+        assert done.returncode == 1, done.stdout
+        assert len(done.stderr.splitlines()) == 1
+        assert self.conf.read_bytes() == before, "nothing of it holds"
+        return done.stderr
+
+    def names(self) -> list[str]:
+        return [peer.name for peer in roster.read(self.conf.read_text(), "").whole.peers]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    made = Files(tmp_path)
+    made.run("init", str(made.conf), *PLACE)
+    return made
+
+
+def values(text: str) -> dict[str, str]:
+    return dict(line.split(" = ", 1) for line in text.splitlines() if " = " in line and not line.startswith("#"))
+
+
+def test_init_makes_a_file_that_works_and_names_the_next_step(tmp_path: Path) -> None:
+    conf = tmp_path / "wg0.conf"
+    said = stagewire("init", conf, *PLACE, "--port", "4711", "--dns", "10.8.0.1", env=folders(tmp_path)).stdout
+    made = config.load(conf, strict=True)
+    assert [str(each) for each in made.addresses] == ["10.8.0.1/24", "fd00:8::1/64"]
+    assert (made.listen_port, str(made.client_endpoint), made.client.dns) == (
+        4711,
+        "vpn.example.org:4711",
+        ("10.8.0.1",),
+    )
+    assert stat.S_IMODE(conf.stat().st_mode) == 0o600
+    assert "4711" in said
+    assert f"stagewire up {conf}" in said
+    assert made.exit == "off"
+    again = stagewire("init", conf, *PLACE, env=folders(tmp_path))
+    assert (again.returncode, "exists already" in again.stderr) == (1, True)
+
+
+def test_init_offers_a_way_to_everywhere(tmp_path: Path) -> None:
+    conf = tmp_path / "wg0.conf"
+    stagewire("init", conf, *PLACE, "--exit", env=folders(tmp_path))
+    made = config.load(conf, strict=True)
+    assert (made.exit, [str(each) for each in made.client.allowed_ips]) == ("on", ["0.0.0.0/0", "::/0"])
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--endpoint", "a b"), "is no place of a gateway"),
+        (("--endpoint", "a.example:99999"), "is no place of a gateway"),
+        (("--endpoint", "a.example", "--network", "10.0.0.0/31"), "has no room"),
+        (("--endpoint", "a.example", "--network", "10.0.0.0/8, 10.9.0.0/24"), "one network of each family"),
+        (("--endpoint", "a.example", "--network", "nine"), "--network must be"),
+        (("--endpoint", "a.example", "--dns", "a;b"), "--dns must be"),
+    ],
+)
+def test_bad_options_of_init_make_no_file(tmp_path: Path, options: tuple[str, ...], why: str) -> None:
+    done = stagewire("init", tmp_path / "wg0.conf", *options, env=folders(tmp_path))
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert why in done.stderr
+    assert not (tmp_path / "wg0.conf").exists()
+
+
+def test_a_client_gets_all_that_it_needs(files: Files) -> None:
+    said = values(files.peer("add", "phone", "--dns", "10.8.0.1", "--mtu", "1300"))
+    assert said["Address"] == "10.8.0.2/32, fd00:8::2/128"
+    assert said["AllowedIPs"] == "10.8.0.0/24, fd00:8::/64"
+    assert (said["DNS"], said["MTU"], said["PersistentKeepalive"]) == ("10.8.0.1", "1300", "25")
+    assert said["Endpoint"].startswith("vpn.example.org:")
+    assert said["PrivateKey"] not in files.conf.read_text()
+    again = values(files.peer("config", "phone"))
+    assert again == said | {"PrivateKey": "PUT-THE-PRIVATE-KEY-HERE"}
+
+
+def test_everything_through_the_tunnel_but_what_is_excluded(files: Files) -> None:
+    assert values(files.peer("add", "full", "--full-tunnel"))["AllowedIPs"] == "0.0.0.0/0, ::/0"
+    said = values(files.peer("add", "most", "--full-tunnel", "--exclude", "192.168.0.0/16", "--exclude", "fd00::/8"))
+    allowed = config.values.networks(said["AllowedIPs"])
+    assert not any(each.overlaps(gone) for each in allowed for gone in config.values.networks("192.168.0.0/16"))
+    assert sum(each.num_addresses for each in allowed if each.version == 4) == 2**32 - 2**16
+    assert sum(each.num_addresses for each in allowed if each.version == 6) == 2**128 - 2**120
+    assert values(files.peer("config", "most"))["AllowedIPs"] == said["AllowedIPs"]
+
+
+def test_a_peer_with_a_key_of_its_own_shows_it_to_nobody(files: Files) -> None:
+    private = config.generate_private_key(os.urandom(32))
+    public = config.encode_key(config.public_key(private))
+    said = values(files.peer("add", "laptop", "--public-key", public, "--no-psk", "--network", "192.168.7.0/24"))
+    assert said["PrivateKey"] == "PUT-THE-PRIVATE-KEY-HERE"
+    assert "PresharedKey" not in said
+    shown = json.loads(files.peer("show", "laptop", "--json"))
+    assert shown["allowed_ips"] == ["10.8.0.2/32", "fd00:8::2/128", "192.168.7.0/24"]
+
+
+def test_each_command_changes_what_it_names(files: Files) -> None:
+    files.peer("add", "a")
+    files.peer("add", "b", "--expires", "30d")
+    before = values(files.peer("config", "a"))
+    files.peer("rename", "a", "c")
+    files.peer("disable", "c", "b")
+    assert [row["state"] for row in json.loads(files.peer("list", "--json"))["peers"]] == ["disabled", "disabled"]
+    assert config.load(files.conf).peers == ()
+    files.peer("enable", "c", "b")
+    files.peer("set", "b", "--expires", "never", "--keepalive", "off")
+    assert "expires" not in files.peer("show", "b")
+    rotated = values(files.peer("rotate", "c"))
+    assert rotated["Address"] == before["Address"]
+    assert rotated["PresharedKey"] != before["PresharedKey"]
+    files.peer(
+        "set",
+        "b",
+        "--group",
+        "staff",
+        "--allow",
+        "10.0.0.0/24 tcp 443",
+        "--allow",
+        "fd00::/8",
+        "--forward",
+        "tcp 80 8080",
+    )
+    shown = json.loads(files.peer("show", "b", "--json"))
+    assert (shown["groups"], shown["allow"]) == (["staff"], ["10.0.0.0/24 tcp 443", "fd00::/8"])
+    assert shown["forwards"] == ["tcp 80 8080"]
+    files.peer("set", "b", "--group", "", "--allow", "")
+    shown = json.loads(files.peer("show", "b", "--json"))
+    assert (shown["groups"], shown["allow"], shown["forwards"]) == ([], [], ["tcp 80 8080"])
+    refused = files.refused("peer", "set", "b", "--allow", "10.0.0.0/24 tcp 99999", "-i", str(files.conf))
+    assert "Allow must be a whole number from 1 to 65535" in refused
+    files.peer("remove", "b", "c")
+    assert files.names() == []
+
+
+def test_a_file_that_says_no_endpoint_adds_nobody(files: Files) -> None:
+    text = "".join(line for line in files.conf.read_text().splitlines(True) if "ClientEndpoint" not in line)
+    files.conf.write_text(text)
+    assert "doesn't say where clients find this gateway" in files.refused("peer", "add", "a", "-i", str(files.conf))
+    said = values(files.peer("add", "a", "--gateway", "[2001:db8::1]:5"))
+    assert said["Endpoint"] == "[2001:db8::1]:5"
+
+
+def test_what_is_written_is_a_new_file_for_root_alone(files: Files) -> None:
+    out = files.folder / "phone.conf"
+    files.peer("add", "phone", "--output", str(out))
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    assert values(out.read_text())["PrivateKey"]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("add", "a", "--full-tunnel", "--split"), "contradict"),
+        (("add", "a", "--exclude", "0.0.0.0/0", "--exclude", "::/0"), "leaves nothing"),
+        (("add", "a", "--exclude", "home"), "--exclude must be"),
+        (("add", "a", "--expires", "soon"), "Expires must be"),
+        (("add", "a\x1b[2J"), "is no peer's name"),
+        (("add", "a", "--gateway", "nowhere"), "--gateway must be"),
+        (("add", "a", "--output", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("add", "a", "--public-key", "short"), "--public-key is not"),
+        (("remove", "nobody"), "no peer has the name"),
+        (("rotate", "nobody"), "no peer has the name"),
+        (("set", "nobody", "--mtu", "1300"), "no peer has the name"),
+        (("set", "nobody"), "say what to change"),
+    ],
+)
+def test_bad_input_is_one_line_and_changes_nothing(files: Files, words: tuple[str, ...], why: str) -> None:
+    assert why in files.refused("peer", *words, "-i", str(files.conf))
+
+
+def test_a_table_adds_all_or_none(files: Files) -> None:
+    table, out = files.folder / "new.csv", files.folder / "out"
+    out.mkdir()
+    rows = [f"p{number}," for number in range(500)]
+    table.write_text("\n".join(["name,expires", *rows[:398], "p7,", *rows[399:]]))
+    add = ("peer", "add", "--from", str(table), "--output", str(out), "-i", str(files.conf))
+    assert f"{table}:400: " in files.refused(*add)
+    table.write_text("\n".join(["name,expires", *rows[:120]]))
+    assert "added 120 peers" in files.run(*add)
+    assert len(files.names()) == len(list(out.iterdir())) == 120
+    assert values((out / "p7.conf").read_text())["Address"].startswith("10.8.0.9/32")
+
+
+def test_a_table_says_what_each_peer_may_reach(files: Files) -> None:
+    table, out = files.folder / "new.csv", files.folder / "out"
+    out.mkdir()
+    table.write_text("name,group,allow\na,staff,\nb,,10.0.0.0/8 tcp 80; any icmp\nc,,\n")
+    files.run("peer", "add", "--from", str(table), "--output", str(out), "-i", str(files.conf))
+    rows = json.loads(files.peer("list", "--json"))["peers"]
+    assert [row["groups"] for row in rows] == [["staff"], [], []]
+    assert [row["allow"] for row in rows] == [[], ["10.0.0.0/8 tcp 80", "any icmp"], []]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "has no column 'name'"),
+        ("name\n", "has no line with a peer"),
+        ("name,hook\na,b\n", "has no column 'hook'"),
+        ("name,mtu\na\n", ":2: has fewer columns"),
+        ("name\na,b\n", ":2: has more columns"),
+        ("name,mtu\na,many\n", "ClientMTU must be"),
+        ('name\n"a', "unexpected end"),
+        ("name\n\xff\n", "is not UTF-8"),
+    ],
+)
+def test_a_table_with_a_mistake_changes_nothing(files: Files, text: str, why: str) -> None:
+    table = files.folder / "new.csv"
+    table.write_bytes(text.encode("latin-1"))
+    said = files.refused("peer", "add", "--from", str(table), "--output", str(files.folder), "-i", str(files.conf))
+    assert why in said
+
+
+def test_a_configuration_that_no_qr_code_holds_is_said() -> None:
+    assert client_config.qr("x" * 2953)
+    with pytest.raises(Failed, match="too many for a QR code: use --output"):
+        client_config.qr("x" * 2954)
+
+
+def test_a_limit_is_set_shown_with_what_is_used_and_taken_away(files: Files) -> None:
+    files.peer("add", "phone", "--rate", "20M/5M", "--quota", "50G")
+    key = roster.read(files.conf.read_text(), "").whole.peers[0].public_key
+    state = files.folder / "state" / "wg0"
+    state.mkdir(parents=True, exist_ok=True)
+    (state / usage.NAME).write_bytes(usage.pack({key: usage.Usage({usage.month_of(time.time()): 40_000_000_000})}))
+    assert "used 80% of 50G monthly" in files.peer("list")
+    shown = json.loads(files.peer("show", "phone", "--json"))
+    assert (shown["rate"], shown["quota_bytes"], shown["quota_used_bytes"]) == ("20M/5M", 5 * 10**10, 4 * 10**10)
+    assert files.peer("set", "phone", "--rate", "none", "--quota", "none").splitlines()[1:] == [
+        "    - Rate 20M/5M",
+        "    - Quota 50G monthly",
+    ]
+    assert "used" not in files.peer("list")
+    assert "stagewire: Rate" not in files.conf.read_text()
+
+
+def test_what_is_used_and_cannot_be_read_is_said(files: Files) -> None:
+    state = files.folder / "state" / "wg0"
+    state.mkdir(parents=True, exist_ok=True)
+    (state / usage.NAME).write_text("{")
+    assert f"{state / usage.NAME}: is not of this kind" in files.refused("peer", "list", "-i", str(files.conf))
+
+
+def test_the_list_is_what_its_schema_says(files: Files) -> None:
+    files.peer("add", "phone", "--dns", "10.8.0.1", "--expires", "30d")
+    files.peer("add", "office", "--endpoint", "office.example:5", "--mtu", "1300")
+    found = json.loads(files.peer("list", "--json"))
+    schema = json.loads((Path(__file__).parents[2] / "docs/schema/peers.json").read_text())
+    assert set(found) == set(schema["required"])
+    row = schema["properties"]["peers"]["items"]
+    kinds = {"string": str, "integer": int, "boolean": bool, "array": list, "null": type(None)}
+    for peer in found["peers"]:
+        assert list(peer) == row["required"]
+        for key, value in peer.items():
+            said = row["properties"][key]
+            if "enum" in said:
+                assert value in said["enum"]
+                continue
+            allowed = said["type"] if isinstance(said["type"], list) else [said["type"]]
+            assert type(value) in [kinds[each] for each in allowed], key

@@ -1,0 +1,233 @@
+"""What root writes into a configuration file for key-service: peers alone, in one step, or nothing."""
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from stagewire.config import encode_key
+from stagewire.config.operations import AddPeers, NewPeer, RemovePeers, RenamePeer
+from stagewire.environment import Environment
+from stagewire_cli import bring_up, key_door, peers, peers_file
+from stagewire_cli.failures import Failed
+
+KEYS = [encode_key(bytes([number]) * 32) for number in range(1, 5)]
+TEXT = f"[Interface]\nPrivateKey = {KEYS[0]}\nPostUp = echo\n\n[Peer]\n# Name = a\nPublicKey = {KEYS[1]}\n"
+RENAMED = TEXT.replace("Name = a", "Name = b")
+OPERATION = RenamePeer("a", "b")
+RACES = 150
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "wg0.conf"
+    path.write_text(TEXT)
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def environment(tmp_path: Path, file: Path) -> Environment:
+    (tmp_path / "run" / "wg0" / "key").mkdir(parents=True)
+    return Environment.read({"STAGEWIRE_RUN_DIR": str(tmp_path / "run"), "STAGEWIRE_CONFIG": str(file)}, "wg0")
+
+
+@contextmanager
+def key_service(environment: Environment, *turns: bytes | None) -> Iterator[list[bytes]]:
+    """A key-service that says each of these in turn, after it has heard something; None: it dies there."""
+    heard: list[bytes] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(environment.run / "key" / "reload"))
+        listener.listen()
+
+        def serve() -> None:
+            connection = None
+            for turn in turns:
+                if connection is None:
+                    connection, _ = listener.accept()
+                heard.append(connection.recv(1 << 20))
+                if turn is None:
+                    connection.close()
+                    connection = None
+                else:
+                    with suppress(OSError):  # the command has left
+                        connection.sendall(turn)
+            if connection is not None:
+                connection.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield heard
+        thread.join(5)
+
+
+def writes(text: str) -> bytes:
+    data = text.encode()
+    return json.dumps({"error": "", "write": len(data)}).encode() + b"\n" + data
+
+
+def made(*lines: str) -> bytes:
+    return json.dumps({"error": "", "warning": "", "difference": lines}).encode() + b"\n"
+
+
+def carry_out(environment: Environment, file: Path) -> peers.Done:
+    with peers_file.locked(file) as locked:
+        return peers.by_key_service(environment, OPERATION, locked, locked.write)
+
+
+def left(file: Path) -> list[str]:
+    return sorted(each.name for each in file.parent.iterdir())
+
+
+def test_the_file_is_replaced_and_nothing_is_left(environment: Environment, file: Path) -> None:
+    with key_service(environment, writes(RENAMED), made("~ a line")) as heard:
+        done = carry_out(environment, file)
+    assert (done.text, done.changes) == (RENAMED, ["~ a line"])
+    assert file.read_text() == RENAMED
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert left(file) == ["run", "wg0.conf"]
+    assert json.loads(heard[0].partition(b"\n")[0])["operation"]["do"] == "RenamePeer"
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        RENAMED.replace("echo", "id"),
+        RENAMED.replace("[Interface]", "[Interface]\nDNS = 6.6.6.6"),
+        RENAMED.replace("[Interface]", "[Interface]\nTable = off"),
+        RENAMED.replace(KEYS[0], KEYS[3]),
+        RENAMED + "PostUp = id\n",
+        RENAMED + f"\n[Peer]\nPublicKey = {KEYS[2]}\nAllowedIPs = nowhere\n",
+    ],
+)
+def test_a_hostile_key_service_writes_nothing_but_peers(environment: Environment, file: Path, evil: str) -> None:
+    with (
+        key_service(environment, writes(evil), made()),
+        pytest.raises(Failed, match=r"nothing is written|with a mistake"),
+    ):
+        carry_out(environment, file)
+    assert file.read_text() == TEXT
+    assert left(file) == ["run", "wg0.conf"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\n", b"[]\n", b"{", b"5\n", b'{"write": -1}\n', b'{"write": 1e9}\n', b'{"write": 99999999999}\n',
+        b'{"write": 5}\nab', b'{"difference": 5}\n', b"[" * 100_000 + b"\n", b"\xff\n", None,
+    ],
+)  # fmt: skip
+def test_any_other_answer_changes_nothing(environment: Environment, file: Path, answer: bytes | None) -> None:
+    with key_service(environment, answer), pytest.raises(Failed):
+        carry_out(environment, file)
+    assert file.read_text() == TEXT
+
+
+def test_a_refused_change_leaves_the_file_as_it_was(environment: Environment, file: Path) -> None:
+    before = file.stat().st_ino
+    with (
+        key_service(environment, writes(RENAMED), b'{"error": "route 10.0.0.0/8 is taken"}\n'),
+        pytest.raises(Failed, match="route 10"),
+    ):
+        carry_out(environment, file)
+    assert file.read_text() == TEXT
+    assert file.stat().st_ino == before
+    assert left(file) == ["run", "wg0.conf"]
+
+
+def test_the_next_key_service_takes_up_what_a_killed_one_left(environment: Environment, file: Path) -> None:
+    with key_service(environment, writes(RENAMED), None, made("~ adopted")) as heard:
+        done = carry_out(environment, file)
+    assert done.changes == ["~ adopted"]
+    assert file.read_text() == RENAMED
+    assert json.loads(heard[2].partition(b"\n")[0])["do"] == "adopt"
+
+
+def test_without_any_the_file_has_the_change_and_the_operator_is_told(
+    environment: Environment, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "AGAIN_WITHIN", 0.0)
+    with (
+        key_service(environment, writes(RENAMED), None, None),
+        pytest.raises(Failed, match=r"the change stands in .*`stagewire reload wg0` puts it in force"),
+    ):
+        carry_out(environment, file)
+    assert file.read_text() == RENAMED
+
+
+def test_a_file_that_another_program_replaced_meanwhile_stays(environment: Environment, file: Path) -> None:
+    other = file.with_name("other")
+    other.write_text(TEXT + "# an edit\n")
+    other.chmod(0o600)
+    with peers_file.locked(file) as locked:
+        other.replace(file)
+        with pytest.raises(Failed, match="was replaced by another program"):
+            locked.write(RENAMED)
+    assert file.read_text() == TEXT + "# an edit\n"
+    assert left(file) == ["run", "wg0.conf"]
+
+
+def test_a_full_disk_changes_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with peers_file.locked(file) as locked, monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(Failed, match="No space left on device"):
+            locked.write(RENAMED)
+    assert file.read_text() == TEXT
+    assert left(file) == ["wg0.conf"]
+
+
+def test_two_commands_take_turns(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers_file, "PATIENCE", 0.05)
+    with peers_file.locked(file) as locked:
+        with pytest.raises(Failed, match="another command has been changing it"), peers_file.locked(file):
+            pass
+        locked.write(RENAMED)
+        with pytest.raises(Failed, match="another command has been changing it"), peers_file.locked(file):
+            pass
+    with peers_file.locked(file) as after:
+        assert after.text == RENAMED
+
+
+def test_the_answer_is_read_and_nothing_behind_it() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b'{"write": 3}\nabc{"error": ""}\n')
+        assert key_door._answer(ours)["write"] == 3
+        assert key_door._exactly(ours, 3) == "abc"
+        assert key_door._answer(ours) == {"error": ""}
+
+
+def test_two_at_once_never_give_an_address_twice(
+    environment: Environment, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bring_up, "is_up", lambda _environment: False)
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)  # the disk is not what is tried
+    file.write_text(TEXT.replace("PostUp", "Address = 10.8.0.1/24, fd00::1/64\nPostUp"))
+    start = threading.Barrier(2)
+
+    def races(who: int) -> list[list[str]]:
+        got = []
+        for _ in range(RACES):
+            _, public, _ = peers.new_keys()
+            start.wait(30)
+            done = peers.carry_out(environment, AddPeers((NewPeer(f"{who}", encode_key(public)),)))
+            added = peers.added(peers.after(done, environment), public)
+            got.append(list(map(str, added.allowed_ips)))
+            start.wait(30)
+            peers.carry_out(environment, RemovePeers((f"{who}",)))
+        return got
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(races, range(2))
+    assert {len(set(mine) | set(theirs)) for mine, theirs in zip(one, other, strict=True)} == {4}
+    assert file.read_text() == TEXT.replace("PostUp", "Address = 10.8.0.1/24, fd00::1/64\nPostUp")
+    assert left(file) == ["run", "wg0.conf"]

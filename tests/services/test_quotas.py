@@ -1,0 +1,244 @@
+"""What a peer has used counts once, whoever restarts, until the month ends; its cap is what the quota leaves."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from key_service.quotas import Quotas
+from key_service.registry import Registry, unconfigured
+from stagewire.config import PeerConfig, uapi
+from stagewire.config.model import PeerLimits
+from stagewire.control import usage
+from stagewire.control.usage import BadUsage, Usage
+from stagewire.limits import MAX_COUNT
+
+A, B = bytes([1]) * 32, bytes([2]) * 32
+QUOTA = 1000
+NOVEMBER, DECEMBER, FAR = 1_795_000_000.0, 1_797_000_000.0, 4_000_000_000.0
+
+
+def peer(key: bytes, quota: int = QUOTA) -> PeerConfig:
+    return PeerConfig(key, bytes(32), (), None, 0, False, 0, "phone", limits=PeerLimits(quota=quota))
+
+
+class World:
+    """A state folder, a clock, and the key-service of the moment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.clock, self.now = folder, NOVEMBER, 0.0
+        self.registry = Registry(replace(unconfigured(), peers=(peer(A), peer(B, 0))))
+        self.said: list[str] = []
+        self.told: list[bytes] = []
+        self.quotas = self.begun()
+
+    def begun(self) -> Quotas:
+        """Starts a new key-service."""
+        quotas = Quotas(self.folder, self.registry, cast("Any", self), lambda: self.clock)
+        quotas.tell = self.told.extend
+        self.quotas = quotas
+        return quotas
+
+    def warning(self, text: str, **_facts: Any) -> None:
+        self.said.append(text)
+
+    error = warning
+
+    def look(self) -> None:
+        self.now += 100
+        self.quotas.look(self.now)
+
+    def configure(self, *peers: PeerConfig) -> None:
+        self.registry.peers = {each.public_key: each for each in peers}
+        self.registry.commits += 1
+
+    @property
+    def used(self) -> int:
+        return self.quotas._usages[A].in_month(usage.month_of(self.clock))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_cap_is_what_is_left_beyond_what_the_tunnel_has_carried(world: World) -> None:
+    assert world.quotas.cap(A, 0) == QUOTA
+    assert world.quotas.cap(B, 0) == -1
+    world.quotas.on_traffic(A, 0, 7, 300)
+    assert world.quotas.cap(A, 0) == QUOTA, "the worker that carried it has the same cap as before"
+    assert world.quotas.cap(A, 1) == QUOTA - 300
+    world.quotas.on_traffic(A, 1, 8, 200)
+    assert world.quotas.cap(A, 0) == QUOTA - 200
+    world.quotas.on_traffic(A, 0, 7, 5000)
+    assert world.quotas.cap(A, 1) == 200
+
+
+def test_workers_hear_of_a_cap_once_and_again_when_it_changes(world: World) -> None:
+    world.look()
+    world.quotas.on_traffic(A, 0, 7, 300)
+    world.look()
+    world.look()
+    assert world.told == [A]
+    world.clock = DECEMBER
+    world.look()
+    assert world.told == [A, A]
+    assert world.quotas.cap(A, 0) == 300 + QUOTA
+    world.configure(peer(A, 2 * QUOTA))
+    world.look()
+    assert world.told == [A, A, A]
+
+
+def test_a_killed_key_service_counts_nothing_twice_and_nothing_too_little(world: World) -> None:
+    world.quotas.on_traffic(A, 0, 7, 300)
+    world.look()
+    world.quotas.on_traffic(A, 0, 7, 350)  # not stored
+    world.begun()
+    world.quotas.worker_began(0, 7)
+    world.quotas.on_traffic(A, 0, 7, 400)
+    assert world.used == 400
+    assert world.quotas.cap(A, 0) == QUOTA
+
+
+def test_a_new_worker_counts_from_zero(world: World) -> None:
+    world.quotas.on_traffic(A, 0, 7, 300)
+    world.quotas.worker_began(0, 8)
+    assert world.quotas.cap(A, 0) == QUOTA - 300
+    world.quotas.on_traffic(A, 0, 8, 310)
+    assert world.used == 610
+
+
+def test_a_tunnel_made_anew_in_the_same_worker_counts_from_zero(world: World) -> None:
+    world.quotas.on_traffic(A, 0, 7, 300)
+    world.quotas.tunnel_begins(A, 0)
+    assert world.quotas.cap(A, 0) == QUOTA - 300
+    world.quotas.on_traffic(A, 0, 7, 310)
+    assert world.used == 610
+    world.quotas.peer_gone(A)
+    world.quotas.on_traffic(A, 0, 7, 320)
+    assert world.used == 930
+
+
+def test_what_a_peer_carried_before_it_had_a_quota_does_not_count(world: World) -> None:
+    world.configure(peer(A), peer(B))
+    world.quotas.carried = lambda _key: {0: (7, 5000)}
+    assert world.quotas.cap(B, 0) == 5000 + QUOTA
+    world.quotas.on_traffic(B, 0, 7, 5100)
+    assert world.quotas._usages[B].in_month("2026-11") == 100
+
+
+def test_a_clock_that_jumps_a_month_ahead_and_back_finds_the_month_that_it_left(world: World) -> None:
+    world.quotas.on_traffic(A, 0, 7, 900)
+    for jump in (DECEMBER, FAR, 0.0):
+        world.clock = jump
+        world.quotas.on_traffic(A, 0, 7, 900)
+        world.look()
+        world.clock = NOVEMBER
+        assert world.used == 900
+        assert world.quotas.cap(A, 1) == 100
+
+
+def test_no_more_than_three_months_are_kept() -> None:
+    one = Usage()
+    for month in ("a", "b", "a", "c", "d"):
+        one.add(month, 1)
+    assert one.months == {"a": 2, "c": 1, "d": 1}
+
+
+def test_the_operator_is_warned_once_of_each(world: World) -> None:
+    for total in (100, 799, 800, 900, 1000, 1100):
+        world.quotas.on_traffic(A, 0, 7, total)
+        world.look()
+    assert [text.partition(";")[0] for text in world.said] == [
+        "peer has used 80% of its quota",
+        "peer has used up its quota",
+    ]
+    world.begun()
+    world.look()
+    assert len(world.said) == 2, "a new key-service repeats no warning"
+
+
+def test_what_a_peer_has_used_outlives_its_absence_within_the_month(world: World) -> None:
+    world.quotas.on_traffic(A, 0, 7, 900)
+    world.configure()
+    world.quotas.peer_gone(A)
+    world.quotas.save(0)
+    world.configure(peer(A))
+    world.begun()
+    assert world.quotas.cap(A, 0) == 100
+    world.configure()
+    world.clock = DECEMBER
+    world.quotas.save(0)
+    assert usage.read(world.folder) == {}
+
+
+def test_a_spoilt_file_is_named_and_quotas_begin_anew(world: World) -> None:
+    (world.folder / usage.NAME).write_text("{")
+    world.begun()
+    assert "cannot read what peers have used" in world.said[0]
+    assert world.quotas.cap(A, 0) == QUOTA
+
+
+def test_a_full_disk_is_said_and_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("stagewire.files.write", full)
+        world.quotas.on_traffic(A, 0, 7, 300)
+        world.look()
+    assert "cannot store what peers have used" in world.said[0]
+    world.look()
+    assert usage.read(world.folder)[A].in_month("2026-11") == 300
+
+
+def test_a_change_by_wg_keeps_a_peers_limits(world: World) -> None:
+    change = uapi.Change(replace_peers=True, peers=(uapi.PeerChange(A, 0, persistent_keepalive=5),))
+    world.registry.commit(world.registry.prepare(change))
+    assert world.registry.peers[A].limits.quota == QUOTA
+
+
+AMOUNTS = st.integers(0, 2**62)
+
+
+USAGES = st.builds(
+    Usage,
+    st.dictionaries(st.just("2026-11"), AMOUNTS),
+    st.dictionaries(st.integers(0, 63), st.tuples(AMOUNTS, AMOUNTS)),
+)
+
+
+@given(st.dictionaries(st.binary(min_size=32, max_size=32), USAGES, max_size=3))
+def test_what_is_written_is_read(usages: dict[bytes, Usage]) -> None:
+    assert usage.unpack_untrusted(usage.pack(usages)) == usages
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"[]",
+        b"[" * 100_000,
+        b"\xff",
+        json.dumps({"version": 2, "peers": {}}).encode(),
+        json.dumps({"version": 1, "peers": {"short": {}}}).encode(),
+        json.dumps({"version": 1, "peers": {"A" * 43 + "=": {"months": {"x": -1}, "tunnels": {}}}}).encode(),
+        json.dumps({"version": 1, "peers": {"A" * 43 + "=": {"months": {}, "tunnels": {"0": [True, 1]}}}}).encode(),
+    ],
+)
+def test_anything_else_is_refused_in_a_line(said: bytes) -> None:
+    with pytest.raises(BadUsage):
+        usage.unpack_untrusted(said)
+
+
+def test_a_worker_that_counts_without_bound_makes_no_cap_that_cannot_be_told(world: World) -> None:
+    for generation in range(4):
+        world.quotas.on_traffic(A, generation % 2, generation, MAX_COUNT)
+        assert 0 <= world.quotas.cap(A, 0) <= MAX_COUNT
+    world.look()
+    assert world.begun().cap(A, 0) <= MAX_COUNT
+    assert world.used == MAX_COUNT

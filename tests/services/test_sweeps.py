@@ -1,0 +1,95 @@
+"""When key-service sweeps its freed memory, and what is left there."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from tests.memory import in_memory
+
+from key_service.sweeps import AFTER, Sweeps
+from stagewire.linux import freed_memory
+from stagewire.proto import noise
+
+T = 1000.0
+HANDSHAKES = 8
+DROPS_KEYS = """
+import sys, time
+from key_service.sweeps import AFTER, Sweeps
+from stagewire.proto import noise
+def handshake(secret):
+    return sum(map(len, noise.kdf(secret, b"", 2)))
+secrets = [bytes.fromhex(word) for word in sys.argv[1:]]
+sweeps = Sweeps()
+for secret in secrets:
+    handshake(secret)
+    sweeps.session_given(0.0)
+print("dropped", flush=True)
+sys.stdin.readline()
+sweeps.act(AFTER)
+print("swept", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def swept(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sweeps so far."""
+    found: list[str] = []
+    monkeypatch.setattr(freed_memory, "sweep", lambda: found.append("whole"))
+    monkeypatch.setattr(freed_memory, "sweep_after_handshakes", lambda: found.append("small"))
+    return found
+
+
+def test_a_sweep_comes_a_while_after_the_first_drop_and_once(swept: list[str]) -> None:
+    sweeps = Sweeps()
+    assert sweeps.next_deadline() is None
+    for late in (0.0, AFTER / 2):
+        sweeps.session_given(T + late)
+    assert sweeps.next_deadline() == T + AFTER
+    sweeps.act(T + AFTER / 2)
+    assert swept == []
+    sweeps.act(T + AFTER)
+    assert swept == ["small"]
+    assert sweeps.next_deadline() is None
+
+
+def test_a_whole_sweep_does_for_sessions_as_well(swept: list[str]) -> None:
+    sweeps = Sweeps()
+    sweeps.session_given(T)
+    sweeps.key_dropped(T)
+    sweeps.act(T + AFTER)
+    sweeps.act(T + 2 * AFTER)
+    assert swept == ["whole"]
+
+
+@contextmanager
+def process(*secrets: bytes) -> Iterator["subprocess.Popen[str]"]:
+    """One that derives keys and drops them."""
+    command = [sys.executable, "-c", DROPS_KEYS, *(secret.hex() for secret in secrets)]
+    variables = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.perturb=85",
+    }
+    with subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
+        yield started
+        started.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="reads another process's memory")
+def test_keys_of_sessions_that_were_given_are_in_no_memory_after_the_sweep() -> None:
+    secrets = [os.urandom(32) for _ in range(HANDSHAKES)]
+    pairs = [noise.kdf(secret, b"", 2) for secret in secrets]
+    keys = {f"{way} {number}": key for number, pair in enumerate(pairs) for way, key in zip("ab", pair, strict=True)}
+    with process(*secrets) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout.readline() == "dropped\n"
+        assert in_memory(other.pid, keys), "freed memory keeps keys until it is taken again"
+        other.stdin.write("\n")
+        other.stdin.flush()
+        assert other.stdout.readline() == "swept\n"
+        assert in_memory(other.pid, keys) == set()

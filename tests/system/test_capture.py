@@ -1,0 +1,191 @@
+"""`stagewire capture` at a real gateway, read by Debian's tshark."""
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.system.whys import works
+
+from lab.hub import Hub, Spoke
+from lab.namespaces import Topology
+from lab.stagewire import executable
+from lab.traffic import ping, tcp_fetch
+from lab.wait import until
+from stagewire.control import capture
+
+pytestmark = pytest.mark.system
+
+ANNA, OTHER = Spoke(1), Spoke(2)
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Topology]:
+    with Topology("q") as topology:
+        yield topology
+
+
+@pytest.fixture(scope="module")
+def hub(network: Topology, shared_directory: Path) -> Iterator[Hub]:
+    with Hub(network.b, shared_directory, {"anna": ANNA, "other": OTHER}) as gateway:
+        named = gateway.config.replace(ANNA.peer().section(), f"# Name = anna\n{ANNA.peer().section()}")
+        gateway.gateway.write_config(named)
+        gateway.gateway.command("reload", gateway.name)
+        with (
+            gateway.wireguard_go(ANNA, network.a, Topology.B4),
+            gateway.wireguard_go(OTHER, network.a, Topology.B4),
+        ):
+            assert works(network.a, ANNA.gateway_inner[0])
+            assert works(network.a, OTHER.gateway_inner[0])
+            yield gateway
+
+
+class Capture:
+    """Runs the command."""
+
+    def __init__(self, hub: Hub, *options: str, stdout: int = subprocess.PIPE) -> None:
+        argv = hub.namespace.entering([executable("stagewire"), "capture", "anna", *options])
+        environment = {**os.environ, **hub.gateway.env, "SUDO_USER": "martin\x1b[2J"}
+        self.process = subprocess.Popen(argv, env=environment, stdout=stdout, stderr=subprocess.PIPE)
+        self._hub = hub
+
+    def begun(self) -> "Capture":
+        def shown() -> bool:
+            assert self.process.poll() is None, self.said()
+            return bool(self._hub.gateway.status()["captures"])
+
+        until(shown, 10, "the capture to be in status")
+        return self
+
+    def end(self) -> str:
+        """Ends the command as Ctrl-C does; returns what it says."""
+        self.process.send_signal(signal.SIGINT)
+        return self.said()
+
+    def said(self, status: int = 0) -> str:
+        _, told = self.process.communicate(timeout=30)
+        assert self.process.returncode == status, told
+        return told.decode()
+
+
+def read(file: Path, *options: str) -> list[list[str]]:
+    """What tshark reads in a capture: a list of the fields for each packet."""
+    fields = ["ip.src", "ip.dst", "ipv6.src", "frame.len", "frame.cap_len", "frame.packet_flags_direction"]
+    told = subprocess.run(
+        ["tshark", "-r", file, "-T", "fields", *(word for field in fields for word in ("-e", field)), *options],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert "cut short" not in told.stderr
+    assert "appears to be damaged" not in told.stderr
+    return [line.split("\t") for line in told.stdout.splitlines()]
+
+
+def test_a_peers_packets_and_no_others_in_both_directions_without_payload(
+    network: Topology, hub: Hub, shared_directory: Path
+) -> None:
+    file = shared_directory / "anna.pcapng"
+    running = Capture(hub, "-w", str(file)).begun()
+    [shown] = hub.gateway.status()["captures"]
+    assert (shown["public_key"], shown["takes"]) == (ANNA.keys.public, "headers")
+    assert shown["by"].startswith("martin")
+    assert "\x1b" not in shown["by"]
+    assert "  capture of anna (" in hub.gateway.command("status", hub.name).stdout
+    for spoke in (ANNA, OTHER):
+        assert ping(network.a, spoke.gateway_inner[0], count=3, size=500).received == 3
+    assert ping(network.a, ANNA.gateway_inner[1], count=1).received == 1
+    told = running.end()
+    assert told.startswith("stagewire: anna (")
+    assert "missed 0; ended as you ended it" in told
+    packets = read(file, "-Y", "icmp")
+    assert [packet[:2] for packet in packets] == [
+        [ANNA.inner[0], ANNA.gateway_inner[0]],
+        [ANNA.gateway_inner[0], ANNA.inner[0]],
+    ] * 3
+    assert all(packet[3:5] == ["528", "28"] for packet in packets)
+    assert [int(packet[5], 16) for packet in packets] == [1, 2] * 3
+    assert len(read(file, "-Y", "icmpv6.type == 128 || icmpv6.type == 129")) == 2
+    assert file.stat().st_mode & 0o777 == 0o600
+    log = "".join(text for name, text in hub.gateway.logs().items() if "device" in name)
+    assert 'event="capture begins"' in log
+    assert 'event="capture ends"' in log
+    until(lambda: not hub.gateway.status()["captures"], 10, "status to show no capture")
+
+
+def test_whole_packets_of_a_tcp_stream_by_port_through_a_pipe(
+    network: Topology, hub: Hub, shared_directory: Path
+) -> None:
+    file = shared_directory / "tcp.pcapng"
+    with file.open("wb") as taken:
+        running = Capture(
+            hub, "-w", "-", "--whole", "--protocol", "tcp", "--host", ANNA.inner[0], stdout=taken.fileno()
+        ).begun()
+        tcp_fetch(network.a, hub.namespace, ANNA.inner[0], 300_000, seed=7)
+        assert works(network.a, ANNA.gateway_inner[0])
+        running.end()
+    assert read(file, "-Y", "icmp") == []
+    # The stream as tshark puts it together: nothing is missed, and super-packets are taken apart.
+    lengths = [int(packet[3]) for packet in read(file)]
+    assert max(lengths) <= 1420
+    assert sum(lengths) > 300_000
+
+
+def test_limits_end_it_and_a_worker_that_dies_does_not(network: Topology, hub: Hub, shared_directory: Path) -> None:
+    file = shared_directory / "limits.pcapng"
+    running = Capture(hub, "-w", str(file), "--for", "10").begun()
+    home = hub.peer(ANNA)["worker"]
+    hub.gateway.kill("device", signal.SIGKILL, home)
+
+    def over() -> bool:
+        ping(network.a, ANNA.gateway_inner[0], timeout=0.5)
+        return running.process.poll() is not None
+
+    until(over, 30, "the capture to end while pings go on")
+    assert " s are over" in running.said()
+    assert read(file, "-Y", "icmp") != []
+
+
+def test_a_reader_that_goes_away_ends_it(hub: Hub) -> None:
+    running = Capture(hub, "-w", "-").begun()
+    assert running.process.stdout is not None
+    running.process.stdout.close()
+    running.process.stdout = None
+    assert "its reader is gone" in running.said()
+    until(lambda: not hub.gateway.status()["captures"], 10, "status to show no capture")
+
+
+def test_a_full_disk_and_bad_operands_get_one_line(network: Topology, hub: Hub, shared_directory: Path) -> None:
+    full = Capture(hub, "-w", "/dev/full")
+    assert full.said(1) == "stagewire: wg0: /dev/full: No space left on device; what was captured before is whole\n"
+    assert works(network.a, ANNA.gateway_inner[0])
+    there = shared_directory / "there"
+    there.write_text("mine")
+    assert "File exists; nothing is captured" in Capture(hub, "-w", str(there)).said(1)
+    assert there.read_text() == "mine"
+    assert "--protocol xyz" in Capture(hub, "-w", str(there), "--protocol", "xyz").said(1)
+    told = hub.gateway.command("capture", "nobody", "-w", str(shared_directory / "n"), check=False)
+    assert (told.returncode, told.stderr.count("\n")) == (1, 1)
+
+
+def test_nobody_but_root_can_order_one(hub: Hub) -> None:
+    home = hub.peer(ANNA)["worker"]
+    path = hub.gateway.run_directory / hub.name / f"device/capture.{home}"
+    order = capture.Order(b"\1" * 32, True, (), (), (), 1000, 9.0, "x")
+    as_conn = path.parent.parent.joinpath("conn").stat()
+    code = (
+        "import os, socket, sys\n"
+        f"os.setgid({as_conn.st_gid}); os.setuid({as_conn.st_uid})\n"
+        "line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); line.settimeout(5)\n"
+        f"line.connect({str(path)!r}); line.send({capture.TO_WORKER.pack(order)!r}); print(line.recv(4096))"
+    )
+    told = subprocess.run(["python3", "-c", code], capture_output=True, text=True, check=False, timeout=20)
+    assert told.stdout in ("b''\n", "")
+    assert any(word in told.stdout + told.stderr for word in ("b''", "Permission", "Broken", "reset"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:  # root may, but not without sense
+        line.settimeout(10)
+        line.connect(str(path))
+        line.send(b"nonsense")
+        assert line.recv(4096) == b""
+    assert hub.gateway.status()["captures"] == []

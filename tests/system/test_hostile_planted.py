@@ -1,0 +1,84 @@
+"""A stage leaves pipes under every name in its folder, and then all processes die: the gateway comes back all the same."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from tests.system.oversight import BACK_WITHIN, Overseen
+
+from lab.hub import Spoke
+from lab.namespaces import Topology
+from lab.wait import until
+from lab.wg import WgHub
+from stagewire.linux import uids
+
+pytestmark = pytest.mark.system
+
+SPOKE = Spoke(1, Topology.A4)
+TO_COME = (
+    "accepted.new",
+    "clock",
+    "ledger.new",
+    "remembered.new",
+    "reload",
+    ".reload",
+    "workers",
+    "workers.new",
+    "live-0",
+    "timestamps.new",
+)
+"""Names that a stage or the command may use later."""
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Topology]:
+    with Topology("hp") as topology:
+        yield topology
+
+
+@pytest.fixture(scope="module")
+def hub(network: Topology, shared_directory: Path) -> Iterator[WgHub]:
+    with (
+        WgHub(network.b, shared_directory, {"one": SPOKE}, workers=1, spares=1) as hub,
+        hub.wireguard_go(SPOKE, network.a, Topology.B4),
+    ):
+        yield hub
+
+
+@pytest.fixture
+def seen(hub: WgHub, network: Topology) -> Overseen:
+    return Overseen(hub, network.a, SPOKE)
+
+
+def plant(folder: Path, stage: str) -> int:
+    """Puts a pipe of the stage's own in the place of every file and socket, and under names to come."""
+    names = {each.name for each in folder.iterdir() if not each.is_dir()} | {*TO_COME}
+    for name in names:
+        path = folder / name
+        path.unlink(missing_ok=True)
+        os.mkfifo(path, 0o600)
+        os.chown(path, uids.uid_of(stage), uids.group())
+    return len(names)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(each, marks=pytest.mark.attack(f"hostile-{each}")) for each in ("key", "host", "conn", "tun")],
+)
+def test_pipes_in_every_place_stop_nobody(seen: Overseen, stage: str) -> None:
+    with seen.traffic():
+        seen.settles()
+        everybody = seen.gateway.processes()
+        assert plant(seen.run / stage, stage) > len(TO_COME)
+        if stage == "key":
+            assert plant(seen.environment.state, stage) > len(TO_COME)
+        for pid in everybody:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        until(lambda: not {*everybody} & {*seen.gateway.processes()}, BACK_WITHIN, "others in all places")
+        seen.flows()
+    for name, text in seen.gateway.logs().items():
+        assert "Traceback" not in text, name

@@ -1,0 +1,105 @@
+"""The lock files pin what pyproject.toml asks for, each by its hashes, and name no index."""
+
+import re
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import supply
+
+ROOT = Path(__file__).parents[1]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+RUN = PROJECT["project"]["dependencies"]
+GROUPS = PROJECT["dependency-groups"]
+LOCKS = {
+    "requirements": RUN,
+    "dev": [*RUN, *GROUPS["dev"], *PROJECT["build-system"]["requires"]],
+    "fuzz": GROUPS["fuzz"],
+    "tools": GROUPS["tools"],
+}
+VERSIONS = ("3.11", "3.12", "3.13", "3.14")
+
+
+def pins(name: str) -> list[tuple[Requirement, list[str]]]:
+    """(requirement, hashes) of each entry of a lock file."""
+    lines = (ROOT / f"deploy/{name}.lock").read_text().replace("\\\n", " ").splitlines()
+    found = [(line.split(" --hash=")[0], re.findall(r"--hash=sha256:([0-9a-f]{64})(?:\s|$)", line)) for line in lines]
+    return [(Requirement(text), hashes) for text, hashes in found if not text.startswith("#")]
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_each_entry_is_one_version_by_its_hashes_and_nothing_else_stands_there(name: str) -> None:
+    for requirement, hashes in pins(name):
+        assert [each.operator for each in requirement.specifier] == ["=="], requirement
+        assert requirement.url is None
+        assert hashes, requirement
+    text = (ROOT / f"deploy/{name}.lock").read_text()
+    assert not re.search(r"://|^-|index", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("python", VERSIONS)
+def test_what_the_project_asks_for_is_pinned_for_every_python(name: str, python: str) -> None:
+    environment: dict[str, Any] = {
+        **default_environment(),
+        "python_version": python,
+        "python_full_version": f"{python}.1",
+        "extra": "",
+    }
+    pinned = {
+        canonicalize_name(each.name): next(iter(each.specifier)).version
+        for each, _ in pins(name)
+        if not each.marker or each.marker.evaluate(environment)
+    }
+    for wanted in map(Requirement, LOCKS[name]):
+        if not wanted.marker or wanted.marker.evaluate(environment):
+            assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), wanted
+
+
+def test_a_gateway_and_the_tests_run_the_same_versions() -> None:
+    tested = {str(requirement): hashes for requirement, hashes in pins("dev")}
+    for requirement, hashes in pins("requirements"):
+        assert tested[str(requirement)] == hashes
+
+
+def test_this_environment_is_the_locked_one() -> None:
+    if (ROOT / ".venv") in Path(sys.prefix).parents or Path(sys.prefix) == ROOT / ".venv":
+        for requirement, _ in pins("dev"):
+            if not requirement.marker or requirement.marker.evaluate():
+                assert version(requirement.name) in requirement.specifier, requirement
+
+
+@pytest.mark.parametrize("tags", ["py3-none-any", "cp311-cp311-linux_x86_64"])
+def test_the_bill_is_named_after_the_release_alone(tags: str) -> None:
+    assert supply.released(f"stagewire-0.1.0-{tags}.whl") == "stagewire-0.1.0"
+
+
+REPAIRED = "stagewire-0.1.0-cp311-cp311-manylinux_2_34_x86_64.whl"
+REPAIR = f'#!/bin/sh\n[ "$1 $2" = "repair --wheel-dir" ] && touch "$3/{REPAIRED}"\n'
+
+
+@pytest.mark.parametrize(
+    ("tool", "left"),
+    [
+        (REPAIR, REPAIRED),
+        ("#!/bin/sh\necho no such library >&2\nexit 1\n", "stagewire-0.1.0-cp311-cp311-linux_x86_64.whl"),
+    ],
+)
+def test_a_delivered_wheel_is_for_other_machines_too_or_make_dist_fails(
+    tool: str, left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "auditwheel").write_text(tool)
+    (tmp_path / "auditwheel").chmod(0o755)
+    (tmp_path / "stagewire-0.1.0-cp311-cp311-linux_x86_64.whl").touch()
+    monkeypatch.setattr(supply, "TOOLS", tmp_path)
+    repaired = tool == REPAIR
+    assert (supply.portable(tmp_path) == 0) is repaired
+    assert [path.name for path in tmp_path.glob("*.whl")] == [left]
+    assert ("not made portable: no such library" in capfd.readouterr().err) is not repaired
