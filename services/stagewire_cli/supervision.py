@@ -186,5 +186,7 @@ class _Transport(xmlrpc.client.Transport):
 
 
 def template() -> Path:
-    """Returns the path of `supervisord.conf`; in a checkout a link leads from here to its root."""
-    return Path(__file__).resolve().parent / "supervisord.conf"
+    """Returns the path of `supervisord.conf`: in `root/` beside this module in a wheel, at the root of a checkout."""
+    here = Path(__file__).resolve().parent
+    installed = here / "root"
+    return (installed if installed.exists() else here.parents[1]) / "supervisord.conf"

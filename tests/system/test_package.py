@@ -54,7 +54,7 @@ def _run(program: Path, *arguments: str | Path) -> "subprocess.CompletedProcess[
 def test_the_wheel_holds_what_a_service_needs(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert names >= {f"stagewire_cli/deploy/{each}" for each in SHIPPED}
-    assert "stagewire_cli/supervisord.conf" in names
+    assert "stagewire_cli/root/supervisord.conf" in names
     assert not [name for name in names if name.startswith(("tests/", "lab/", "deploy/"))]
     assert [name for name in names if name.startswith("stagewire/proto/kernel/cipher.") and name.endswith(".so")]
 
