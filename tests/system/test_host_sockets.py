@@ -35,8 +35,15 @@ def contenders(hub: WgHub, stage: str) -> set[int]:
     return {*slots.contenders(hub.gateway.run_directory / hub.name, stage)}
 
 
+def both_hold_the_sockets(hub: WgHub) -> bool:
+    """Tells whether the death of either of the two leaves the sockets with the other."""
+    listed = hub.namespace.run("ss", "-Hulnp", "sport", "=", f":{hub.dump().listen_port}").stdout.splitlines()
+    pids = {f"pid={hub.gateway.pid(stage)}," for stage in ("host", "conn")}
+    return bool(listed) and all(pid in line for line in listed for pid in pids)
+
+
 def kill(hub: WgHub, stages: tuple[str, ...], *, spares_too: bool) -> None:
-    """Returns when all is ready again, with others in their places and a spare for each."""
+    """Returns when all is ready again, with others in their places, a spare for each, and the sockets in both hands."""
     before = (
         {pid for stage in stages for pid in contenders(hub, stage)} if spares_too else {*map(hub.gateway.pid, stages)}
     )
@@ -45,7 +52,8 @@ def kill(hub: WgHub, stages: tuple[str, ...], *, spares_too: bool) -> None:
 
     def back() -> bool:
         here = {stage: contenders(hub, stage) for stage in stages}
-        return all(len(pids) == 2 and not pids & before for pids in here.values()) and is_ready(hub.gateway)
+        renewed = all(len(pids) == 2 and not pids & before for pids in here.values())
+        return renewed and is_ready(hub.gateway) and both_hold_the_sockets(hub)
 
     until(back, 20, f"{stages} to be back")
 
