@@ -3,15 +3,19 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tests.attack.lines import LINES
+from tests.attack.lines_machine import BY_CHAOS
+from tests.chaos.catalogue import KINDS
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
+PAGE = (ROOT / "docs/ATTACK.md").read_text()
 
 TRIES = """
 import pytest
@@ -40,6 +44,25 @@ def test_each_test_that_a_line_names_exists(line: str) -> None:
     for test in LINES[line].tests:
         file, _, function = test.partition("::")
         assert function in functions(TESTS / file), test
+
+
+GIVEN = {"M": {*range(1, 26)} - {7, 23}, "F": {*range(1, 9)} - {5}, "A": {*range(1, 17)} - {13, 15},
+         "P": {*range(1, 31)} - {2, 8, 12, 16, 19, 26}, "I": {*range(1, 13)} - {9}}  # fmt: skip
+"""The numbers of all attacks that the gateway must withstand, by their letter."""
+
+
+def test_each_attack_has_a_line_or_a_fault_of_chaos() -> None:
+    assert not LINES.keys() & BY_CHAOS
+    assert {each for each in {*LINES, *BY_CHAOS} if each[1:].isdecimal()} == {
+        f"{letter}{number}" for letter, numbers in GIVEN.items() for number in numbers
+    }
+    assert {kind for kinds in BY_CHAOS.values() for kind in kinds} <= {kind.name for kind in KINDS}
+
+
+def test_the_page_names_what_chaos_tries() -> None:
+    told = {line.split("|")[1].strip(): line for line in PAGE.splitlines() if line.startswith("| P")}
+    for number, kinds in BY_CHAOS.items():
+        assert re.findall("`([a-z-]+)`", told[number]) == [*kinds]
 
 
 def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ handshake-out ──▶ UDP
 """
 
 import errno
+import math
 import socket
 import time
 from collections import deque
@@ -75,7 +76,10 @@ class ConnService:
                 lambda data, size, source: self._drop_late(data, size, source, boot_time()),
             )
         self._writer: UdpWriter | None = None
-        self._blocked: deque[tuple[bytes, Sequence[bytes]]] = deque()
+        self._blocked: deque[tuple[bytes, Sequence[bytes], float]] = deque()
+        """What a full socket has no room for, each with its birth (s)."""
+        self._born = math.inf
+        """When the datagrams that are being sent were born (s); infinite for those that are never too old."""
         self._marks: list[Cleared] = []
         """Marks behind `_blocked`."""
 
@@ -207,6 +211,7 @@ class ConnService:
     # --- out -----------------------------------------------------------------------------------------------
 
     def _on_handshake_out(self, frames: Sequence[Frame], now: float) -> None:
+        self._born = math.inf
         for data, start, end in frames:
             try:
                 endpoint, message = trains.unpack_handshake_untrusted(data, now, start, end)
@@ -226,10 +231,12 @@ class ConnService:
                 self._send_train(writer)
                 continue
             try:
-                if (lone := trains.lone_run_untrusted(data, now, start, end)) is not None:
-                    self._send(lone[0], [lone[1]])
-                    continue
-                runs = trains.unpack_cipher_untrusted(data, now, start, end)
+                lone = trains.lone_run_untrusted(data, now, start, end)
+                runs: Sequence[tuple[bytes, Sequence[bytes]]] = (
+                    [(lone[0], [lone[1]])]
+                    if lone is not None
+                    else trains.unpack_cipher_untrusted(data, now, start, end)
+                )
             except trains.BadTrain as bad:
                 mark = trains.mark_untrusted(data, start, end)
                 if mark is not None and speaks_for(speaker, mark[0]):
@@ -238,6 +245,7 @@ class ConnService:
                 else:
                     self._stage.drop(bad)
                 continue
+            self._born = trains.born_of(data, start)
             for endpoint, datagrams in runs:
                 self._send(endpoint, datagrams)
 
@@ -250,6 +258,7 @@ class ConnService:
             if odd is None:
                 return
             endpoint, data, size = odd
+            self._born = writer.born
             self._send(endpoint, Block(data, size))
             if self._blocked:
                 for endpoint, data, size in writer.rest():
@@ -325,19 +334,22 @@ class ConnService:
 
     def _hold(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
         self._keep(endpoint, datagrams)
-        self._stage.loop.pause(self._cipher_out)
+        self._pause_sending()
         opened = self._udp.socket_of(endpoint)
         self._stage.loop.when_writable(opened.fileno(), partial(self._on_room, opened))
 
     def _keep(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
-        self._blocked.append((endpoint, _kept(datagrams)))
+        self._blocked.append((endpoint, _kept(datagrams), self._born))
 
-    def _on_room(self, opened: socket.socket, _now: float) -> None:
+    def _on_room(self, opened: socket.socket, now: float) -> None:
         waiting, self._blocked = self._blocked, deque()
         self._stage.loop.when_writable(opened.fileno(), None)
-        self._stage.loop.resume(self._cipher_out)
-        for endpoint, datagrams in waiting:
-            self._send(endpoint, datagrams)
+        self._resume_sending()
+        for endpoint, datagrams, self._born in waiting:
+            if now - self._born <= trains.MAX_AGE:
+                self._send(endpoint, datagrams)
+            else:
+                self._stage.counters["train_too_old"] += len(datagrams)
         self._tell_marks()
 
     def _tell_marks(self) -> None:
@@ -357,6 +369,7 @@ class ConnService:
                 self._nesting.start_anew()
                 self._look_anew()
             case Chain():
+                self._born = now
                 self._nesting.on_chain(message, now)
             case ChainsChanged():
                 self._nesting.forget_chains()
@@ -421,8 +434,7 @@ class ConnService:
             loop.add(opened.fileno(), partial(self._on_udp, opened))
         self._handshakes.listen(sockets)
         self._workers.throttle([opened.fileno() for opened in self._open])
-        for pipe in (self._handshake_out, self._cipher_out):
-            loop.resume(pipe)
+        self._resume_sending()
         self._stage.log.info("listening", port=sockets.port, families=len(self._open))
 
     def _stop_listening(self) -> None:
@@ -437,12 +449,16 @@ class ConnService:
         self._open = []
         if self._blocked:
             self._blocked.clear()
-            loop.resume(self._cipher_out)
+            self._resume_sending()
             self._tell_marks()
 
     def _pause_sending(self) -> None:
         for pipe in (self._handshake_out, self._cipher_out):
             self._stage.loop.pause(pipe)
+
+    def _resume_sending(self) -> None:
+        for pipe in (self._handshake_out, self._cipher_out):
+            self._stage.loop.resume(pipe)
 
 
 def _kept(datagrams: Sequence[bytes]) -> Sequence[bytes]:

@@ -53,6 +53,7 @@ from stagewire.pipe.send_queue import SendQueue
 from stagewire.process.control_line import ControlLine
 from stagewire.process.stage import Stage
 from stagewire.proto import prefix
+from stagewire.proto.events import EndpointMoved
 from stagewire.proto.kernel.choice import Kernel
 from stagewire.proto.packets import split
 from stagewire.proto.packets.virtio import BadSuperPacket
@@ -69,6 +70,8 @@ TRAFFIC_INTERVAL = 1.0
 """s between two reports of traffic to key-service."""
 REPORTED_WITHIN = 0.2
 """s between two reports of peers with a quota: as much of their traffic is forgotten when a worker is killed."""
+MOVES_APART = 0.1
+"""s between two reports of moved endpoints: a peer can move with each datagram, and key-service serves other peers too."""
 TRAFFIC_BATCH = 1024
 """Peers in one report; the next report has the others."""
 
@@ -84,6 +87,10 @@ class DeviceService:
         """Peers that a snapshot has named so far, or None."""
         self._reported: dict[bytes, tuple[int, int]] = {}
         self._handshake_times: dict[int, int] = {}
+        self._moved: dict[bytes, EndpointMoved] = {}
+        """Where peers are that have moved since the last report."""
+        self._next_moves = -math.inf
+        """When key-service may hear of moves again (s)."""
         self._capturing: Sequence[object] = ()
         """The captures that run; nearly always none."""
 
@@ -210,6 +217,18 @@ class DeviceService:
             for packets in trains.cut_packets(out.packets):
                 self._to_tun.offer_parts(trains.plain_parts(packets, now, 0, age), trains.weight(packets), now)
         for event in out.events:
+            if isinstance(event, EndpointMoved):
+                self._moved[event.public_key] = event
+            else:
+                self._line.say(event)
+        if self._moved and now >= self._next_moves:
+            self._say_moves(now)
+
+    def _say_moves(self, now: float) -> None:
+        """Tells key-service where each moved peer is by now."""
+        moved, self._moved = self._moved, {}
+        self._next_moves = now + MOVES_APART
+        for event in moved.values():
             self._line.say(event)
 
     # --- sessions ------------------------------------------------------------------------------------------
@@ -231,7 +250,10 @@ class DeviceService:
     # --- time ----------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
-        return self._worker.next_deadline()
+        due = self._worker.next_deadline()
+        if not self._moved:
+            return due
+        return self._next_moves if due is None else min(due, self._next_moves)
 
     def act(self, now: float) -> None:
         self._emit(self._worker.act(now), now)
@@ -242,7 +264,8 @@ class DeviceService:
     def _report_capped(self, _now: float) -> None:
         self._report(self._worker.capped)
 
-    def _report_rest(self, _now: float) -> None:
+    def _report_rest(self, now: float) -> None:
+        self._say_moves(now)
         while self._report(self._worker.tunnels()) == TRAFFIC_BATCH:
             pass
         self._line.say(LastCount())

@@ -180,10 +180,11 @@ class Hub:
             data = receive(_DONTWAIT)  # a ROUTER puts the sender's name before a whole message
             while ask(_MORE):
                 data = receive(_DONTWAIT)
-            if not data:  # a stage has just connected
-                if identity not in self._members:
+            if not data:
+                member = self._members.get(identity)
+                if member is None or member.speaker != self._speakers.of(frame):  # a stage has just connected
                     self.send(identity, Beat(0))
-                continue
+                    continue
             try:
                 message = messages.FROM_STAGE.unpack_untrusted(data)
             except BadControl as bad:

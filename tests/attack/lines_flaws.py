@@ -28,6 +28,63 @@ FLAWS: Final[dict[str, Line]] = {
             "services/test_timestamps.py::test_a_stamp_beyond_all_times_is_no_floor_of_ours",
         ),
     ),
+    "forged-packets": Line(
+        "status-service's uid puts packets of any peer into the host",
+        "it reaches no pipe of packets",
+        ("system/test_hostile_speakers.py::test_status_services_uid_puts_no_packets_into_the_host",),
+    ),
+    "collected-keys": Line(
+        "one worker's uid collects other peers' session keys",
+        "it gets its own peers' alone",
+        (
+            "system/test_hostile_speakers.py::test_one_workers_uid_collects_no_keys_of_another_workers_peers",
+            "services/test_moves.py::test_a_worker_gets_no_peer_by_its_word_whose_home_it_never_was",
+        ),
+    ),
+    "mirrored-plaintext": Line(
+        "conn-service mirrors inner packets to the outer link",
+        "no capability, and no other kernel call",
+        (
+            "system/test_hostile_stages.py::test_a_hostile_stage_gets_nothing_more",
+            "system/test_hostile_stages.py::test_every_thread_at_work_is_locked_up",
+        ),
+    ),
+    "usurped-place": Line(
+        "a second process speaks for a place that is held",
+        "refused; the true one is told everything again",
+        (
+            "pipe/test_speakers.py::test_a_second_process_for_a_place_that_is_held_is_refused_and_asks_for_nothing",
+            "pipe/test_speakers.py::test_a_usurper_makes_way_for_the_holder_once_it_is_read",
+            "system/test_hostile_speakers.py::test_a_usurper_of_conn_service_on_control_makes_way_for_the_true_one",
+        ),
+    ),
+    "filled-pipes": Line(
+        "one uid opens 1,200 connections, or 300 idle ones before a take-over, or sends frames of 8 MB",
+        "bounded for the uid; a successor is served",
+        (
+            "pipe/test_doorman.py::test_1200_connections_of_one_uid_leave_a_few_and_others_are_served",
+            "system/test_hostile_speakers.py::test_1200_connections_of_one_uid_to_control_harm_nobody",
+            "system/test_hostile_speakers.py::test_idle_pushers_of_one_uid_stay_few_and_a_successor_is_served",
+            "system/test_hostile_speakers.py::test_a_frame_of_8_mb_costs_its_sender_the_line_and_nobody_memory",
+        ),
+    ),
+    "changing-memory": Line(
+        "a stage changes a train that it has sent, or tells of memory that it doesn't share",
+        "what was judged is what goes on; nobody ends",
+        (
+            "pipe/direct/test_shared_memory.py::test_a_slot_is_taken_once_a_turn_whatever_its_pusher_makes_of_the_state",
+            "pipe/direct/test_shared_memory.py::test_what_may_become_shorter_or_is_no_memory_is_not_taken",
+            "pipe/direct/test_direct_memory.py::test_a_pusher_that_tells_of_memory_it_does_not_share_is_hung_up_on",
+            "pipe/direct/test_direct_memory.py::test_a_pusher_that_hands_over_something_else_is_served_without_memory",
+            "linux/test_tun_trains.py::test_what_is_written_is_what_was_judged",
+            "proto/test_worker_lent.py::test_a_super_packet_that_changes_after_it_was_judged_ends_nobody",
+            "services/test_device_service.py::test_packets_larger_than_any_datagram_cost_a_worker_nothing",
+        ),
+    ),
+    "roaming-storm": Line(
+        "a peer moves with each datagram",
+        "key-service hears of it ten times a second at most",
+    ),
     "lost-stamps": Line(
         "something else lies in the place of the time stamps",
         "said; key-service goes on",

@@ -4,6 +4,16 @@ from typing import Final
 
 from tests.attack.line import Line
 
+BY_CHAOS: Final[dict[str, tuple[str, ...]]] = {
+    "P1": ("kill-tun", "kill-conn", "kill-key", "kill-worker"),
+    "P3": ("kill-pair",),
+    "P6": ("kill-supervisord",),
+    "P7": ("hang-tun", "hang-conn", "hang-key", "hang-worker"),
+    "P21": ("flood",),
+    "P30": (),
+}
+"""Lists the attacks on processes that `make chaos` tries, with its kinds of fault. P30 is a soak, which takes most kinds."""
+
 MACHINE: Final[dict[str, Line]] = {
     "killed-together": Line(
         "key-service and workers killed in one moment",
@@ -32,6 +42,29 @@ MACHINE: Final[dict[str, Line]] = {
         (
             "process/test_spare.py::test_a_holder_whose_loop_stands_still_is_killed",
             "process/test_spare.py::test_a_holder_that_has_announced_long_work_is_left_alone",
+        ),
+    ),
+    "P10": Line(
+        "workers come and go again and again, and far too many are wanted",
+        "no packet comes twice; beyond 64 is refused",
+        (
+            "system/test_scale.py::test_workers_come_and_go_under_load",
+            "system/test_scale.py::test_nonsense_is_refused",
+        ),
+    ),
+    "frozen-holder": Line(
+        "a control group freezes a stage",
+        "its spare takes over; the frozen process never runs again",
+        ("process/test_spare.py::test_a_holder_that_is_frozen_loses_its_slot_and_never_runs_again",),
+    ),
+    "wiped-folder": Line(
+        "the run folder is wiped beside holders that work, hang or sleep",
+        "all comes back, and no two processes hold one place",
+        (
+            "process/test_spare.py::test_a_wiped_folder_never_makes_two",
+            "process/test_spare.py::test_a_wiped_folder_makes_no_two_beside_a_holder_that_sleeps",
+            "system/test_any_time.py::test_a_wiped_run_folder_comes_back_with_all_that_was_in_it",
+            "system/test_any_time.py::test_a_folder_that_is_wiped_while_it_is_made_again",
         ),
     ),
     "P11": Line("a stage runs out of memory", "that stage dies alone, as by a kill"),
@@ -82,6 +115,7 @@ MACHINE: Final[dict[str, Line]] = {
     "P20": Line(
         "a stage gets a tenth of the processor",
         "loss at the pipe's entry alone, the gateway delivers nothing that is older than 250 ms, commands wait 50 ms",
+        ("linux/test_udp_trains.py::test_what_a_full_socket_keeps_grows_no_older_than_250_ms",),
     ),
     "P22": Line(
         "a full disk",
@@ -182,6 +216,7 @@ MACHINE: Final[dict[str, Line]] = {
             "fuzz/test_ipc_doors.py::test_every_message_that_a_stage_may_say_with_anything_in_it",
             "fuzz/test_ipc_doors.py::test_too_much_in_one_message_costs_its_sender_the_connection",
             "services/test_allowed.py::test_key_service_hears_from_a_stage_what_is_allowed",
+            "services/test_hub.py::test_a_stage_that_connects_is_asked_to_say_hello_and_an_empty_message_after_that_is_malformed",
         ),
     ),
     "I6": Line(

@@ -207,7 +207,10 @@ NETWORK: Final[dict[str, Line]] = {
     "F4": Line(
         "a flood of a configured peer's valid initiations",
         "that peer alone is limited",
-        ("proto/test_handshaker.py::test_initiations_of_one_peer_are_20_ms_apart",),
+        (
+            "proto/test_handshaker.py::test_initiations_of_one_peer_are_20_ms_apart",
+            "proto/test_gate.py::test_a_flood_from_one_source_takes_nothing_from_others",
+        ),
     ),
     "F6": Line(
         "a counter far ahead under a wrong tag",

@@ -7,17 +7,22 @@ from typing import Any
 import pytest
 from tests.attack.marks import Figure
 from tests.proto import byhand
-from tests.proto.far import INDEX, T, receive, setup, stamp
+from tests.proto.far import ELSEWHERE, INDEX, PLACE, PSK, Far, T, receive, setup, stamp
 
 from stagewire.loop import boot_time
 from stagewire.proto import constants as c
 from stagewire.proto import handshake, noise
+from stagewire.proto.awaited import AWAITED_FOR
 from stagewire.proto.cookie import MacSealer
+from stagewire.proto.endpoint import place_of
 from stagewire.proto.events import InstallSession, SendHandshake, WantHandshake
+from stagewire.proto.gate import Gate
 from stagewire.proto.messages import BadMessage, pack_initiation
 from stagewire.proto.tunnel import Output
+from stagewire.reasons import Reasons
 
 STORM = 10_000
+FLOOD = 2000
 SLEEP = 8 * 3600.0
 
 
@@ -53,6 +58,43 @@ def test_garbage_under_a_good_mac1_costs_one_exchange(
     exchanges.clear()
     receive(ours, far.initiation(stamp()))
     assert len(exchanges) >= 3, "an authentic one needs more: they are counted"
+
+
+@pytest.mark.attack("F4")
+def test_a_peer_that_floods_limits_itself_alone(figure: Figure) -> None:
+    """All its initiations are valid, and from its own place. Another peer of ours initiates beside them."""
+    ours, flooder, _ = setup()
+    other = Far(ours.identity, seed=1)
+    ours.add_peer(other.identity.public_key, PSK, 5)
+    drops = Reasons()
+    gate = Gate(ours.identity.public_key, random.Random(1).randbytes, drops, T - AWAITED_FOR)
+    opened = answered = 0
+
+    def arrives(data: bytes, packed: bytes, now: float, *, known: bool) -> bool:
+        nonlocal opened
+        place = place_of(packed)
+        if not gate.judge_untrusted(data, place, now, known=known)[0]:
+            return False
+        opened += 1
+        try:
+            effects = receive(ours, data, now, packed)
+        except BadMessage:
+            return False
+        sent = [
+            each
+            for effect in effects if isinstance(effect, InstallSession)
+            for each in ours.installed(effect.index, now) if isinstance(each, SendHandshake)
+        ]  # fmt: skip
+        for each in sent:
+            gate.note_sent(each.data, place, now)
+        return bool(sent)
+
+    for number in range(FLOOD):
+        now = T + number / FLOOD
+        answered += arrives(flooder.initiation(stamp(number / FLOOD)), PLACE, now, known=True)
+    figure("initiations that were opened", opened, "of 2,000", most=100)
+    figure("answers in a second", answered, least=1, most=50)
+    assert arrives(other.initiation(stamp()), ELSEWHERE, T + 1, known=False), "another gets in at once"
 
 
 @pytest.mark.attack("F8")

@@ -174,7 +174,42 @@ def test_a_train_for_many_peers_is_one_call_and_a_full_socket_keeps_the_rest(
     monkeypatch.setattr(udp.Sockets, "send_run", full)
     side.service._on_cipher_out([(frame, 0, len(frame))], now)
     assert sum(map(len, far.took())) == 2
-    assert [endpoint for endpoint, _ in side.service._blocked] == [endpoint for endpoint, _ in runs[1:]]
+    assert [endpoint for endpoint, _, _ in side.service._blocked] == [endpoint for endpoint, _ in runs[1:]]
+
+
+@pytest.mark.parametrize("module", [compiled, None], ids=["compiled", "Python"])
+def test_what_a_full_socket_keeps_grows_no_older_than_250_ms(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    """A handshake message is never too old: its own timestamp decides."""
+    far, side = Far(stack), Side(module, stack)
+    service, full = side.service, True
+
+    def send_run(sockets: udp.Sockets, block: Any, endpoint: bytes) -> None:
+        if full:
+            raise BlockingIOError
+        really(sockets, block, endpoint)
+
+    really = udp.Sockets.send_run
+    monkeypatch.setattr(udp.Sockets, "send_run", send_run)
+    if module is not None:
+        monkeypatch.setattr(service, "_writer", None)
+        side.sockets.ready.clear()
+        service._writer = module.UdpWriter({})  # it knows no way, so Python sends
+    born = boot_time()
+    for number, age in enumerate((0.0, 0.2)):
+        frame = train_of([(far.places[0], [bytes([number]) * 60] * 2)], born - age)
+        service._on_cipher_out([(frame, 0, len(frame))], born)
+    message = trains.pack_handshake(far.places[0], b"handshake", born - 9)
+    service._on_handshake_out([(message, 0, len(message))], born)
+    assert [round(born - since, 3) for _, _, since in service._blocked] == [0.0, 0.2, -math.inf]
+    service._on_room(side.sockets.all[0], born + 0.04)  # still full
+    assert len(service._blocked) == 3
+    full = False
+    service._on_room(side.sockets.all[0], born + 0.06)
+    assert far.took()[0] == [bytes(60)] * 2 + [b"handshake"]
+    assert side.counters["train_too_old"] == 2
+    assert not service._blocked
 
 
 def test_a_room_and_a_way_take_no_more_than_fits() -> None:

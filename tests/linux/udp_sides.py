@@ -38,7 +38,7 @@ class Side:
         self.dropped: list[tuple[str, int]] = []
         self.marks: list[str] = []
         self.messages: list[bytes] = []
-        loop = SimpleNamespace(pause=lambda _: None, when_writable=lambda *_: None)
+        loop = SimpleNamespace(pause=lambda _: None, resume=lambda _: None, when_writable=lambda *_: None)
         stage: Any = SimpleNamespace(loop=loop, pipes=None, counters=self.counters, drop=self._drop)
         self.service: Any = ConnService(stage, (module, ""))
         four = opened(socket.AF_INET)
@@ -48,9 +48,11 @@ class Side:
         stack.callback(self.sockets.close)
         self.sockets.begun = math.inf  # nothing is too old, however slow this machine is
         self.service._udp = self.sockets
-        self.service._handshakes = SimpleNamespace(take=lambda data, *_: self.messages.append(data))  # type: ignore[assignment]
+        self.service._handshakes = SimpleNamespace(  # type: ignore[assignment]
+            take=lambda data, *_: self.messages.append(data), sent=lambda *_: None
+        )
         self.service._line = SimpleNamespace(say=lambda mark: self.marks.append(repr(mark)))  # type: ignore[assignment]
-        self.service._cipher_out = 0
+        self.service._cipher_out = self.service._handshake_out = 0
         if module is not None:
             self.service._writer = module.UdpWriter(self.sockets.ready)
         self.sent: list[list[tuple[bytes, bytes]]] = [[] for _ in range(WORKERS)]

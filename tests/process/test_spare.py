@@ -7,12 +7,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from lab.wait import until
 from stagewire.process import holders, slots, spare
+
+FREEZERS = (
+    ("/sys/fs/cgroup/freezer", "freezer.state", "FROZEN", "THAWED"),
+    ("/sys/fs/cgroup", "cgroup.freeze", "1", "0"),
+)
+"""Both versions of control groups. In the first, a frozen process doesn't even die of SIGKILL."""
 
 CONTENDER = """
 import os, socket, sys, time
@@ -26,7 +33,7 @@ from stagewire.process.spare import Spare
 import stagewire.loop
 pusher = int(sys.argv[4])
 if pusher:
-    stagewire.loop.MAX_SLEEP = slots.MAX_SLEEP = spare.REST_INTERVAL = 60.0
+    stagewire.loop.MAX_SLEEP = slots.MAX_SLEEP = spare.REST_INTERVAL = float(sys.argv[5])
     spare.AWAKE_FOR = 0.0
 run, numbers = Path(sys.argv[1]), range(int(sys.argv[2]))
 log = logs.set_up("test", "info")
@@ -63,11 +70,11 @@ time.sleep(60)
 class Contender:
     """A process that holds a slot or waits for one."""
 
-    def __init__(self, run: Path, numbers: int, pusher: int = 0) -> None:
-        """With the descriptor of a `pusher`, which it leaves unread, it has nothing to do and may sleep for a minute."""
+    def __init__(self, run: Path, numbers: int, pusher: int = 0, sleep: float = 60.0) -> None:
+        """With the descriptor of a `pusher`, which it leaves unread, it has nothing to do and may `sleep` so long (s)."""
         self.name = os.urandom(4).hex()
         self.output, self.command = run / f"output.{self.name}", run / f"command.{self.name}"
-        arguments = [str(run), str(numbers), str(self.command), str(pusher)]
+        arguments = [str(run), str(numbers), str(self.command), str(pusher), str(sleep)]
         with self.output.open("wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", CONTENDER, *arguments],
@@ -105,15 +112,15 @@ class Place:
         (run / "test").mkdir()
         self.contenders: list[Contender] = []
 
-    def start(self, numbers: int = 1, pusher: int = 0) -> Contender:
-        self.contenders.append(Contender(self.run, numbers, pusher))
+    def start(self, numbers: int = 1, pusher: int = 0, sleep: float = 60.0) -> Contender:
+        self.contenders.append(Contender(self.run, numbers, pusher, sleep))
         return self.contenders[-1]
 
-    def holder_and_spare(self, pusher: int = 0) -> tuple[Contender, Contender]:
+    def holder_and_spare(self, pusher: int = 0, sleep: float = 60.0) -> tuple[Contender, Contender]:
         """The second waits, and has been left what the first has."""
-        first = self.start(pusher=pusher)
+        first = self.start(pusher=pusher, sleep=sleep)
         first.wait_for("leaves")
-        second = self.start(pusher=pusher)
+        second = self.start(pusher=pusher, sleep=sleep)
         second.wait_for("waits")
         links = Path(f"/proc/{second.process.pid}/fd")
         until(lambda: any("memfd:said" in str(link.readlink()) for link in links.iterdir()), 10, "the copy to be there")
@@ -269,6 +276,54 @@ def test_a_wiped_folder_never_makes_two(place: Place, hung: bool) -> None:
     else:
         assert first.says("lost")
     assert place.held() == {0: second.process.pid}
+
+
+def test_a_wiped_folder_makes_no_two_beside_a_holder_that_sleeps(place: Place) -> None:
+    """It looks at the file only when it wakes, which its spares wait for."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        first, second = place.holder_and_spare(theirs.fileno(), sleep=1.0)
+        until(lambda: rests(first), 10, "the holder to sleep")
+        (place.run / "slot.test.0").unlink()
+        second.wait_for("begun")
+        assert first.says("lost")
+        assert place.held() == {0: second.process.pid}
+
+
+@contextmanager
+def freezer() -> Iterator[tuple[Path, Path, str, str]]:
+    """Makes a control group: its processes, the file that freezes and thaws them, and what to write there."""
+    for top, file, freeze, thaw in FREEZERS:
+        group = Path(top) / f"sw-{os.getpid()}"
+        with suppress(OSError):
+            group.mkdir()
+        if (group / file).exists():
+            try:
+                yield group / "cgroup.procs", group / file, freeze, thaw
+            finally:
+                (group / file).write_text(thaw)
+                until(lambda: not (group / "cgroup.procs").read_text(), 5, "the group to be empty")  # noqa: B023
+                group.rmdir()
+            return
+        with suppress(OSError):
+            group.rmdir()
+    pytest.skip("no control group freezes here")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a control group")
+def test_a_holder_that_is_frozen_loses_its_slot_and_never_runs_again(place: Place) -> None:
+    first, second = place.holder_and_spare()
+    with freezer() as (processes, state, freeze, thaw):
+        processes.write_text(str(first.process.pid))
+        state.write_text(freeze)
+        second.wait_for("leaves")
+        assert place.held() == {0: second.process.pid}
+        assert left(second) == left(first)
+        assert second.output.read_text().count("kills") == 1
+        state.write_text(thaw)
+        assert first.process.wait(5) == -signal.SIGKILL
+        assert second.alive
+        assert not first.says("lost")
 
 
 def test_a_full_disk_is_an_error_and_no_crash(tmp_path: Path) -> None:

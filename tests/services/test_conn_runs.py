@@ -132,8 +132,9 @@ def test_what_the_kernel_has_no_room_for_is_kept_as_it_was() -> None:
     """A train's memory is its sender's again while what is in it still waits. No link here is slow enough to show it."""
     service = object.__new__(ConnService)
     service._blocked = deque()
+    service._born = 7.0
     memory = bytearray(b"a" * 300)
     service._keep(b"place", Block(memoryview(memory)[:200], 100))
     service._send(b"place", Block(memoryview(memory)[100:], 100))
     memory[:] = b"b" * 300
-    assert list(service._blocked) == [(b"place", [b"a" * 100, b"a" * 100])] * 2
+    assert list(service._blocked) == [(b"place", [b"a" * 100, b"a" * 100], 7.0)] * 2

@@ -7,21 +7,27 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from tests.attack.marks import Figure
 from tests.far_peer import packet
 from tests.proto.packets.flows import Shape
 from tests.services.house import OURS, PLACE, THEIRS, House
 from tests.services.surroundings import PATIENCE, surroundings
 
+from device_service.service import DeviceService
 from lab.wait import until
 from stagewire.control import capture, query
 from stagewire.loop import boot_time
 from stagewire.pipe import trains
 from stagewire.proto import constants as c
+from stagewire.proto.events import EndpointMoved, WorkerEvent
 from stagewire.proto.kernel.choice import choose
 from stagewire.proto.kernel.rule import COMPILED, PLAIN
 from stagewire.proto.packets.merge import Merged
+from stagewire.proto.tunnel import Output
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs services as users of their own")
 
@@ -110,6 +116,30 @@ def test_a_birth_in_the_future_makes_no_packet_younger_than_it_is(house: House, 
         born, made = passed_on(house, outbound, [age])
         assert before - 0.001 <= born <= made <= boot_time()
     house.works()
+
+
+@pytest.mark.attack("roaming-storm")
+def test_a_peer_that_moves_with_each_datagram_is_told_of_ten_times_a_second(figure: Figure) -> None:
+    said: list[object] = []
+    service = object.__new__(DeviceService)
+    service._line = cast("Any", SimpleNamespace(say=said.append))
+    service._worker = cast("Any", SimpleNamespace(next_deadline=lambda: None, act=lambda _: Output()))
+    service._moved, service._next_moves = {}, -math.inf
+    other = EndpointMoved(b"other", b"", 0.0)
+    for number in range(1000):
+        now = 7 + number / 1000
+        if (due := service.next_deadline()) is not None and due <= now:
+            service.act(now)
+        events: list[WorkerEvent] = [EndpointMoved(b"peer", b"%d" % number, 0.0)]
+        service._emit(Output(events=[*events, other] if number == 500 else events), now)
+    due = service.next_deadline()
+    assert due is not None
+    service.act(due)
+    figure("messages about 1,000 moves", len(said), most=13)
+    assert said[0] == EndpointMoved(b"peer", b"0", 0.0), "the first one at once"
+    assert said[-1] == EndpointMoved(b"peer", b"999", 0.0)
+    assert other in said
+    assert service.next_deadline() is None
 
 
 def test_root_gets_a_copy_of_a_peers_packets(house: House) -> None:

@@ -116,7 +116,7 @@ def test_whoever_did_not_say_hello_is_asked_to(bench: Bench) -> None:
     assert bench.messages == []
 
 
-def test_a_stage_that_connects_is_asked_to_say_hello_once(bench: Bench) -> None:
+def test_a_stage_that_connects_is_asked_to_say_hello_and_an_empty_message_after_that_is_malformed(bench: Bench) -> None:
     line = bench.line()
     line.send(b"")
     assert bench.heard(line) == Beat(0)
@@ -125,7 +125,7 @@ def test_a_stage_that_connects_is_asked_to_say_hello_once(bench: Bench) -> None:
     bench.say(line, Applied(1))
     bench.turn(lambda: bench.messages, "the message")
     assert line.poll(0) == 0
-    assert not bench.stage.counters
+    assert bench.stage.counters == {"control_malformed": 1}
 
 
 def test_a_heartbeat_carries_a_fault(bench: Bench) -> None:

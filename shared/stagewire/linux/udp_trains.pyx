@@ -358,6 +358,8 @@ cdef class Way:
 cdef class UdpWriter:
     """Sends the runs of one train after another."""
 
+    cdef readonly double born
+    """When the oldest datagram of the train was born (s)."""
     cdef dict _ways
     cdef object _data
     cdef Run *_runs
@@ -403,6 +405,7 @@ cdef class UdpWriter:
         memcpy(&header, frame + at, sizeof(header))
         if header.version != h.VERSION or header.kind != h.CIPHER or not now - header.stamp <= max_age:
             return False
+        self.born = header.stamp
         at += sizeof(header)
         for each in range(header.count):
             if end - at < <Py_ssize_t>sizeof(said):

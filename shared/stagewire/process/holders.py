@@ -12,6 +12,7 @@ A process can read all three facts without CAP_SYS_PTRACE, which root in a conta
 
 import fcntl
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -127,6 +128,8 @@ def _is_our_uid(uid: int) -> bool:
     return uid in {0, os.geteuid()} or uids.is_any_stages(uid)
 
 
+_KILLED: Final = 1 << signal.SIGKILL - 1
+"""SIGKILL among the signals that wait for a thread. The kernel leaves it with each thread of a killed process."""
 _MOST_DESCRIPTORS: Final = 4096
 """Descriptors of another process that we look through: a hostile one can have very many."""
 
@@ -151,9 +154,16 @@ def has_lock(pid: int, file: File, uid: int) -> bool:
 
 
 def runs_as(pid: int, uid: int) -> bool:
-    """Tells whether a process lives in our pid namespace, and has `uid` or root's as its only one."""
+    """Tells whether a process lives in our pid namespace, and has `uid` or root's as its only one.
+
+    A process that was killed runs no more, even where a freezer or a disk keeps it from its end.
+    """
     facts = status(pid)
-    return len(facts.get("NSpid", "").split()) <= 1 and {*facts.get("Uid", "").split()} in ({str(uid)}, {"0"})
+    return (
+        len(facts.get("NSpid", "").split()) <= 1
+        and {*facts.get("Uid", "").split()} in ({str(uid)}, {"0"})
+        and not int(facts.get("SigPnd", "0"), 16) & _KILLED
+    )
 
 
 def _exclusive_locks(entry: str) -> list[File]:

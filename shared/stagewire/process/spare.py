@@ -280,6 +280,7 @@ class Spare:
             return
         self._log.warning("kills a hung holder", number=watched.slot.number, hung=pid, for_s=round(silent, 2))
         _kill(pid, lambda: watched.slot.holder(uid) == pid and watched.slot.last_beat(boot_time()) <= beat)
+        watched.since, watched.looks = now, 0  # a frozen process keeps its lock; its slot is given up later
 
     def _is_held_up(self, watched: _Watched) -> bool:
         """Tells whether work waits for a sleeping holder that is stopped, and so can't wake."""
