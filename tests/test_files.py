@@ -1,12 +1,13 @@
 """Whatever lies under a name of ours in a stage's folder: nothing waits, nothing is followed, nothing else is touched."""
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from stagewire import files
+from stagewire import config, files
 
 MOST = 100
 
@@ -67,6 +68,21 @@ def test_a_file_of_ours_is_read_and_a_missing_one_is_missing(tmp_path: Path) -> 
 
 
 @as_root
+def test_a_small_file_takes_little_memory_however_large_it_might_be(tmp_path: Path) -> None:
+    """key-service overwrites whatever memory it gets, and handshakes wait meanwhile."""
+    path = tmp_path / "wg0.conf"
+    path.write_text("[Interface]\n")
+    path.chmod(0o600)
+    tracemalloc.start()
+    try:
+        files.read(path, 1 << 26)
+        config.load_text(path)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 1 << 18
+
+
 def test_a_folders_owner_may_have_made_the_file(tmp_path: Path) -> None:
     os.chown(tmp_path, 12345, 12345)
     path = tmp_path / "name"

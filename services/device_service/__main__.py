@@ -21,7 +21,7 @@ def main() -> int:
         metavar="N",
         help="worker number (default: the first free one)",
     )
-    stage = Stage("device", parser.parse_args().number)
+    stage = Stage("device", parser.parse_args().number, warm_up=warm_up)
     try:
         kernel = choose(stage.environment.kernel)
     except ImportError as error:
@@ -29,6 +29,11 @@ def main() -> int:
         return EXIT_MISTAKE
     stage.log.info("kernel chosen", kernel=kernel.name, why=kernel.why, cipher=kernel.library)
     return stage.run(DeviceService(stage, kernel).set_up)
+
+
+def warm_up() -> None:
+    """Loads and tries the ciphers' libraries: a take-over must not wait for them."""
+    choose("")
 
 
 if __name__ == "__main__":

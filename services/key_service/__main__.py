@@ -1,5 +1,6 @@
 """Runs a key-service in the foreground until SIGTERM."""
 
+import codecs
 import gc
 import sys
 
@@ -13,6 +14,7 @@ from stagewire.control import usage
 from stagewire.history import STATE_MODE
 from stagewire.linux import privileges
 from stagewire.process.stage import EXIT_MISTAKE, Stage, why
+from stagewire.proto.constants import KEY_LENGTH
 
 RARELY = (700, 10, 1000)
 """Thresholds of the garbage collector. With the defaults, a big change starts several full collections, and each delays
@@ -22,7 +24,7 @@ all handshakes."""
 def main() -> int:
     """Returns the exit status."""
     gc.set_threshold(*RARELY)
-    stage = Stage("key")
+    stage = Stage("key", warm_up=warm_up)
     privileges.hide_memory()  # root's part reads keys as well
     environment = stage.environment
     timestamps = environment.state / "timestamps"
@@ -69,6 +71,12 @@ def main() -> int:
             service[0].open_door(door, text)
 
     return stage.run(set_up)
+
+
+def warm_up() -> None:
+    """Loads what curves need: a new key-service must not do it while handshakes wait."""
+    config.public_key(bytes(KEY_LENGTH))
+    codecs.lookup("ascii")
 
 
 def _refused(stage: Stage, error: config.ConfigError | OSError) -> int:

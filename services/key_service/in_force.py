@@ -5,7 +5,6 @@ So an edited file cannot stop a running gateway. `stagewire reload` applies an e
 
 import os
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from stagewire import config, files
@@ -111,10 +110,13 @@ def _inherited(stage: Stage) -> Accepted | None:
     descriptor = stage.inherited.pop(handed.CONFIGURATION, None)
     if descriptor is None:
         return None
-    with suppress(OSError), open(descriptor, "rb") as file:  # noqa: PTH123 - it is open
-        file.seek(0)
-        return accepted.unpack(file.read(MAX_ACCEPTED))
-    return None
+    try:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return accepted.unpack(files.read_open(descriptor, MAX_ACCEPTED))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _compare(stage: Stage, kept: Accepted) -> None:

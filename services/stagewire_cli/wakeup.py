@@ -20,6 +20,7 @@ class Wakeup:
         self._while_ending = while_ending
         # No socket objects, because a supervisord that starts anew closes all descriptors by their numbers.
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._pipe = os.fstat(self._writer)
 
     def watch(self) -> None:
         """Joins supervisord's loop, and takes over its signals."""
@@ -33,8 +34,9 @@ class Wakeup:
 
     def turn(self) -> None:
         """Ends the loop's present wait."""
-        with suppress(BlockingIOError):
-            os.write(self._writer, b"\0")
+        with suppress(OSError):  # the pipe is full, or a supervisord that starts anew has closed it
+            if os.path.samestat(os.fstat(self._writer), self._pipe):  # its number may be another file's by now
+                os.write(self._writer, b"\0")
 
     def on_exit(self, event: Any) -> None:
         """Has supervisord start a program anew at once, if that has lived for some time."""

@@ -13,6 +13,8 @@ from typing import Final
 
 _SAFELY: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _ZEROS: Final = bytes(1 << 20)
+_PIECE: Final = 1 << 16
+"""Bytes of a file to read at once. key-service overwrites each buffer as it gets and frees it, however little is read."""
 _MOST_ROUNDS: Final = 100_000
 """Levels of folders that are removed: a living process could make new ones without end."""
 
@@ -65,12 +67,17 @@ def read(path: Path, most: int) -> bytes:
     """Reads a file that `opened` accepts, and no more than `most` bytes of it. Raises as `opened` does."""
     descriptor = opened(path, most)
     try:
-        data = bytearray()
-        while len(data) < most and (piece := os.read(descriptor, min(1 << 20, most - len(data)))):
-            data += piece
-        return bytes(data)
+        return read_open(descriptor, most)
     finally:
         os.close(descriptor)
+
+
+def read_open(descriptor: int, most: int) -> bytes:
+    """Reads an open file from its present place, and no more than `most` bytes. Raises OSError."""
+    data = bytearray()
+    while len(data) < most and (piece := os.read(descriptor, min(_PIECE, most - len(data)))):
+        data += piece
+    return bytes(data)
 
 
 def give(path: Path, uid: int, gid: int) -> Suspicious | None:

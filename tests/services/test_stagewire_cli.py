@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -451,3 +452,19 @@ def test_a_locale_without_our_letters_costs_no_line() -> None:
         timeout=LONG,
     )
     assert (done.returncode, done.stdout) == (0, "a ? line\n"), done.stderr
+
+
+def test_an_interrupt_while_modules_load_leaves_no_traceback() -> None:
+    program = (
+        "import os, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from stagewire_cli.program import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=LONG)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

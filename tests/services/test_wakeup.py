@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,6 +67,15 @@ def test_a_childs_death_is_heard_at_once_also_by_supervisord_itself(loop: Loop) 
     subprocess.run(["true"], check=True)
     assert loop.is_woken(10)
     assert loop.received == [signal.SIGCHLD]
+
+
+def test_a_pipe_whose_number_is_another_files_stays_untouched(loop: Loop, tmp_path: Path) -> None:
+    """supervisord closes all descriptors by their numbers at SIGHUP, while the signals still lead here."""
+    foreign = os.open(tmp_path / "foreign", os.O_CREAT | os.O_WRONLY)
+    os.dup2(foreign, loop.wakeup._writer)
+    os.close(foreign)
+    loop.wakeup.turn()
+    assert (tmp_path / "foreign").read_bytes() == b""
 
 
 @pytest.mark.parametrize(("lived", "at_once"), [(LIVED, True), (LIVED - 0.1, False)])

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from stagewire import files
 from stagewire.config.lookups import of_this_host
 from stagewire.config.model import ConfigError, InterfaceConfig, Mistake
 from stagewire.config.parse import parse
@@ -68,8 +69,7 @@ def _read(path: Path) -> tuple[bytes, list[Mistake]]:
         # The link's own folder counts as much as its target's.
         for folder in {path.absolute().parent, path.resolve().parent}:
             _check_folder(folder, path)
-        with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(MAX_SIZE + 1)
+        data = files.read_open(descriptor, MAX_SIZE + 1)
     finally:
         os.close(descriptor)
     if len(data) > MAX_SIZE:
