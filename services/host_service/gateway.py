@@ -105,6 +105,11 @@ class Gateway:
                     ledger.undo(each)
 
     @property
+    def restricts(self) -> bool:
+        """Tells whether the table drops any packets."""
+        return self.rules.isolates or bool(self.rules.access)
+
+    @property
     def forwards(self) -> bool:
         return bool(self.rules.forwards)
 

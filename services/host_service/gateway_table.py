@@ -28,7 +28,7 @@ FORWARDS: Final = f"{COMMENT}, needs forwarding"
 _PROTOCOLS: Final = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
 _PER_LINE: Final = 256
 """Elements of a map in one line for nft."""
-_DENIED: Final = 4096
+MAX_DENIED: Final = 4096
 """Pairs of source and destination that are counted; others are dropped alike."""
 _DENIED_FOR: Final = "1h"
 _ADDRESS: Final = {4: "ipv4_addr", 6: "ipv6_addr"}
@@ -92,7 +92,7 @@ def _nfproto(version: int) -> str:
 def _denied(table: str) -> Iterator[str]:
     yield f"add chain {table} denied"
     for version, family in FAMILIES.items():
-        pair = f"type {_ADDRESS[version]} . {_ADDRESS[version]}; size {_DENIED}; flags dynamic,timeout"
+        pair = f"type {_ADDRESS[version]} . {_ADDRESS[version]}; size {MAX_DENIED}; flags dynamic,timeout"
         yield f"add set {table} denied{version} {{ {pair}; timeout {_DENIED_FOR}; counter; }}"
         yield f"add rule {table} denied update @denied{version} {{ {family} saddr . {family} daddr }}"
     # A full set ends its own rule alone.

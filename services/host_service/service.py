@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple, assert_never
 
 from host_service import ledger
+from host_service.denials import INTERVAL, Denials
 from host_service.ground import MAX_WARNINGS, Ground, Wanted
 from host_service.ledger import Ledger
 from host_service.network import HostNetwork
@@ -112,6 +113,8 @@ class HostService:
         self._network.after_nft = watch.forget_nft
         stage.loop.add_timed(self)
         stage.loop.add_timed(self._network)
+        self._denials = Denials(environment.interface, boot_time())
+        stage.loop.add_paced(INTERVAL, self._look_for_denied)
 
     def _set_mark(self) -> None:
         """Marks our datagrams, so that a default route through the tunnel does not catch them. Raises OSError."""
@@ -211,6 +214,10 @@ class HostService:
         if self._confirm is not None:
             number, self._confirm = self._confirm, None
             self._line.say(Confirmed(number))
+
+    def _look_for_denied(self, now: float) -> None:
+        if self._named is None and self._network.gateway.restricts:
+            self._stage.loop.worked += self._denials.look(self._line.say, now)
 
     def _answer(self, request: int) -> None:
         if self._settings is not None and self._settings.request == request:

@@ -85,6 +85,12 @@ class Answers:
         if self._held and stage in _ASKED:
             yield Confirm(self._number)
 
+    def take(self, member: Member, message: Confirmed | Cleared, now: float) -> None:
+        if isinstance(message, Confirmed):
+            self.on_confirmed(member, message, now)
+        else:
+            self.on_cleared(member, message, now)
+
     def on_confirmed(self, member: Member, message: Confirmed, now: float) -> None:
         """Takes a stage's word that it applies all that it was told before."""
         if self._hub.member(member.stage, member.number) is member:

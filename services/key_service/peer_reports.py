@@ -37,8 +37,13 @@ class PeerReports:
     `send` takes a report, and returns whether it could send it. A report may be lost: `start_anew` then repeats all peers.
     """
 
-    def __init__(self, registry: Registry, handshaker: Handshaker, send: Callable[[GatewayReport], bool]) -> None:
-        self._registry, self._handshaker, self._send = registry, handshaker, send
+    def __init__(
+        self, registry: Registry, handshaker: Handshaker, send: Callable[[GatewayReport], bool] | None
+    ) -> None:
+        """Takes None where nobody wants reports."""
+        self._registry, self._handshaker = registry, handshaker
+        self._send = send or (lambda _report: True)
+        self._silent = send is None
         self._told: dict[bytes, tuple[object, ...]] = {}
         self._next = 0
         self._unseen = 0
@@ -57,6 +62,8 @@ class PeerReports:
 
     def report_paced(self, loop: Loop, now: float, *, ready: bool) -> None:
         """Sends the next report. After work any peer may have changed: the loop calls soon until all have been looked at."""
+        if self._silent:
+            return
         if loop.worked != self._worked:
             self._unseen = len(self._handshaker.peers)
         self.report(now, ready=ready)

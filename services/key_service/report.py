@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from key_service import rates
 from key_service.hub import Member
 from key_service.live import LiveConfiguration
 from key_service.workers import Workers
@@ -24,6 +25,7 @@ def status(
     workers: Workers,
     unresolved: Callable[[bytes], str],
     endpoint_fault: Callable[[bytes | None], str],
+    now: float,
 ) -> GatewayStatus:
     """Answers a StatusQuery.
 
@@ -46,7 +48,7 @@ def status(
         link_up=live.link_up if stage.environment.managed else None,
         workers=WorkersStatus(moves.wanted, tuple(sorted(workers.up)), moves.moving),
         peers=tuple(
-            _peer(peer, live, unresolved(peer.public_key), endpoint_fault(peer.endpoint))
+            _peer(peer, live, unresolved(peer.public_key), endpoint_fault(peer.endpoint), now)
             for peer in handshaker.peers.values()
         ),
     )
@@ -98,8 +100,8 @@ def place(endpoint: bytes | None) -> str | None:
         return None
 
 
-def _peer(peer: Peer, live: LiveConfiguration, unresolved: str, endpoint_fault: str) -> PeerStatus:
-    configured = live.registry.peers[peer.public_key]
+def _peer(peer: Peer, live: LiveConfiguration, unresolved: str, endpoint_fault: str, now: float) -> PeerStatus:
+    configured, (received, sent) = live.registry.peers[peer.public_key], rates.of(peer, now)
     return PeerStatus(
         public_key=encode_key(peer.public_key),
         name=live.registry.from_file.get(peer.public_key, ""),
@@ -115,4 +117,6 @@ def _peer(peer: Peer, live: LiveConfiguration, unresolved: str, endpoint_fault: 
         endpoint_name=_name(live.names.get(peer.public_key)),
         unresolved=unresolved,
         persistent_keepalive_s=configured.persistent_keepalive,
+        rx_bytes_per_s=received,
+        tx_bytes_per_s=sent,
     )

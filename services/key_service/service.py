@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import assert_never
 
-from key_service import in_force, report
+from key_service import denials, in_force, report
 from key_service.announce import Announcer
 from key_service.answers import Answers
 from key_service.audit import Asker, Audit
@@ -50,6 +50,7 @@ from stagewire.config import InterfaceConfig, PeerConfig, operations
 from stagewire.control.chains import ChainJudged, Nested
 from stagewire.control.confirm import Cleared, Confirmed
 from stagewire.control.event import Event
+from stagewire.control.gateway import PacketsDenied
 from stagewire.control.messages import (
     Applied,
     EndpointFound,
@@ -180,7 +181,8 @@ class KeyService:
             self._registry.label,
             stage.counters,
         )
-        self._reports = PeerReports(self._registry, self._handshaker, stage.tell_status)
+        tell = stage.tell_status if stage.environment.telemetry else None
+        self._reports = PeerReports(self._registry, self._handshaker, tell)
         self._quotas.happened = self._reports.happened
         if self._wg_listener is not None:
             wg_events = WgEvents(self._registry.label, self._reports.happened)
@@ -324,10 +326,8 @@ class KeyService:
                 found = self._names.on_resolved(message, now)
                 for public_key in found.peers:
                     self._on_found(public_key, now, late=found.late, moved=public_key in found.moved)
-            case Confirmed():
-                self._answers.on_confirmed(member, message, now)
-            case Cleared():
-                self._answers.on_cleared(member, message, now)
+            case Confirmed() | Cleared():
+                self._answers.take(member, message, now)
             case Nested():
                 self._nesting.on_nested(message, now)
             case ChainJudged():
@@ -338,6 +338,8 @@ class KeyService:
                 self._on_link_state(message)
             case HostState():
                 self._on_host_state(message)
+            case PacketsDenied():
+                denials.note(message, self._registry, self._stage.counters)
             case Hello() | LiveSessions() | Heartbeat() | StatusQuery() | Scale() | HandshakeNow():
                 pass  # the hub handles these
             case _:
@@ -475,16 +477,11 @@ class KeyService:
         return ""
 
     def _status(self, now: float) -> GatewayStatus:
-        members = self._living(now)
         return report.status(
-            self._stage,
-            self._live,
-            self._handshaker,
-            members,
-            self._version,
-            self._workers,
+            *(self._stage, self._live, self._handshaker, self._living(now), self._version, self._workers),
             self._names.unresolved,
             self._nesting.fault_of,
+            now,
         )
 
     def _living(self, now: float) -> list[Member]:

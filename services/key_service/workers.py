@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from key_service import rates
 from key_service.announce import Announcer
 from key_service.hub import Hub, Member
 from key_service.live import LiveConfiguration
@@ -249,6 +250,7 @@ class Workers:
             # A hostile worker may say anything, and the sums are packed and printed.
             peer.tx_bytes = min(max(peer.tx_bytes + traffic.tx_bytes - tx, 0), MAX_COUNT)
             peer.rx_bytes = min(max(peer.rx_bytes + traffic.rx_bytes - rx, 0), MAX_COUNT)
+            rates.take(peer, traffic.rx_bytes - rx, traffic.tx_bytes - tx, now)
             if traffic.rx_bytes > rx:
                 peer.heard_at = now
             self._traffic[place] = (peer, member.generation, traffic.tx_bytes, traffic.rx_bytes)

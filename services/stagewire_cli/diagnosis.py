@@ -6,139 +6,20 @@ stage of checks that finds something ends the search, because later ones would o
 
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from stagewire.config import Network
 from stagewire.limits import MIN_MTU_IPV6
-from stagewire.proto.constants import REJECT_AFTER_TIME
-from stagewire_cli.host_facts import Block, Denied
+from stagewire_cli.evidence import Evidence, Finding, host_of
+from stagewire_cli.probe import Refusal
 
-RECENT: Final = REJECT_AFTER_TIME
-"""s in which a reason counts as present, as long as a session lives."""
 CONTESTED: Final = 2
 """Changes to and fro between two places that make two devices likely."""
 _LISTED: Final = 3
 """Pairs of addresses whose packets were dropped."""
 BUSY: Final = 0.9
 """Share of a core that makes a worker overloaded."""
-Tried = Literal["", "answered", "unanswered", "refused"]
-"""How a handshake went that the command had begun; empty if none was tried. Refused: the answer was not authentic."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Says what is going on, what to do first, and what was seen. `wrong` is false if nothing has to be done."""
-
-    id: str
-    text: str
-    mend: str
-    seen: str = ""
-    wrong: bool = True
-
-
-@dataclass(slots=True)
-class Path:
-    """Tells what packets of two sizes through the tunnel did: None if not tried, else whether an answer came."""
-
-    small: bool | None = None
-    large: bool | None = None
-    fits: int = 0
-    """Bytes of the largest packet that was answered."""
-    mtu: int = 0
-
-
-@dataclass(slots=True)
-class Evidence:
-    """Holds all that the search looks at. `peer` and `strangers` are as `stagewire status --json` shows them."""
-
-    interface: str
-    peer: dict[str, Any]
-    now: float
-    """Unix s."""
-    strangers: list[dict[str, Any]] = field(default_factory=list)
-    away: list[str] = field(default_factory=list)
-    """Services that aren't at work, each with its fault."""
-    link_up: bool | None = True
-    others: dict[str, list[str]] = field(default_factory=dict)
-    """Allowed-IPs of the other peers, by their label."""
-    routes: dict[str, str] = field(default_factory=dict)
-    """The device that the host's route to each of the peer's prefixes leads to; empty for none."""
-    port: int = 0
-    """Our UDP port."""
-    port_blocked: Block | None = None
-    """The rule of this host that drops what comes to our port."""
-    only_in: bool = False
-    """The peer has sent packets, and none has gone back to it."""
-    refused_forwards: int = 0
-    """Packets for others that this host has dropped, as it doesn't forward."""
-    forwards: dict[int, bool] = field(default_factory=dict)
-    """Whether the host forwards packets, by version of IP."""
-    masquerades: bool | None = None
-    denied: list[Denied] = field(default_factory=list)
-    """What this host's access rules have dropped of the peer's packets, or of those that the operator asks about."""
-    isolates: bool = False
-    """The rules keep peers apart."""
-    kept: tuple[str, str] | None = None
-    """Which other firewall of this host drops what peers send through it, and what to do."""
-    strict_source: bool = False
-    """The host drops packets whose source's route leads elsewhere (rp_filter = 1)."""
-    source_drops: int = 0
-    """Packets that the host has dropped so."""
-    busy: dict[str, float] = field(default_factory=dict)
-    """Share of a core that each worker uses."""
-    tried: Tried = ""
-    path: Path = field(default_factory=Path)
-    target: str = ""
-    """The address behind the peer that the operator asked about."""
-    ours: str = ""
-    """Our public key."""
-
-    def last(self, *reasons: str) -> dict[str, Any] | None:
-        """Returns the newest recent reason of the peer among these."""
-        found = [each for each in self.peer.get("reasons", []) if each["reason"] in reasons and self._recent(each)]
-        return max(found, key=lambda each: each["last_unix_s"], default=None)
-
-    def stranger(self, reason: str, place: str = "") -> dict[str, Any] | None:
-        """Returns the newest recent reason of a sender that is no peer; with `place`, of the sender there.
-
-        `place` is an address, or an address with a port.
-        """
-        found = [
-            each
-            for each in self.strangers
-            if each["reason"] == reason
-            and self._recent(each)
-            and (not place or place in (each["example"]["address"], host_of(each["example"]["address"])))
-        ]
-        return max(found, key=lambda each: each["last_unix_s"], default=None)
-
-    def _recent(self, found: dict[str, Any]) -> bool:
-        return bool(self.now - found["last_unix_s"] <= RECENT)
-
-    @property
-    def host(self) -> str:
-        """Returns the address of the peer's endpoint."""
-        return host_of(self.peer["endpoint"] or "")
-
-    @property
-    def shaken(self) -> float | None:
-        """Returns the age of the last handshake (s)."""
-        at = self.peer["last_handshake_unix_s"]
-        return None if at is None else self.now - at
-
-    @property
-    def connected(self) -> bool:
-        """Tells whether handshakes work, as far as anything shows."""
-        if self.tried:
-            return self.tried == "answered"
-        return self.shaken is not None and self.shaken <= RECENT
-
-
-def host_of(place: str) -> str:
-    """Returns the address of `address:port`."""
-    return place.rpartition(":")[0].strip("[]").partition("%")[0] if ":" in place else place
 
 
 def search(evidence: Evidence) -> list[Finding]:
@@ -272,7 +153,9 @@ def _silence(e: Evidence) -> Iterator[Finding]:
             f"this host's own firewall drops what comes to our port: {e.port_blocked.text}",
             f"let UDP to port {e.port} in: `{' '.join(e.port_blocked.mend)}`",
         )
-    # A peer whose place is known would most likely call from there; one without a place may be any stranger.
+    # A peer without a place may be any stranger. One whose place is known would most likely call from there.
+    if peer["endpoint"] is not None:
+        yield _of_known_place(e)
     if found := e.stranger("unknown_peer", e.host):
         yield _our_key_for_them(found)
     if found := e.stranger("bad_mac1", e.host):
@@ -284,26 +167,65 @@ def _silence(e: Evidence) -> Iterator[Finding]:
             "see at the peer that it runs, that its Endpoint is this gateway's address and port, and that UDP passes; or "
             "give it an Endpoint here",
         )
-        return
+
+
+def _of_known_place(e: Evidence) -> Finding:
+    peer = e.peer
+    if label := _carrier(e):
+        return Finding(
+            "carrier_away",
+            f"its endpoint {peer['endpoint']} lies behind {label}, which itself has no session",
+            f"look at {label} first: `stagewire why` tells of it",
+        )
     moved = peer["endpoint_set"] not in (None, peer["endpoint"]) and not peer.get("endpoint_name")
     if peer["endpoint_set"] is None or moved:
-        yield Finding(
+        return Finding(
             "nat_forgot",
             f"it has called from {peer['endpoint']} before and doesn't answer there now: it is off, or a NAT between "
             "has forgotten it",
             "set PersistentKeepalive = 25 at the peer; it is back with the next packet that it sends",
             seen(e.last("initiation_unanswered", "gave_up")),
         )
-        return
     if not e.tried and e.last("initiation_unanswered", "gave_up") is None:
-        yield _idle(e)
-        return
-    yield Finding(
+        return _idle(e)
+    if e.refusal is not None:
+        return _refused(e, e.refusal)
+    return Finding(
         "no_answer",
         f"nothing comes back from {peer['endpoint']}: the peer is off or elsewhere, doesn't know our key, or UDP is blocked",
         f"look at the peer, with `wg show`: has it the key {e.ours[:10]}… as a peer, does it listen on that port, and does "
         "`tcpdump udp` there show our packets? If not, a firewall or a wrong address lies between",
         seen(e.last("initiation_unanswered", "gave_up")),
+    )
+
+
+def _carrier(e: Evidence) -> str:
+    """Names the peer without a session through which the endpoint is reached; empty for none."""
+    host = ip_network(e.host)
+    at = [
+        (int(prefix.partition("/")[2]), label)
+        for label in e.without_session
+        for prefix in e.others[label]
+        if not prefix.endswith("/0") and _meets(prefix, host)
+    ]
+    return max(at)[1] if at else ""
+
+
+def _refused(e: Evidence, refusal: Refusal) -> Finding:
+    place, port = e.peer["endpoint"], e.peer["endpoint"].rpartition(":")[2]
+    if refusal.closed:
+        return Finding(
+            "port_closed",
+            f"the host at {refusal.by} answers that nothing listens on UDP port {port} there",
+            "start the peer, or put the port where it listens into its Endpoint here: `wg show` there tells; a firewall "
+            "there may answer so, too",
+            f"ICMP from {refusal.by}",
+        )
+    return Finding(
+        "unreachable",
+        f"the router or host at {refusal.by} answers that no packet gets to {place}: {refusal.text}",
+        f"see that the address is right and the peer's host is up; `traceroute {e.host}` shows how far packets come",
+        f"ICMP from {refusal.by}",
     )
 
 
@@ -335,12 +257,18 @@ def _session(e: Evidence) -> Iterator[Finding]:
 
 
 def _lies_in(prefix: str, network: Network) -> bool:
-    """Tells whether a prefix is part of a network. 10,000 peers may have more prefixes than `ip_network` reads in time."""
+    """Tells whether a prefix is part of a network."""
+    return int(prefix.partition("/")[2]) >= network.prefixlen and _meets(prefix, network)
+
+
+def _meets(prefix: str, network: Network) -> bool:
+    """Tells whether one holds the other. 10,000 peers may have more prefixes than `ip_network` reads in time."""
     address, _, length = prefix.partition("/")
-    if (":" in address) != (network.version == 6) or int(length) < network.prefixlen:
+    if (":" in address) != (network.version == 6):
         return False
+    common = min(int(length), network.prefixlen)
     packed = socket.inet_pton(socket.AF_INET6 if network.version == 6 else socket.AF_INET, address)
-    return (int.from_bytes(packed) ^ int(network.network_address)) >> (network.max_prefixlen - network.prefixlen) == 0
+    return (int.from_bytes(packed) ^ int(network.network_address)) >> (network.max_prefixlen - common) == 0
 
 
 def _rate(e: Evidence) -> Iterator[Finding]:
@@ -376,10 +304,11 @@ def _path_through(e: Evidence) -> Iterator[Finding]:
     path = e.path
     if path.small and path.large is False:
         least = f"; packets up to {path.fits} bytes pass" if path.fits else ""
+        ends = ", which ends IPv6 in the tunnel" if 0 < path.fits < MIN_MTU_IPV6 else ""
         yield Finding(
             "mtu",
             f"small packets pass through the tunnel, and packets of {path.mtu} bytes don't{least}",
-            f"set MTU = {path.fits or MIN_MTU_IPV6} in [Interface], here and at the peer",
+            f"set MTU = {path.fits or MIN_MTU_IPV6} in [Interface], here and at the peer{ends}",
         )
 
 
@@ -400,18 +329,20 @@ def _host(e: Evidence) -> Iterator[Finding]:
 
 
 def _access(e: Evidence) -> Iterator[Finding]:
+    counted = seen(e.last("access_denied"))
     for one in e.denied[:_LISTED]:
         said = f"{one.packets:,} packets from {one.source} to {one.destination}"
         owner = next((label for label, prefixes in e.others.items() if _is_in(one.destination, prefixes)), "")
         if owner and e.isolates:
             what = f"peers are kept apart (Isolation = on), so this host has dropped {said}, an address of {owner}"
             mend = "if peers are to reach one another, remove `# stagewire: Isolation = on`, then `stagewire reload`"
-            yield Finding("isolated", what, mend, wrong=bool(e.target))
+            yield Finding("isolated", what, mend, counted, wrong=bool(e.target))
             continue
         yield Finding(
             "not_allowed",
             f"the access rules let the peer reach only what they name, so this host has dropped {said}",
             f"if it may go there: `stagewire peer set PEER --allow {one.destination}` with all that it may reach",
+            counted,
             wrong=bool(e.target),
         )
 
@@ -435,10 +366,11 @@ def _nothing_back(e: Evidence) -> Iterator[Finding]:
         names = {4: "net.ipv4.ip_forward=1", 6: "net.ipv6.conf.all.forwarding=1"}
         yield Finding(
             "forwarding_off",
-            "this host forwards no packets, so the peer reaches this host and nothing behind it",
+            f"this host forwards no {' and no '.join(f'IPv{each}' for each in off)} packets, so the peer reaches "
+            "this host and nothing behind it",
             "if the peer is to reach anything behind this host: write `# stagewire: Exit = on` into [Interface] and "
             f"`stagewire reload`, or `sysctl -w {names[off[0]]}`",
-            wrong=e.refused_forwards > 0,
+            wrong=any(each in e.refuses_forwards or (e.only_in and e.refused_forwards.get(each, 0)) for each in off),
         )
     elif e.kept is not None:
         yield Finding("forwarding_dropped", *e.kept, wrong=e.only_in)

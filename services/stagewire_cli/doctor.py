@@ -14,6 +14,7 @@ from stagewire.config.peer_names import label
 from stagewire.environment import Environment
 from stagewire.proto.kernel import rule
 from stagewire_cli import diagnosis, host_facts, kernels, legacy_rules, why
+from stagewire_cli.evidence import RECENT
 from stagewire_cli.host_facts import Block, Denied
 
 FORMAT: Final = 1
@@ -47,7 +48,7 @@ class Facts:
     away: list[str] = field(default_factory=list)
     blocked: Block | None = None
     forwards: dict[int, bool] = field(default_factory=dict)
-    refused_forwards: int = 0
+    refused_forwards: dict[int, int] = field(default_factory=dict)
     masquerades: bool | None = None
     legacy: list[str] = field(default_factory=list)
     """Warnings of rules that nftables does not show."""
@@ -119,7 +120,7 @@ def _host(facts: Facts) -> Iterator[Trouble]:
             "if peers are to reach other hosts, write `# stagewire: Exit = on` into [Interface] and `stagewire reload`; "
             "or switch it on, and put it into /etc/sysctl.d to last",
             tuple(("sysctl", "-w", _FORWARDING[version]) for version in off),
-            wrong=facts.refused_forwards > 0,
+            wrong=any(facts.refused_forwards.get(version) for version in off),
         )
     elif facts.masquerades is False:
         yield Trouble(
@@ -170,8 +171,8 @@ def _peers(facts: Facts) -> Iterator[Trouble]:
         label(peer["public_key"], peer["name"])
         for peer in peers
         if peer["endpoint"]
-        and (peer["last_handshake_unix_s"] or 0) < facts.now - diagnosis.RECENT
-        and any(facts.now - each["last_unix_s"] <= diagnosis.RECENT for each in peer["reasons"])
+        and (peer["last_handshake_unix_s"] or 0) < facts.now - RECENT
+        and any(facts.now - each["last_unix_s"] <= RECENT for each in peer["reasons"])
     ]
     for name in silent[:_LISTED]:
         yield Trouble("peer_silent", f"{name} completes no handshake", f"see `stagewire why {name.split(' (')[0]!r}`")

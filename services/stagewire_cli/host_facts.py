@@ -43,9 +43,9 @@ def source_drops() -> int:
     return _counted("netstat", "TcpExt:", "IPReversePathFilter")
 
 
-def refused_forwards() -> int:
-    """Counts the packets for others that came while the host forwarded none."""
-    return _counted("snmp", "Ip:", "InAddrErrors")
+def refused_forwards() -> dict[int, int]:
+    """Counts, by version of IP, the packets for others that came while the host forwarded none."""
+    return {4: _counted("snmp", "Ip:", "InAddrErrors"), 6: _counted6("Ip6InAddrErrors")}
 
 
 def _counted(file: str, group: str, name: str) -> int:
@@ -53,6 +53,13 @@ def _counted(file: str, group: str, name: str) -> int:
         lines = [line.split() for line in Path("/proc/net", file).read_text().splitlines()]
         names, values = [line for line in lines if line[0] == group]
         return int(values[names.index(name)])
+    return 0
+
+
+def _counted6(name: str) -> int:
+    with suppress(OSError, ValueError, IndexError):
+        pairs = [line.split() for line in Path("/proc/net/snmp6").read_text().splitlines()]
+        return next((int(value) for found, value in pairs if found == name), 0)
     return 0
 
 

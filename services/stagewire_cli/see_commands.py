@@ -57,12 +57,10 @@ def metrics(file_or_name: str | None, targets: bool, textfile: Path | None) -> N
 @click.option(
     "--interval",
     type=click.FloatRange(0.5, 60),
-    default=2.0,
-    show_default=True,
     metavar="SECONDS",
-    help="Time between two looks.",
+    help="Time between two looks, 2 without it. A picture by --once shows the last second, or the rates of so long.",
 )
-def top(file_or_name: str | None, once: bool, interval: float) -> None:
+def top(file_or_name: str | None, once: bool, interval: float | None) -> None:
     """Shows live what a gateway does.
 
     Shows the stages with their CPU time, a ● for each process at work, a ○ for each spare, and the bytes that wait between
@@ -76,7 +74,7 @@ def top(file_or_name: str | None, once: bool, interval: float) -> None:
             top.once(environment, interval)
         else:
             with suppress(KeyboardInterrupt):
-                top.live(environment, interval)
+                top.live(environment, interval or 2.0)
 
     operands.upon(file_or_name, show)
 

@@ -45,12 +45,13 @@ def sample(environment: Environment) -> Sample:
     return Sample(time.monotonic(), time.time(), gateway, query.status_service(environment), used)
 
 
-def once(environment: Environment, interval: float) -> None:
-    """Prints one picture, with the rates of `interval` s."""
+def once(environment: Environment, interval: float | None) -> None:
+    """Prints one picture at once, with the rates that the services tell; with `interval`, those of so many s."""
     model = Model()
     model.take(sample(environment))
-    time.sleep(interval)
-    model.take(sample(environment))
+    if interval is not None:
+        time.sleep(interval)
+        model.take(sample(environment))
     width = shutil.get_terminal_size().columns
     console = Console(width=width, highlight=False, emoji=False, markup=False)
     many = model.gateway is not None and len(model.gateway.peers) > _MANY

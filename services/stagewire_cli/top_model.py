@@ -8,8 +8,7 @@ from typing import Final
 
 from stagewire import stats
 from stagewire.config.peer_names import label
-from stagewire.control.status import CountersStatus, GatewayStatus, PeerStatus
-from stagewire.control.telemetry import QueueReport
+from stagewire.control.status import CountedStatus, CountersStatus, GatewayStatus, PeerStatus
 from stagewire.limits import MAX_WORKERS
 
 WINDOW: Final = 6.0
@@ -108,7 +107,7 @@ class Model:
         self._samples.append(sample)
         while len(self._samples) > 2 and sample.at - self._samples[1].at >= WINDOW:
             self._samples.popleft()
-        if self.rated:
+        if sample.gateway is not None:
             rows = self.peers(View())
             self.course.append((8 * sum(row.received for row in rows), 8 * sum(row.sent for row in rows)))
 
@@ -117,8 +116,8 @@ class Model:
         return self._samples[-1]
 
     @property
-    def rated(self) -> bool:
-        """Tells whether there are two samples, so that there are rates."""
+    def _rated(self) -> bool:
+        """Tells whether there are two samples. With one, rates are those that the services tell."""
         return len(self._samples) > 1
 
     @property
@@ -142,7 +141,12 @@ class Model:
                 return None
             return sum(each.counters.get(counter, 0) for each in sample.counted.services)
 
-        return self._rate(total)
+        return self._rate(total) if self._rated else self._told(counter)
+
+    def _told(self, counter: str) -> float:
+        services = self.last.counted.services if self.last.counted is not None else ()
+        named = (pair for each in services for pair in zip(each.names, each.per_s, strict=False))
+        return sum(per_s for name, per_s in named if name == counter)
 
     # --- peers ---------------------------------------------------------------------------------------------
 
@@ -172,7 +176,7 @@ class Model:
         reasons: dict[str, list[str]],
     ) -> PeerRow:
         passed, former = before[0], before[1].get(peer.public_key)
-        received = sent = 0.0
+        received, sent = (0.0, 0.0) if passed else (peer.rx_bytes_per_s, peer.tx_bytes_per_s)
         if former is not None and passed:
             received = max(0, peer.rx_bytes - former.rx_bytes) / passed
             sent = max(0, peer.tx_bytes - former.tx_bytes) / passed
@@ -229,21 +233,24 @@ class Model:
         return {place: self._stage(place, told.get(place), at_work.get(place)) for place in {*wanted, *at_work}}
 
     def _stage(self, place: Place, told: object, pid: int | None) -> StageRow:
-        cpu = None
-        if pid is not None and self.rated:
+        cpu, counted = None, self._counted(place)
+        if pid is not None and self._rated:
             cpu = self._rate(lambda sample: sample.used.get((place, pid)))
+        elif pid is not None and counted is not None:
+            cpu = counted.cpu_share
+        queues = counted.queues if counted is not None else ()
         return StageRow(
             *place,
             active=pid is not None,
             spares=getattr(told, "spares", 0),
             cpu=cpu,
             fault=getattr(told, "fault", ""),
-            queues={queue.pipe: queue.waiting + queue.held for queue in self._queues(place)},
+            queues={queue.pipe: queue.waiting + queue.held for queue in queues},
         )
 
-    def _queues(self, place: Place) -> tuple[QueueReport, ...]:
+    def _counted(self, place: Place) -> CountedStatus | None:
         services = self.last.counted.services if self.last.counted is not None else ()
-        return next((each.queues for each in services if (each.stage, each.number) == place), ())
+        return next((each for each in services if (each.stage, each.number) == place), None)
 
 
 def _text(row: PeerRow) -> str:

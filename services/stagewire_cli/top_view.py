@@ -45,7 +45,7 @@ def lines_of_many(model: Model, width: int) -> Iterator[str]:
     yield f" {'peer':<{name}} {where}{speeds}{'handshake':>{_AGE}}{'lost/s':>{_LOST}}  reasons of late"
     for row in model.peers(View()):
         where = f" {set_cell_size(row.endpoint or '-', place)} " if wide else ""
-        speeds = "".join(f"{_speed(each, model.rated).plain:>{_RATE}}" for each in (row.received, row.sent))
+        speeds = "".join(f"{_speed(each).plain:>{_RATE}}" for each in (row.received, row.sent))
         lost = f"{row.lost:,.1f}" if row.lost else "-"
         why = set_cell_size(", ".join(row.reasons), reasons) if row.reasons else ""
         line = f" {set_cell_size(_named(row, wide).plain, name)} {where}{speeds}"
@@ -71,7 +71,7 @@ def draw(model: Model, view: View, width: int, height: int | None, *, peers: boo
         padding[:1] = [Text("  no peer matches the filter" if view.filter else "  no peers", style="dim")]
     for line in (*above, *padding, *below):
         line.no_wrap, line.overflow = True, "crop"
-    return Group(*above, _peers(shown, width, rated=model.rated), *padding, *below)
+    return Group(*above, _peers(shown, width), *padding, *below)
 
 
 # --- head ---------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def _arrow(queued: int | None, gap: int, *, out: bool) -> Text:
 # --- peers --------------------------------------------------------------------------------------------------
 
 
-def _peers(rows: Sequence[PeerRow], width: int, *, rated: bool) -> Table:
+def _peers(rows: Sequence[PeerRow], width: int) -> Table:
     table = Table(box=None, expand=True, padding=(0, 1, 0, 1), header_style="bold reverse")
     wide = width >= WIDE
     table.add_column("peer", no_wrap=True, overflow="ellipsis", ratio=3, min_width=16)
@@ -219,7 +219,7 @@ def _peers(rows: Sequence[PeerRow], width: int, *, rated: bool) -> Table:
         cells = [_named(row, wide)]
         if wide:
             cells.append(Text(row.endpoint or "-", style="dim"))
-        cells += [_speed(row.received, rated), _speed(row.sent, rated), _age(row.shaken)]
+        cells += [_speed(row.received), _speed(row.sent), _age(row.shaken)]
         cells.append(Text(f"{row.lost:,.1f}" if row.lost else "-", style="red" if row.lost else "dim"))
         cells.append(Text(", ".join(row.reasons), style="yellow"))
         table.add_row(*cells)
@@ -232,8 +232,8 @@ def _named(row: PeerRow, wide: bool) -> Text:
     return Text.assemble(row.name, (f" {row.public_key[:10]}" if wide else "", "dim"))
 
 
-def _speed(rate: float, rated: bool) -> Text:
-    return Text(bits(8 * rate).removesuffix("bit/s") if rated else "-", style="" if rate else "dim")
+def _speed(rate: float) -> Text:
+    return Text(bits(8 * rate).removesuffix("bit/s"), style="" if rate else "dim")
 
 
 def _age(shaken: float | None) -> Text:

@@ -11,8 +11,9 @@ from stagewire.config.peer_names import NotFoundError, find, label
 from stagewire.control import gateway, query
 from stagewire.environment import Environment
 from stagewire_cli import diagnosis, host_facts, ping, show
-from stagewire_cli.diagnosis import Evidence, Finding, Path, Tried
+from stagewire_cli.evidence import RECENT, Evidence, Finding, Path, Tried, host_of
 from stagewire_cli.failures import Failed, NotUp
+from stagewire_cli.probe import Probe
 
 TRY_FOR: Final = 6.5
 """s for a handshake: the protocol may hold it for 5."""
@@ -38,7 +39,11 @@ def answer(environment: Environment, text: str, *, trying: bool) -> dict[str, An
         return _of_stranger(text, known)
     evidence = _evidence(environment, known, peer, target)
     if trying and evidence.link_up is not False and not evidence.away:
-        _try(environment, evidence, peer["public_key"])
+        with Probe(peer["endpoint"] or "", (known.get("host") or {}).get("mark", 0)) as probe:
+            _try(environment, evidence, peer["public_key"])
+            evidence.refusal = probe.refusal()
+    refused = host_facts.refused_forwards()
+    evidence.refuses_forwards = frozenset(each for each in refused if refused[each] > evidence.refused_forwards[each])
     return _object(label(peer["public_key"], peer["name"]), peer, diagnosis.search(evidence), tried=evidence.tried)
 
 
@@ -55,7 +60,7 @@ def which(text: str, peers: list[Status]) -> tuple[Status | None, str]:
             return by_key[find(text, {key: peer["name"] for key, peer in by_key.items()})], ""
         except NotFoundError as error:
             raise Failed(str(error)) from None
-    at = [peer for peer in peers if diagnosis.host_of(peer["endpoint"] or "") == str(address)]
+    at = [peer for peer in peers if host_of(peer["endpoint"] or "") == str(address)]
     if at:
         return at[0], ""
     behind = [
@@ -95,7 +100,7 @@ def status(environment: Environment) -> Status:
 
 def _of_stranger(text: str, known: Status) -> dict[str, Any]:
     host = str(ip_address(text))
-    found = [each for each in known["strangers"] if diagnosis.host_of(each["example"]["address"]) == host]
+    found = [each for each in known["strangers"] if host_of(each["example"]["address"]) == host]
     findings = [Finding(each["reason"], each["meaning"], each["mend"], diagnosis.seen(each)) for each in found]
     if not findings:
         text = "no peer's endpoint or AllowedIPs have this address, and nothing from it was dropped lately"
@@ -120,11 +125,11 @@ def _object(subject: str, peer: Status | None, findings: list[Finding], *, tried
 
 def _evidence(environment: Environment, known: Status, peer: Status, target: str) -> Evidence:
     busy = busy_workers(known)
-    firewall = host_facts.Firewall()
+    firewall, now = host_facts.Firewall(), time.time()
     evidence = Evidence(
         interface=environment.interface,
         peer=peer,
-        now=time.time(),
+        now=now,
         strangers=known["strangers"],
         away=[away(each) for each in known["services"] if not each["ready"] or each["fault"]],
         link_up=known.get("link_up"),
@@ -147,6 +152,11 @@ def _evidence(environment: Environment, known: Status, peer: Status, target: str
         port_blocked=firewall.blocks(known.get("listen_port") or 0),
         only_in=peer["rx_bytes"] > SILENT_BYTES >= peer["tx_bytes"],
         refused_forwards=host_facts.refused_forwards(),
+        without_session=frozenset(
+            label(other["public_key"], other["name"])
+            for other in known["peers"]
+            if other is not peer and now - (other["last_handshake_unix_s"] or 0) > RECENT
+        ),
         target=target,
         ours=known["public_key"] or "(none yet)",
     )
@@ -198,7 +208,7 @@ def _of(peers: list[Status], public_key: str) -> Status | None:
 
 
 def _await_answer(environment: Environment, evidence: Evidence, public_key: str) -> Tried:
-    before, begun = evidence.peer, time.monotonic()
+    before, begun, place = evidence.peer, time.monotonic(), evidence.peer["endpoint"]
     deadline, sent = begun + TRY_FOR, False
     refused = _counted(before, "response_not_authentic")
     while time.monotonic() < deadline:
@@ -209,7 +219,10 @@ def _await_answer(environment: Environment, evidence: Evidence, public_key: str)
             continue
         if now.last_handshake_unix_s != before["last_handshake_unix_s"]:
             return "answered"
-        if not sent and now.tx_bytes > before["tx_bytes"]:
+        if now.endpoint != place:  # it has moved meanwhile
+            place, sent, deadline = now.endpoint, False, begun + TRY_FOR
+            query.handshake_now(environment, decode_key(public_key))
+        elif not sent and now.tx_bytes > before["tx_bytes"]:
             sent, deadline = True, min(deadline, time.monotonic() + ANSWER_WITHIN)
     _until(COUNTED_WITHIN, begun)
     after = _of(status(environment)["peers"], public_key)

@@ -5,13 +5,14 @@ A process counts from zero. The tally keeps the last counters of ended processes
 
 from base64 import b64encode
 from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
 from stagewire.control.status import CountedStatus, CountersStatus, ReasonStatus
 from stagewire.control.telemetry import CaptureReport, Counters, QueueReport, WaitReport
-from stagewire.limits import MAX_WORKERS
+from stagewire.limits import MAX_COUNT, MAX_WORKERS
 from stagewire.loop import IDLE_INTERVAL
 from stagewire.pipe.names import PIPES
 from stagewire.pipe.waits import BOUNDS
@@ -24,6 +25,8 @@ MAX_REASONS: Final = 65_536
 """Pairs of a reason and a peer that are kept; those that happened longest ago go first."""
 MAX_SHOWN: Final = 4096
 """Such pairs in one answer, the newest ones."""
+RATED_OVER: Final = 0.5
+"""s between two reports that tell a rate."""
 TAKEN_OVER_WITHIN: Final = 30.0
 """s without a report after which the next process of a stage is a new start, and no take-over."""
 MAX_CAPTURES: Final = 16
@@ -53,6 +56,14 @@ class Service:
     queues: tuple[QueueReport, ...] = ()
     waits: tuple[WaitReport, ...] = ()
     captures: tuple[CaptureReport, ...] = ()
+    share: float = 0.0
+    """CPU time by time, between its last two reports."""
+    per_s: dict[str, float] = field(default_factory=dict)
+    """By how much each counter grew a second between them."""
+
+    def rates(self, names: Iterable[str]) -> tuple[float, ...]:
+        """Returns by how much each of these counters grows a second."""
+        return tuple(round(self.per_s.get(name, 0.0), 1) for name in names)
 
     def total(self) -> dict[str, int]:
         """Returns the counters by name, without zeros."""
@@ -93,13 +104,18 @@ class Tally:
             service.past = Counter(
                 {name: bounded.count(value) for name, value in (service.past + service.present).items()}
             )
-            service.present = Counter()
+            service.present, service.cpu = Counter(), 0.0
             service.generation = counters.generation
             service.lives += 1
-        service.pid = counters.pid
-        service.heard = now
         named = zip(counters.names, counters.values, strict=False)
-        service.present = Counter({name: value for name, value in named if name in COUNTERS})
+        present = Counter({name: value for name, value in named if name in COUNTERS})
+        span = now - service.heard
+        if service.pid and span >= RATED_OVER:
+            service.share = max(0.0, counters.cpu - service.cpu) / span
+            grown = {name: value - service.present[name] for name, value in present.items()}
+            service.per_s = {name: more / span for name, more in grown.items() if 0 < more <= MAX_COUNT}
+        service.pid = counters.pid
+        service.heard, service.present = now, present
         service.cpu = counters.cpu
         service.queues = tuple(each for each in counters.queues if each.pipe in _PIPES)
         service.captures = counters.captures[:MAX_CAPTURES]
@@ -138,6 +154,8 @@ class Tally:
                     round(service.cpu, 3),
                     service.queues,
                     service.captures if now - service.heard < CAPTURE_HEARD else (),
+                    round(service.share, 4) if now - service.heard < CAPTURE_HEARD else 0.0,
+                    service.rates(total) if now - service.heard < CAPTURE_HEARD else (),
                 )
                 for (stage, number), service in sorted(self.services.items())
             ),

@@ -16,6 +16,7 @@
 | `STAGEWIRE_UIDS` | FIRST-LAST: uids and gids that each interface takes 128 of | 1879048192-1879113727 |
 | `STAGEWIRE_STAGES` | the operator's own stages, `name:pipe,...`; see docs/PIPES.md | none |
 | `STAGEWIRE_METRICS` | ADDRESS:PORT of metrics and health, or the next free port; `off` for none | `127.0.0.1:9586` |
+| `STAGEWIRE_TELEMETRY` | 0: stages count for themselves alone, and status, why and metrics know no counters | 1 |
 | `STAGEWIRE_LOG_LEVEL` | debug, info, warning, error; without it, `LOG_LEVEL` counts | `info` |
 | `STAGEWIRE_SHOW_PRIVATE_KEY` | 0: the `wg` socket doesn't show the private key | 1: without it `wg` shows no public key |
 | `STAGEWIRE_MANAGED` | 0: no file; other programs set addresses and routes | 1; `stagewire INTERFACE` sets 0 |
@@ -102,6 +103,8 @@ class Environment:
     """First uid of the interface's block, as the process that started this one says (BLOCK)."""
     metrics: tuple[str, int] | None = None
     """Address and port of metrics and health; None for none."""
+    telemetry: bool = True
+    """Stages report to status-service."""
     own_stages: tuple[tuple[str, str], ...] = ()
     """The operator's own stages, each with the name of the pipe that it stands in."""
 
@@ -143,6 +146,7 @@ class Environment:
             uids=_uids(variables),
             metrics=_place(variables, "STAGEWIRE_METRICS", METRICS),
             uid_block=int(told) if (told := variables.get(BLOCK, "")).isdecimal() else None,
+            telemetry=_flag(variables, "STAGEWIRE_TELEMETRY"),
             own_stages=_own_stages(variables),
         )
 

@@ -346,6 +346,12 @@ COUNTERS: Final = {
     "put_back_rule": Counted(REPAIR, "policy rules that another program removed"),
     "put_back_firewall": Counted(REPAIR, "our nftables table, which another program changed or removed"),
     "put_back_sysctl": Counted(REPAIR, "src_valid_mark, which another program switched off"),
+    # host-service sees them, key-service knows the peer
+    "access_denied": Counted(
+        DROP,
+        "the host's access rules, or Isolation, don't let the peer's packets go where they were to go",
+        "if the peer may go there: `stagewire peer set PEER --allow ADDRESS`, or take Isolation out of [Interface]",
+    ),
     # any
     "train_malformed": Counted(
         DROP, "a frame on a pipe was no train", "run `stagewire restart all`: two versions may be side by side"

@@ -9,7 +9,7 @@ from typing import Any
 from tests.bench import functions, handshakes, hubs, latency, start, tcp, udp, workers
 from tests.bench.contestants import CEILING, LIBZMQ, ONE_END, REFERENCE, STAGEWIRE, Entry, Tunnel, all_up
 from tests.bench.plan import Plan
-from tests.bench.rows import udp_key
+from tests.bench.rows import REPORTING, SILENT, udp_key
 from tests.bench.runner import Group, Scenario
 
 
@@ -21,6 +21,7 @@ def all_groups(plan: Plan, chosen: Sequence[Entry], directory: Path) -> list[Gro
         answering(plan, chosen, directory),
         many_configured(plan, chosen, directory),
     ]
+    found.append(telemetry(plan, directory))
     if plan.many:
         found.append(many_at_once(plan, chosen, directory))
     if not plan.quick:
@@ -62,6 +63,14 @@ def many_configured(plan: Plan, chosen: Sequence[Entry], directory: Path) -> Gro
     ]
     up = partial(hubs.of_sizes, gateways, directory, hubs.PEERS)
     return Group("configured", "10,000 peers configured", names, up, scenarios, plan.hub_rounds, 20)
+
+
+def telemetry(plan: Plan, directory: Path) -> Group[hubs.Hub]:
+    """Measures what it costs that the stages report what they count."""
+    rounds, seconds = plan.telemetry
+    scenario = Scenario("telemetry", "TCP, reports or none", seconds + 2, partial(hubs.told, seconds=seconds))
+    up = partial(hubs.with_and_without_reports, directory, hubs.PEERS)
+    return Group("telemetry", "telemetry", [REPORTING, SILENT], up, [scenario], rounds, 15)
 
 
 def many_at_once(plan: Plan, chosen: Sequence[Entry], directory: Path) -> Group[hubs.Hub]:

@@ -7,12 +7,13 @@ import base64
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from tests.bench import cost, loads, tcp, udp
@@ -35,6 +36,7 @@ from tests.bench.contestants import (
 )
 from tests.bench.cost import Bill, Meter
 from tests.bench.programs import Implementation, setconf_text
+from tests.bench.rows import REPORTING, SILENT
 
 from lab.hub import Spoke
 from lab.namespaces import Namespace, veth
@@ -79,14 +81,20 @@ class Hub:
 
 
 def bare(
-    program: str, namespace: Namespace, directory: Path, keys: KeyPair, addresses: Sequence[str], peers: Sequence[Peer]
+    program: str,
+    namespace: Namespace,
+    directory: Path,
+    keys: KeyPair,
+    addresses: Sequence[str],
+    peers: Sequence[Peer],
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> Implementation:
     """Returns any contestant's program as a bare interface: Stagewire stands in for wireguard-go there."""
     folder = directory / f"h{next(_numbers)}"
     folder.mkdir()
     names = {"RUN": "run", "STATE": "state", "LOG": "log"}
     env = {f"STAGEWIRE_{name}_DIR": str(folder / each) for name, each in names.items()}
-    env |= {"STAGEWIRE_WORKERS": str(WORKERS), "STAGEWIRE_SPARES": str(SPARES)}
+    env |= {"STAGEWIRE_WORKERS": str(WORKERS), "STAGEWIRE_SPARES": str(SPARES), **variables}
     path = executable("stagewire") if program == STAGEWIRE else program
     return Implementation(path, namespace, keys, addresses, peers, PORT, env=env, routes=False)
 
@@ -123,7 +131,13 @@ def sized(name: str, peers: int) -> str:
 
 
 @contextlib.contextmanager
-def _one(entry: Entry, name: str, directory: Path, fillers: Sequence[Peer]) -> Iterator[Hub]:
+def _one(
+    entry: Entry,
+    name: str,
+    directory: Path,
+    fillers: Sequence[Peer],
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Hub]:
     with ExitStack() as stack:
         label = f"benchh{next(_numbers)}"
         far, near = (stack.enter_context(Namespace(f"{label}{side}")) for side in "ab")
@@ -133,13 +147,24 @@ def _one(entry: Entry, name: str, directory: Path, fillers: Sequence[Peer]) -> I
         hub = Peer(keys.public, [f"{INNER4[1]}/32"], f"{OUTER[1]}:{PORT}")
         stack.enter_context(Implementation(REFERENCE, far, theirs, [f"{INNER4[0]}/24"], [hub], PORT))
         # Its prefix is the interface's own network. The silent peers need no route.
-        program = bare(str(entry.b), near, directory, keys, [f"{INNER4[1]}/24"], [])
+        program = bare(str(entry.b), near, directory, keys, [f"{INNER4[1]}/24"], [], variables)
         stack.enter_context(program)
         peers = [*fillers, client]
         program.reconfigure(setconf_text(keys, PORT, peers))
         until(lambda: pings(near, INNER4[0]), PATIENCE, f"packets through {name}")
         stack.callback(thaw, (near, far))
         yield Hub(name, near, far, program, keys, peers, INNER4[0])
+
+
+@contextlib.contextmanager
+def with_and_without_reports(directory: Path, peers: int) -> Iterator[list[Hub]]:
+    """Brings up Stagewire twice with `peers` silent peers: its stages report what they count, or nothing."""
+    entry, fillers = Entry(STAGEWIRE, STAGEWIRE, STAGEWIRE), _fillers(peers)
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(_one(entry, name, directory, fillers, {"STAGEWIRE_TELEMETRY": on}))
+            for name, on in ((REPORTING, "1"), (SILENT, "0"))
+        ]
 
 
 def load(hub: Hub) -> tcp.Values:
@@ -230,3 +255,9 @@ def udp_to_all(hub: Hub, size: int, rate: float, seconds: float) -> tcp.Values:
 def tcp_one(hub: Hub, seconds: int) -> tcp.Values:
     """Sends one stream from the peer that speaks."""
     return tcp.measure(hub.tunnel(), tcp.Shape(), seconds)
+
+
+def told(hub: Hub, seconds: int) -> tcp.Values:
+    """Does the same, and returns the share of status-service in the gateway's CPU time as `status`."""
+    values, curves = tcp_one(hub, seconds)
+    return {**values, "status": values.get("cpu/status-service", 0.0) / values["cpu"]}, curves

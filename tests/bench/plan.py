@@ -18,6 +18,8 @@ class Plan:
     hub: int
     """s of each run at a hub."""
     hub_rounds: int
+    telemetry: tuple[int, int]
+    """Rounds, and s of each run."""
     many: int
     """Peers that speak at once; 0 leaves the scenario out."""
     handshakes: tuple[int, float]
@@ -43,6 +45,7 @@ FULL = Plan(
     starts=3,
     hub=4,
     hub_rounds=3,
+    telemetry=(8, 3),
     many=50,
     handshakes=(12_000, 2.0),
     workers=(3, 3.0),
@@ -59,6 +62,7 @@ QUICK = Plan(
     starts=1,
     hub=2,
     hub_rounds=1,
+    telemetry=(1, 2),
     many=0,
     handshakes=(6_000, 1.0),
     workers=(1, 1.5),

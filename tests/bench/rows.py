@@ -7,6 +7,8 @@ from typing import Final
 from tests.bench.contestants import LIBZMQ, REFERENCE, STAGEWIRE
 from tests.bench.samples import Results, Sample, Summary
 
+REPORTING: Final = f"{STAGEWIRE}, 10,000 peers reported"
+SILENT: Final = f"{STAGEWIRE}, nothing reported"
 UDP_SIZES: Final = (1200, 64)
 """Bytes of payload."""
 TIMES: Final = "\N{MULTIPLICATION SIGN}"
@@ -122,7 +124,8 @@ def _cost() -> list[Row]:
 
 
 def all_rows() -> list[Row]:
-    return [*_tcp(), *_udp(), *_latency(), *_cost(), *_peers(), *_handshakes(), *_start(), *_libzmq(), *_workers()]
+    found = [*_tcp(), *_udp(), *_latency(), *_cost(), *_peers(), *_telemetry()]
+    return [*found, *_handshakes(), *_start(), *_libzmq(), *_workers()]
 
 
 def _peers() -> list[Row]:
@@ -142,6 +145,17 @@ def _peers() -> list[Row]:
         Row(section, "CPU of the gateway, TCP from one", "peers-cost", "cpu", "s/GB").between(many, theirs),
         Row(section, "  against 1 peer", "peers-cost", "cpu", "s/GB", most_ratio=1.1).between(many, one),
     ]
+
+
+def _telemetry() -> list[Row]:
+    section, names = "Telemetry", (REPORTING, SILENT)
+    cost = Row(section, "CPU of the gateway, TCP from one of 10,000 peers", "telemetry", "cpu", "s/GB", digits=3)
+    goodput = Row(section, "TCP from one of 10,000 peers", "telemetry", "goodput", "Gb/s", 1e-9, digits=3)
+    share = Row(section, "  of it status-service", "telemetry", "status", "%", 100, most=1.0, compared=False)
+    return [
+        replace(cost, most_ratio=1.01).between(*names), share.between(*names),
+        replace(goodput, least_ratio=0.99).between(*names),
+    ]  # fmt: skip
 
 
 def _handshakes() -> list[Row]:

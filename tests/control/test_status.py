@@ -29,6 +29,8 @@ PEER = PeerStatus(
     "a.example:5",
     "no answer yet",
     25,
+    7.5,
+    8.5,
 )
 GATEWAY = GatewayStatus(
     "wg0", None, 51820, None, False, ("tun 0",), (StageStatus("key", 0, 7, True, "", 1, ""),),
@@ -61,6 +63,8 @@ PRINTED = {
             "endpoint_name": "a.example:5",
             "unresolved": "no answer yet",
             "persistent_keepalive_s": 25,
+            "rx_bytes_per_s": 7.5,
+            "tx_bytes_per_s": 8.5,
         }
     ],
 }

@@ -13,8 +13,10 @@ from tests import schemas
 from stagewire import stats
 from stagewire.config import Network
 from stagewire_cli import __main__ as commands
-from stagewire_cli.diagnosis import RECENT, Evidence, Finding, Path, Tried, _lies_in, host_of, search
+from stagewire_cli.diagnosis import _lies_in, search
+from stagewire_cli.evidence import RECENT, Evidence, Finding, Path, Tried, host_of
 from stagewire_cli.host_facts import Block, Denied
+from stagewire_cli.probe import Refusal
 from stagewire_cli.why import _object, lines, which
 
 NOW = 1_700_000_000.0
@@ -101,7 +103,16 @@ SILENT: dict[str, Any] = {"last_handshake_unix_s": None, "tried": "unanswered"}
         (evidence(tried="answered", path=Path(True, False, 1320, 1420)), "mtu"),
         (evidence(tried="answered", path=Path(False, None, 0, 1420)), "no_inner_answer"),
         (evidence(forwards={4: False, 6: True}), "well"),
-        (evidence(forwards={4: False, 6: True}, refused_forwards=3), "forwarding_off"),
+        (evidence(forwards={4: False, 6: True}, refused_forwards={4: 3, 6: 1}), "well"),
+        (evidence(forwards={4: False, 6: True}, refused_forwards={4: 3}, only_in=True), "forwarding_off"),
+        (evidence(forwards={4: False, 6: True}, refuses_forwards=frozenset([4])), "forwarding_off"),
+        (evidence(forwards={4: False, 6: True}, refuses_forwards=frozenset([6])), "well"),
+        (evidence(refusal=Refusal("192.0.2.1", "refused", closed=True), **SILENT), "port_closed"),
+        (evidence(refusal=Refusal("192.0.2.254", "no route", closed=False), **SILENT), "unreachable"),
+        (evidence(others={"Bert": ["192.0.2.0/24"]}, without_session=frozenset(["Bert"]), **SILENT), "carrier_away"),
+        (evidence(others={"Bert": ["192.0.2.0/24"]}, **SILENT), "no_answer"),
+        (evidence(others={"Bert": ["0.0.0.0/0"]}, without_session=frozenset(["Bert"]), **SILENT), "no_answer"),
+        (evidence(strangers=(reason("unknown_peer", "192.0.2.1:7", key="S" * 43 + "="),), **SILENT), "no_answer"),
         (evidence(masquerades=False, only_in=True), "no_masquerade"),
         (evidence(masquerades=True, only_in=True), "nothing_back"),
         (evidence(masquerades=False), "well"),

@@ -45,7 +45,7 @@ def with_peer(**changes: Any) -> Facts:
         (replace(WELL, busy={"device-service 0": 0.97, "device-service 1": 0.2}), ["overloaded"], True),
         (replace(WELL, blocked=Block("a rule", ("nft", "delete"))), ["port_blocked"], True),
         (replace(WELL, forwards={4: False, 6: False}), ["forwarding_off"], False),
-        (replace(WELL, forwards={4: False, 6: True}, refused_forwards=2), ["forwarding_off"], True),
+        (replace(WELL, forwards={4: False, 6: True}, refused_forwards={4: 2}), ["forwarding_off"], True),
         (replace(WELL, masquerades=False), ["no_masquerade"], False),
         (replace(WELL, legacy=["chain FORWARD of iptables-legacy drops"]), ["legacy_rules"], False),
         (replace(WELL, denied=[Denied("10.0.0.2", "10.9.0.1", 7)]), ["not_allowed"], False),

@@ -1,6 +1,7 @@
 """Counters over many lives of a process: a total never falls."""
 
 from base64 import b64encode
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -116,3 +117,19 @@ def test_what_no_stage_of_ours_would_say_is_left_out_and_all_is_bounded(monkeypa
     for number in range(5):
         tally.take(incidents(1, Incident("replayed", bytes([number]) * 5000, b"x" * 5000, 0, 1)), float(number))
     assert [s_ago for *_, s_ago in reasons(tally, 5.0)] == [1.0, 2.0, 3.0]
+
+
+def test_a_rate_is_that_of_the_last_two_reports_of_one_process() -> None:
+    tally = Tally()
+    for at, values, cpu in ((1.0, (100, 5, 0), 1.0), (3.0, (300, 5, 0), 1.5)):
+        tally.take(replace(report(1, *values), cpu=cpu), at)
+    [shown] = tally.status(3.0).services
+    assert (shown.cpu_share, dict(zip(shown.names, shown.per_s, strict=True))) == (
+        0.25, {"datagrams_in": 100.0, "datagrams_out": 0.0},
+    )  # fmt: skip
+    tally.take(replace(report(1, 301, 5, 0), cpu=1.6), 3.1)
+    assert tally.status(3.1).services[0].cpu_share == 0.25, "two reports at once tell no rate"
+    tally.take(replace(report(2, 20, 1, 0), cpu=0.1), 4.1)
+    [shown] = tally.status(4.1).services
+    assert (shown.cpu_share, shown.per_s) == (0.1, (20.0, 1.0)), "the next process counts from zero"
+    assert tally.status(30.0).services[0].cpu_share == 0.0, "a silent one has no rate"

@@ -122,6 +122,19 @@ def test_rates_are_taken_over_some_seconds_and_never_fall_below_zero() -> None:
     assert all(row.received == row.sent == 0 for row in model.peers(View()))
 
 
+def test_a_first_look_has_the_rates_that_the_services_tell() -> None:
+    at = sample(2.0)
+    assert at.gateway is not None
+    assert at.counted is not None
+    told = tuple(replace(each, cpu_share=0.3, per_s=(7.0,)) for each in at.counted.services)
+    peers = tuple(replace(each, rx_bytes_per_s=1e6, tx_bytes_per_s=2e6) for each in at.gateway.peers)
+    model = made(replace(at, gateway=replace(at.gateway, peers=peers), counted=CountersStatus(told)))
+    assert {(row.received, row.sent) for row in model.peers(View())} == {(1e6, 2e6)}
+    assert model.packets("tun_packets_out") == 7.0 * len(told)
+    assert model.stages()["device", 1].cpu == 0.3
+    assert list(model.course) == [(8e6 * len(peers), 16e6 * len(peers))]
+
+
 def test_what_was_dropped_is_a_rate_and_a_reason() -> None:
     [row] = [row for row in made(sample(0, lost=10), sample(5, lost=60)).peers(View()) if row.lost]
     assert (row.name, row.lost, row.reasons) == ("laptop", 10.0, ("inner_source_not_allowed 60",))

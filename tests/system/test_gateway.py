@@ -141,6 +141,11 @@ class House:
         command, self.reloads = "reload" if self.reloads else "up", True
         return self.gateway.command(command, str(self.gateway.config_path), timeout=60).stderr
 
+    def denied(self, name: str) -> list[str]:
+        """Returns the newest destination at which the rules have dropped packets of a peer, as `status` has it."""
+        [peer] = [each for each in self.gateway.status()["peers"] if each["name"] == name]
+        return [each["example"]["address"] for each in peer["reasons"] if each["reason"] == "access_denied"]
+
     def why(self, *words: str) -> dict[str, object]:
         found = json.loads(self.gateway.command("why", "--json", "--no-try", *words, "wg0", check=False).stdout)
         return {each["id"]: each for each in found["findings"]}
@@ -228,6 +233,9 @@ def test_a_peer_a_group_and_the_rest_reach_what_they_may(house: House, clients: 
     assert isinstance(denied, dict)
     assert WORLD[4] in denied["text"] or WORLD[6] in denied["text"]
     assert "not_allowed" not in house.why("two")
+    until(lambda: house.denied("one"), 7, "the drops to be a reason of the peer")
+    assert house.denied("one")[0] in WORLD.values()
+    assert house.denied("two") == []
     told = json.loads(house.gateway.command("doctor", "--json", "wg0", check=False).stdout)
     assert "not_allowed" in {each["id"] for each in told["troubles"]}
 

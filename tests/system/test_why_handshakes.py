@@ -82,6 +82,10 @@ def test_an_endpoint_that_has_moved(network: Topology, hub: Hub) -> None:
     with WireguardGo(network.a, MOVED.keys, [f"{MOVED.inner[0]}/32"], [], PORT + 500):
         assert broken(network.b, MOVED.inner[0])
         found = why(hub, MOVED)["findings"][0]
+        assert found["id"] == "port_closed"
+        assert f"the host at {Topology.A4} answers that nothing listens on UDP port {MOVED.port}" in found["text"]
+        with rules(network.a, "input", f"udp dport {MOVED.port} drop"):
+            found = why(hub, MOVED)["findings"][0]
         assert found["id"] == "no_answer"
         assert f"{Topology.A4}:{MOVED.port}" in found["text"]
         assert "the peer is off or elsewhere, doesn't know our key, or UDP is blocked" in found["text"]

@@ -87,7 +87,7 @@ REFUSALS: Final = frozenset(
         "bad_mac1", "unknown_peer", "no_key", "own_key", "low_order_key", "initiation_not_for_us",
         "initiation_not_authentic", "initiation_replayed", "bad_timestamp", "response_not_authentic",
         "response_without_timestamp", "response_with_timestamp", "response_replayed", "response_unconfirmed",
-        "endpoint_contested", "endpoint_in_own_tunnel", "inner_source_not_allowed", "name_not_resolved",
+        "endpoint_contested", "endpoint_in_own_tunnel", "inner_source_not_allowed", "name_not_resolved", "access_denied",
     )
 )  # fmt: skip
 """Reasons (`stats.py`) that make a `refused` event."""

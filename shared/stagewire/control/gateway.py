@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+MAX_PAIRS: Final = 16
+"""Pairs of addresses in one PacketsDenied; key-service looks up the peer of each."""
 KEPT: Final = "what peers send through this host"
 """What chains of other tables drop, in host-service's warning: `kept` finds that warning again."""
 _KEPT: Final = re.compile(rf"(chain .* drops? {KEPT}): (.*)")
@@ -62,6 +64,26 @@ class GatewayRules:
 
 
 NO_RULES = GatewayRules()
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """Counts packets from one packed address to another, of `size` bytes each on average, that the rules have dropped.
+
+    Both addresses are empty where the host had no room to keep them apart.
+    """
+
+    source: bytes
+    destination: bytes
+    packets: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PacketsDenied:
+    """Tells key-service what the access rules have dropped since the last such message: MAX_PAIRS pairs, and the rest."""
+
+    pairs: tuple[Denied, ...]
 
 
 def kept_warning(chains: list[str], mend: str) -> str:

@@ -18,7 +18,7 @@ from typing import Final
 from stagewire.control.chains import Chain, ChainJudged, ChainsChanged, Nested
 from stagewire.control.codec import Codec
 from stagewire.control.confirm import Cleared, Confirm, Confirmed
-from stagewire.control.gateway import NO_RULES, GatewayRules
+from stagewire.control.gateway import NO_RULES, GatewayRules, PacketsDenied
 from stagewire.control.questions import (
     VERSION,
     EventsQuery,
@@ -395,7 +395,7 @@ FromWorkerAlone = (
 FromWorker = FromEvery | LiveSessions | Confirmed | FromWorkerAlone
 FromTun = FromEvery | Confirmed | Cleared
 FromConn = FromTun | Nested | ChainJudged
-FromHost = FromEvery | Listening | LinkState | HostState | Confirmed
+FromHost = FromEvery | Listening | LinkState | HostState | Confirmed | PacketsDenied
 FromResolver = FromEvery | Resolved
 FromCommand = StatusQuery | Scale | HandshakeNow
 FromStage = FromWorker | FromConn | FromHost | FromResolver | FromCommand

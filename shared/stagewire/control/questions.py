@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-VERSION: Final = 9
+VERSION: Final = 10
 """Version of all control messages."""
 
 

@@ -66,6 +66,8 @@ class PeerStatus:
     endpoint_name: str | None
     unresolved: str
     persistent_keepalive_s: int
+    rx_bytes_per_s: float = 0.0
+    tx_bytes_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ class GatewayStatus:
 class CountedStatus:
     """Shows what all lives of one service have counted. `values` belong to `names`.
 
-    `cpu_s` and `queues`, which lead to other stages, are those of the present process.
+    `cpu_s` and `queues`, which lead to other stages, are those of the present process. `cpu_share` (of a core) and `per_s`,
+    the growth of each value a second, are as of its last two reports.
     """
 
     stage: str
@@ -102,6 +105,8 @@ class CountedStatus:
     cpu_s: float = 0.0
     queues: tuple[QueueReport, ...] = ()
     captures: tuple[CaptureReport, ...] = ()
+    cpu_share: float = 0.0
+    per_s: tuple[float, ...] = ()
 
     @property
     def counters(self) -> dict[str, int]:

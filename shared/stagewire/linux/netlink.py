@@ -72,6 +72,17 @@ def attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
+def listed(data: bytes) -> Iterator[bytes]:
+    """Yields the values of attributes that all have one type, in order. Stops at the first malformed attribute."""
+    offset = 0
+    while offset + _ATTRIBUTE.size <= len(data):
+        length, _ = _ATTRIBUTE.unpack_from(data, offset)
+        if not _ATTRIBUTE.size <= length <= len(data) - offset:
+            break
+        yield data[offset + _ATTRIBUTE.size : offset + length]
+        offset += (length + 3) & ~3
+
+
 def messages(data: bytes) -> Iterator[Message]:
     """Yields the messages of one read. Stops at the first malformed message."""
     offset = 0

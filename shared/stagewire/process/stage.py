@@ -271,7 +271,8 @@ class Stage:
             )
             self.tell_status(message)
 
-        self.loop.add_paced(1.0, push)
+        if self.environment.telemetry:
+            self.loop.add_paced(1.0, push)
 
     def tell_status(self, message: Counters | GatewayReport | LastReport) -> bool:
         """Sends status-service a message. Returns whether it could: a message is lost if status-service is away."""

@@ -41,6 +41,11 @@ class Peer:
     """Its wall clock minus ours, as of its last stamped response."""
     tx_bytes: int = 0
     rx_bytes: int = 0
+    rated_at: float = -math.inf
+    """When its worker last reported more bytes."""
+    tx_rate: float = 0.0
+    """Bytes a second, as of then; so is `rx_rate`."""
+    rx_rate: float = 0.0
     sent: SentInitiation | None = None
     sent_at: float = 0.0
     session_lost: bool = False

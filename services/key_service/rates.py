@@ -1,0 +1,24 @@
+"""Works out how fast each peer's bytes come and go, from the reports of its worker."""
+
+from typing import Final
+
+from stagewire.loop import IDLE_INTERVAL
+from stagewire.proto.peer import Peer
+
+LEAST: Final = 0.5
+"""s that a report counts for at least, and..."""
+MOST: Final = IDLE_INTERVAL
+"""... at most: a worker without work reports no later."""
+FRESH: Final = 2.5
+"""s after which a peer without another report has rested."""
+
+
+def take(peer: Peer, rx_bytes: int, tx_bytes: int, now: float) -> None:
+    """Enters the bytes since the report before."""
+    span = min(max(now - peer.rated_at, LEAST), MOST)
+    peer.rated_at, peer.rx_rate, peer.tx_rate = now, max(rx_bytes, 0) / span, max(tx_bytes, 0) / span
+
+
+def of(peer: Peer, now: float) -> tuple[float, float]:
+    """Returns the bytes a second that a peer receives and sends now."""
+    return (round(peer.rx_rate, 1), round(peer.tx_rate, 1)) if now - peer.rated_at <= FRESH else (0.0, 0.0)

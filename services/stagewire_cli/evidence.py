@@ -1,0 +1,133 @@
+"""Holds what the search for a cause (`diagnosis`) looks at, and what it finds."""
+
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from stagewire.proto.constants import REJECT_AFTER_TIME
+from stagewire_cli.host_facts import Block, Denied
+from stagewire_cli.probe import Refusal
+
+RECENT: Final = REJECT_AFTER_TIME
+"""s in which a reason counts as present, as long as a session lives."""
+Tried = Literal["", "answered", "unanswered", "refused"]
+"""How a handshake went that the command had begun; empty if none was tried. Refused: the answer was not authentic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Says what is going on, what to do first, and what was seen. `wrong` is false if nothing has to be done."""
+
+    id: str
+    text: str
+    mend: str
+    seen: str = ""
+    wrong: bool = True
+
+
+@dataclass(slots=True)
+class Path:
+    """Tells what packets of two sizes through the tunnel did: None if not tried, else whether an answer came."""
+
+    small: bool | None = None
+    large: bool | None = None
+    fits: int = 0
+    """Bytes of the largest packet that was answered."""
+    mtu: int = 0
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Holds all that the search looks at. `peer` and `strangers` are as `stagewire status --json` shows them."""
+
+    interface: str
+    peer: dict[str, Any]
+    now: float
+    """Unix s."""
+    strangers: list[dict[str, Any]] = field(default_factory=list)
+    away: list[str] = field(default_factory=list)
+    """Services that aren't at work, each with its fault."""
+    link_up: bool | None = True
+    others: dict[str, list[str]] = field(default_factory=dict)
+    """Allowed-IPs of the other peers, by their label."""
+    routes: dict[str, str] = field(default_factory=dict)
+    """The device that the host's route to each of the peer's prefixes leads to; empty for none."""
+    port: int = 0
+    """Our UDP port."""
+    port_blocked: Block | None = None
+    """The rule of this host that drops what comes to our port."""
+    only_in: bool = False
+    """The peer has sent packets, and none has gone back to it."""
+    refused_forwards: dict[int, int] = field(default_factory=dict)
+    """Packets for others, by version, that this host has dropped since it began, as it doesn't forward."""
+    refuses_forwards: frozenset[int] = frozenset()
+    """Versions of which it has dropped more meanwhile."""
+    forwards: dict[int, bool] = field(default_factory=dict)
+    """Whether the host forwards packets, by version of IP."""
+    masquerades: bool | None = None
+    denied: list[Denied] = field(default_factory=list)
+    """What this host's access rules have dropped of the peer's packets, or of those that the operator asks about."""
+    isolates: bool = False
+    """The rules keep peers apart."""
+    kept: tuple[str, str] | None = None
+    """Which other firewall of this host drops what peers send through it, and what to do."""
+    strict_source: bool = False
+    """The host drops packets whose source's route leads elsewhere (rp_filter = 1)."""
+    source_drops: int = 0
+    """Packets that the host has dropped so."""
+    busy: dict[str, float] = field(default_factory=dict)
+    """Share of a core that each worker uses."""
+    without_session: frozenset[str] = frozenset()
+    """Labels of the other peers that have none."""
+    tried: Tried = ""
+    refusal: Refusal | None = None
+    """What the way to the endpoint has answered to a datagram, if anything."""
+    path: Path = field(default_factory=Path)
+    target: str = ""
+    """The address behind the peer that the operator asked about."""
+    ours: str = ""
+    """Our public key."""
+
+    def last(self, *reasons: str) -> dict[str, Any] | None:
+        """Returns the newest recent reason of the peer among these."""
+        found = [each for each in self.peer.get("reasons", []) if each["reason"] in reasons and self._recent(each)]
+        return max(found, key=lambda each: each["last_unix_s"], default=None)
+
+    def stranger(self, reason: str, place: str = "") -> dict[str, Any] | None:
+        """Returns the newest recent reason of a sender that is no peer; with `place`, of the sender there.
+
+        `place` is an address, or an address with a port.
+        """
+        found = [
+            each
+            for each in self.strangers
+            if each["reason"] == reason
+            and self._recent(each)
+            and (not place or place in (each["example"]["address"], host_of(each["example"]["address"])))
+        ]
+        return max(found, key=lambda each: each["last_unix_s"], default=None)
+
+    def _recent(self, found: dict[str, Any]) -> bool:
+        return bool(self.now - found["last_unix_s"] <= RECENT)
+
+    @property
+    def host(self) -> str:
+        """Returns the address of the peer's endpoint."""
+        return host_of(self.peer["endpoint"] or "")
+
+    @property
+    def shaken(self) -> float | None:
+        """Returns the age of the last handshake (s)."""
+        at = self.peer["last_handshake_unix_s"]
+        return None if at is None else self.now - at
+
+    @property
+    def connected(self) -> bool:
+        """Tells whether handshakes work, as far as anything shows."""
+        if self.tried:
+            return self.tried == "answered"
+        return self.shaken is not None and self.shaken <= RECENT
+
+
+def host_of(place: str) -> str:
+    """Returns the address of `address:port`."""
+    return place.rpartition(":")[0].strip("[]").partition("%")[0] if ":" in place else place
