@@ -11,6 +11,7 @@ from lab.pulse import Pulse
 from lab.wait import until
 from lab.wg import GATEWAY, WgHub, is_ready
 from stagewire.control.socket_door import TUNNEL
+from stagewire.linux import own_pages
 from stagewire.process import slots
 
 pytestmark = pytest.mark.system
@@ -105,6 +106,28 @@ def test_sockets_outlive_each_of_the_two(hub: WgHub) -> None:
     for stage in ("host", "conn", "host"):
         kill(hub, (stage,), spares_too=True)
         assert inodes() == before
+
+
+def shared_pages(hub: WgHub, stage: str) -> int:
+    """How many pages a stage's holder has of its own that its spare still shares with other processes."""
+    holder = hub.gateway.pid(stage)
+    (spare,) = contenders(hub, stage) - {holder}
+    with Path(f"/proc/{holder}/pagemap").open("rb") as has, Path(f"/proc/{spare}/pagemap").open("rb") as lacks:
+        return sum(
+            len(own_pages.lacking(lacks.fileno(), has.fileno(), begin, end))
+            for begin, end in own_pages.writable(Path(f"/proc/{spare}/maps"))
+        )
+
+
+@pytest.mark.parametrize("stage", ["conn", "tun"])
+def test_a_spare_has_the_pages_that_its_holder_has_written_to(network: Topology, hub: WgHub, stage: str) -> None:
+    """Else it would copy a thousand of them while packets wait."""
+    with (
+        hub.wireguard_go(SPOKE, network.a, GATEWAY[4]),
+        Pulse(network.a, network.b, [SPOKE.gateway_inner[0]], rate=300) as pulse,
+    ):
+        until(lambda: shared_pages(hub, stage) < 100, 20, "the spare to have its pages")
+        pulse.finish()
 
 
 def test_port_and_mark_are_changed_while_packets_flow(network: Topology, hub: WgHub) -> None:

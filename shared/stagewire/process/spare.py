@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from stagewire.linux import privileges
+from stagewire.linux import own_pages, privileges
 from stagewire.linux.peer_credentials import peer_process, pid_of
 from stagewire.logs import Log
 from stagewire.loop import MAX_SLEEP, boot_time
@@ -44,6 +44,8 @@ REST_INTERVAL: Final = 5.0
 """s between two looks while every holder sleeps."""
 AWAKE_FOR: Final = 1.0
 """s without a rest after work has come: under traffic a spare must not wake for each packet."""
+PREPARE_AFTER: Final = 0.5
+"""s between the first two looks at a holder's pages. Each later time is twice as long."""
 HUNG_AFTER: Final = 0.3
 """s without a heartbeat after which a holder that sleeps or is stopped counts as hung; `loop` beats more often."""
 HUNG_RUNNING_AFTER: Final = 1.5
@@ -93,20 +95,23 @@ class Spare:
         log: Log,
         *,
         urgent: bool = False,
+        prepared: bool = False,
     ) -> None:
         """Calls `numbers` at each look for the slots' numbers. `holder_uid` tells the uid of a slot's holder.
 
         `urgent`: packets wait when the holder dies, so the spare goes first. After a take-over the caller ends that.
+        `prepared`: the spare also gets the memory pages beforehand that its holder has, for as much memory.
         """
         self._run = run
         self._stage = stage
         self._numbers = numbers
         self._holder_uid = holder_uid
         self._log = log
-        self._urgent = urgent
+        self._urgent, self._prepared = urgent, prepared
         self._watched: dict[int, _Watched] = {}
         self._poll = select.poll()
         self._woken = -math.inf
+        self._prepares_at, self._prepares_after = -math.inf, PREPARE_AFTER
         """When work ended a rest (s)."""
         self.presence: Presence | None = None
 
@@ -141,6 +146,8 @@ class Spare:
                 self._log.info("waits: another process is at work in each slot", pid=os.getpid())
             if taken is None:
                 taken = self._rest() if self._may_rest() else self._listen(LOOK_INTERVAL)
+                if taken is None and self._prepared:
+                    self._prepare(time.monotonic())
             if taken is not None:
                 return taken
 
@@ -150,6 +157,15 @@ class Spare:
         while taken is None and (rest := until - time.monotonic()) > 0:
             taken = self._on_lines([descriptor for descriptor, _ in self._poll.poll(rest * 1000)])
         return taken
+
+    def _prepare(self, now: float) -> None:
+        """Gets the pages that a holder at work has, now and then: ever more rarely, since each look takes 2 ms."""
+        if now < self._prepares_at:
+            return
+        self._prepares_at, self._prepares_after = now + self._prepares_after, 2 * self._prepares_after
+        for watched in self._watched.values():
+            if (pid := watched.slot.holder(self._holder_uid(watched.slot.number))) is not None:
+                own_pages.make_own(pid)
 
     def _may_rest(self) -> bool:
         """Tells whether every holder sleeps, and no work waits for it."""

@@ -114,6 +114,7 @@ class Stage:
                 spare = Spare(
                     environment.run, self.name, lambda: self._numbers(only), partial(privileges.uid_of, self.name),
                     self.log, urgent=self.name in PACKET_STAGES,
+                    prepared=self.name in PACKET_STAGES - {WORKER},
                 )  # fmt: skip
                 self.slot, self.inherited = spare.wait()
                 self.presence = spare.presence
