@@ -159,7 +159,7 @@ class Spare:
         return taken
 
     def _prepare(self, now: float) -> None:
-        """Gets the pages that a holder at work has, now and then: ever more rarely, since each look takes 2 ms."""
+        """Gets the pages that a holder at work has, ever more rarely: a look takes time."""
         if now < self._prepares_at:
             return
         self._prepares_at, self._prepares_after = now + self._prepares_after, 2 * self._prepares_after
