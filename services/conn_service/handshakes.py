@@ -31,6 +31,8 @@ from stagewire.proto.packets.block import Block
 
 SHARE: Final = 0.5
 """Part of the time that handshakes take at most."""
+WAIT_INTERVAL: Final = 0.1
+"""s between two looks at how long visits waited for a processor."""
 STRAYS: Final = 100
 """Handshakes a second that may come merged with transport messages; an honest source needs one now and then."""
 _SO_MEMINFO: Final = 55
@@ -58,6 +60,9 @@ class Handshakes:
         self._lost: dict[int, int] = {}
         """What the kernel has dropped so far, by descriptor."""
         stage.loop.add_paced(1.0, self._count_lost)
+        self._worked = self._took = 0.0
+        """s of processor time that visits needed since the last look, and s that passed meanwhile."""
+        stage.loop.add_paced(WAIT_INTERVAL, self._note_wait)
         stage.loop.add(self._ready.fileno(), self._on_ready)
         stage.loop.add_timed(self)
 
@@ -97,13 +102,16 @@ class Handshakes:
         self._stage.loop.resume(self._ready.fileno())
 
     def _on_ready(self, now: float) -> None:
-        begun = time.thread_time()  # not the clock: while the machine is busy, most of that would be others' time
+        # Not the clock alone: while the machine is busy, most of that would be others' time.
+        begun, begun_at = time.thread_time(), boot_time()
         ready = self._ready.poll(0)
         for descriptor, _ in ready:
             self._visit(self._sockets[descriptor], max(1, MOST // len(ready)), now)
         self._pass_on(now)
         self._stage.loop.pause(self._ready.fileno())
-        self._rests_until = boot_time() + (time.thread_time() - begun) * (1 / SHARE - 1)
+        worked, over = time.thread_time() - begun, boot_time()
+        self._worked, self._took = self._worked + worked, self._took + over - begun_at
+        self._rests_until = over + worked * (1 / SHARE - 1)
 
     def _visit(self, opened: socket.socket, most: int, now: float) -> None:
         """Takes a batch. hot"""
@@ -138,6 +146,12 @@ class Handshakes:
             self._queue(datagram, endpoint, now, first=verdict == gate.PASS_FIRST)
             self._pass_on(now)
         return answer
+
+    def _note_wait(self, now: float) -> None:
+        """Tells the gate how far other work keeps this process from a processor: a visit itself never waits."""
+        if self._gate is not None and self._took:
+            self._gate.note_wait(1 - self._worked / self._took, now)
+        self._worked = self._took = 0.0
 
     def _count_lost(self, _now: float) -> None:
         for descriptor, opened in self._sockets.items():

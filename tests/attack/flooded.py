@@ -13,6 +13,7 @@ import itertools
 import re
 import statistics
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ MARK: Final = "78"
 INNER: Final = ("10.9.0.1", "10.9.0.2", "10.9.0.3")
 SIZE: Final = 1000
 SECONDS: Final = 3.0
+SPENT_WITHIN: Final = 1.0
+"""s from a flood's beginning, after which it has spent what the gateway allows at once."""
 MARGIN: Final = 0.5
 """s by which two implementations' tries may differ, for their jitter."""
 PATIENCE: Final = 30.0
@@ -101,6 +104,7 @@ class Scene:
         """Returns how long a peer takes beside a flood that comes from a network without any peer so far."""
         address = f"203.0.{next(self._networks)}.2"
         with Flood(self.far, kind, (GATEWAY, PORT), self.public_key, flood_rate):
+            time.sleep(SPENT_WITHIN)
             return self.handshake(address)
 
     def turn(self, rate: float, kind: str | None, flood_rate: float | None) -> Turn:

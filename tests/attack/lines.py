@@ -47,10 +47,12 @@ LINES: Final[dict[str, Line]] = {
     ),
     "F3": Line(
         "initiations with a good mac1 from spoofed addresses",
-        "1 % of goodput at most; nothing is kept for a source; a new peer within 1 s, from a new network with its cookie",
+        "1 % of goodput at most; nothing is kept for a source; a new peer within 1 s, from a new network in the median",
         (
             "proto/test_gate.py::test_beside_a_flood_from_everywhere_a_peer_gets_in_at_once_with_a_new_address_of_its_network",
             "proto/test_admission.py::test_a_network_that_a_peer_came_from_has_an_allowance_beside_that_of_strangers",
+            "proto/test_admission.py::test_idle_processors_let_most_of_a_flood_from_everywhere_in_and_busy_ones_few",
+            "services/test_conn_service.py::test_the_gate_hears_how_far_visits_wait_for_a_processor",
             "proto/test_gate.py::test_a_flood_from_everywhere_buys_few_and_a_cookie_goes_first",
             "proto/test_gate.py::test_unproven_sources_leave_no_trace",
             f"{_QUEUES}::test_what_may_be_proven_or_awaited_waits_apart",

@@ -24,9 +24,10 @@ LINE_OF = {
 }
 RATE = 20_000
 TURNS = 3
+TRIES = 9
 AT_ONCE, AT_THE_NEXT_TRY = 1.0, 6.0
-"""s of a new peer's handshake. Among spoofed sources only a cookie tells a peer from them that comes from a new network. A
-WireGuard peer uses it at its next try, after 5.3 s at most."""
+"""s of a new peer's handshake. From a new network it gets in among spoofed sources by chance, or with its cookie. A
+WireGuard peer uses that at its next try, after 5.3 s at most."""
 
 
 def each_kind() -> list[object]:
@@ -48,8 +49,10 @@ def test_a_flood_costs_a_stream_and_a_new_peer_nothing(gateway: tuple[Scene, flo
     figure("goodput", found.share, "of that without", least=0.99)
     figure("handshake", found.handshake, "s", most=AT_ONCE)
     if kind in SPOOFED:
-        strange = [at.strange_handshake(kind, RATE) for _ in range(TURNS)]
-        figure("handshake from a new network", statistics.median(strange), "s", most=AT_THE_NEXT_TRY)
+        strange = [at.strange_handshake(kind, RATE) for _ in range(TRIES)]
+        figure("handshake from a new network", statistics.median(strange), "s")
+        figure("latest of them", max(strange), "s", most=AT_THE_NEXT_TRY)
+        figure("first tries that get in", sum(took <= AT_ONCE for took in strange) / TRIES, "of 1", least=0.4)
 
 
 @pytest.mark.timeout(400)

@@ -8,9 +8,11 @@ from stagewire.proto.admission import (
     ADDRESS_ALLOWANCE,
     ADMITTED,
     ALLOWANCE,
+    BUSY,
     REFUSED,
     SEEN,
     SOURCE_ALLOWANCE,
+    SPARE,
     Admission,
     Allowance,
 )
@@ -51,6 +53,31 @@ def test_a_source_has_its_allowance_each_second(admission: Admission) -> None:
 def test_all_sources_together_have_one_too(admission: Admission) -> None:
     assert admitted(admission, [source(n) for n in range(2000)]) == 256
     assert admitted(admission, [source(n) for n in range(2000)], T + 0.1) == pytest.approx(ALLOWANCE / 10, abs=2)
+
+
+def looks(admission: Admission, part: float, count: int, now: float = T) -> None:
+    for _ in range(count):
+        admission.note_wait(part, now)
+
+
+def spoofed(admission: Admission, begin: float) -> int:
+    """How many are admitted of 20,000 in a second, each from another address."""
+    return sum(admitted(admission, [source(n)], begin + n / 20_000) for n in range(20_000))
+
+
+def test_idle_processors_let_most_of_a_flood_from_everywhere_in_and_busy_ones_few(admission: Admission) -> None:
+    assert spoofed(admission, T) == pytest.approx(ALLOWANCE, abs=300)
+    looks(admission, 0.0, 10, T + 1)
+    assert spoofed(admission, T + 1) == pytest.approx(ALLOWANCE + SPARE, abs=600)
+    looks(admission, BUSY, 10, T + 2)
+    assert spoofed(admission, T + 2) == pytest.approx(ALLOWANCE, abs=600)
+
+
+def test_idle_processors_give_one_address_no_more(admission: Admission) -> None:
+    looks(admission, 0.0, 20)
+    ports = [ONE[:4] + (port % 60_000).to_bytes(2, "big") for port in range(20_000)]
+    got = sum(admitted(admission, [place], T + 1 + n / 20_000) for n, place in enumerate(ports))
+    assert got <= ALLOWANCE + 256 + ADDRESS_ALLOWANCE
 
 
 def test_an_answer_gives_back_what_was_spent(admission: Admission) -> None:

@@ -10,13 +10,15 @@ from contextlib import closing
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tests.services.conn import PORT, V4, V6, Conn, HostStandIn, Links, client, initiation, transport
 
 from conn_service import udp
 from conn_service.egress import Egress
+from conn_service.handshakes import Handshakes
 from lab.namespaces import add_addresses
 from lab.wait import until
 from stagewire.control.chains import Chain, ChainsChanged, Nested
@@ -479,3 +481,13 @@ def test_it_stops_when_told_to(conn: Conn) -> None:
     assert conn.program.stop() == 0
     assert "event=stopped" in conn.program.log
     assert "Traceback" not in conn.program.log
+
+
+def test_the_gate_hears_how_far_visits_wait_for_a_processor() -> None:
+    heard: list[float] = []
+    handshakes = object.__new__(Handshakes)
+    handshakes._gate = cast("Any", SimpleNamespace(note_wait=lambda part, _now: heard.append(part)))
+    handshakes._worked, handshakes._took = 0.02, 0.08
+    handshakes._note_wait(7.0)
+    handshakes._note_wait(7.1)  # no visit since
+    assert heard == [0.75]

@@ -7,6 +7,8 @@ To open an initiation costs a DH, so a flood must not buy many. What is spent on
 - Behind an address that has asked ADDRESS_ALLOWANCE times in a second, all sources together have half of the allowance.
 - Places that we send to have an allowance of their own, so known peers shake hands whatever strangers do.
 - So have networks that a peer has come from: a peer with a new address or port gets in at once beside spoofed sources.
+- While processors are idle, addresses that have asked seldom have up to SPARE more: of sources that a flood spoofs, so many
+  more are tried, and most new peers among them get in at their first try. Other work for the processors ends that at once.
 - A message that came before, byte for byte, is dropped: no honest source sends one twice.
 
 Nothing is kept for a source that proved nothing. Sources count in a table of fixed size, by a secret hash, for a second.
@@ -17,7 +19,13 @@ from array import array
 from typing import Final
 
 ALLOWANCE: Final = 1000
-"""Initiations without an answer in a second; opening them takes key-service a tenth of a core."""
+"""Initiations without an answer in a second; opening them takes key-service less than a tenth of a core."""
+SPARE: Final = 15_000
+"""As many more in a second while processors are idle."""
+_MORE: Final = SPARE / 10
+"""What each look at an idle processor adds; a look at a busy one takes half away."""
+BUSY: Final = 0.25
+"""Part of a visit's time that waits for a processor, from which processors count as busy."""
 _BURST: Final = 256
 SOURCE_ALLOWANCE: Final = 20
 """As the rate limit of proven sources."""
@@ -39,18 +47,26 @@ SEEN: Final = -1
 class Allowance:
     """Counts what may be spent: `rate` a second, and `_BURST` at once."""
 
-    __slots__ = ("_left", "_rate", "_since")
+    __slots__ = ("_left", "_since", "rate")
 
     def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._left = float(_BURST)
+        self.rate = rate
+        self._left = float(_BURST) if rate else 0.0
         self._since = 0.0
+
+    def change(self, rate: float, now: float) -> None:
+        """Allows another `rate` from now on."""
+        self._gain(now)
+        self.rate = rate
+
+    def _gain(self, now: float) -> None:
+        if now > self._since:
+            self._left = min(_BURST, self._left + (now - self._since) * self.rate)
+            self._since = now
 
     def spend(self, now: float, keep: float = 0.0) -> bool:
         """Spends one, unless no more than `keep` are left."""
-        if now > self._since:
-            self._left = min(_BURST, self._left + (now - self._since) * self._rate)
-            self._since = now
+        self._gain(now)
         if self._left < keep + 1:
             return False
         self._left -= 1
@@ -67,6 +83,7 @@ class Admission:
         """Takes random bytes, which no other process knows."""
         self._secret = secret
         self._strangers, self._known, self._neighbours = (Allowance(ALLOWANCE) for _ in range(3))
+        self._spare = Allowance(0)
         self._networks: dict[bytes, None] = {}
         """Of peers, the one that was answered longest ago first."""
         self._sources, self._addresses = array("I", bytes(4 * _TABLE)), array("I", bytes(4 * _TABLE))
@@ -94,11 +111,20 @@ class Admission:
             admitted = self._known.spend(now)
         else:
             near = _network(source) in self._networks
-            admitted = (near and self._neighbours.spend(now, keep)) or self._strangers.spend(now, keep)
+            admitted = (
+                (near and self._neighbours.spend(now, keep))
+                or self._strangers.spend(now, keep)
+                or (not keep and self._spare.spend(now))
+            )
         if not admitted:
             return REFUSED
         self._remember(mac, now)
         return ADMITTED
+
+    def note_wait(self, part: float, now: float) -> None:
+        """Notes which part of its visits' time this process has waited for a processor of late."""
+        rate = self._spare.rate
+        self._spare.change(rate / 2 if part >= BUSY else min(SPARE, rate + _MORE), now)
 
     def answered(self, source: bytes) -> None:
         """Notes that key-service has answered an initiation from here: it was worth its work."""

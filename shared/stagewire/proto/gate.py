@@ -67,6 +67,10 @@ class Gate:
         """Notes the number of messages that wait for key-service."""
         self._queue = length
 
+    def note_wait(self, part: float, now: float) -> None:
+        """Notes which part of its visits' time our process has waited for a processor of late."""
+        self._admission.note_wait(part, now)
+
     def note_sent(self, message: bytes, place: bytes, now: float) -> None:
         """Notes a handshake message of ours to an address and port: answers to it are awaited."""
         if len(message) >= c.COOKIE_REPLY_LENGTH:
