@@ -1,8 +1,10 @@
 """The lock files pin what pyproject.toml asks for, each by its hashes, and name no index."""
 
+import json
 import re
 import sys
 import tomllib
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -103,3 +105,35 @@ def test_a_delivered_wheel_is_for_other_machines_too_or_make_dist_fails(
     assert (supply.portable(tmp_path) == 0) is repaired
     assert [path.name for path in tmp_path.glob("*.whl")] == [left]
     assert ("not made portable: no such library" in capfd.readouterr().err) is not repaired
+
+
+@pytest.fixture
+def audited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
+    """Audits with a pip-audit that does as a shell script says."""
+
+    def run(script: str) -> int:
+        tool = tmp_path / "pip-audit"
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(0o755)
+        monkeypatch.setattr(supply, "TOOLS", tmp_path)
+        return supply.audit()
+
+    return run
+
+
+def test_an_audit_names_what_is_vulnerable(audited: Callable[[str], int], capsys: pytest.CaptureFixture[str]) -> None:
+    bad = {"name": "msgpack", "version": "1.0", "vulns": [{"id": "CVE-1", "fix_versions": ["1.1"]}]}
+    good = {"name": "pyzmq", "version": "26.0", "vulns": []}
+    assert audited(f"echo '{json.dumps({'dependencies': [bad, good]})}'") == 1
+    said = capsys.readouterr().out
+    assert "requirements.lock: msgpack 1.0: CVE-1 (fixed in 1.1)\n" in said
+    assert "requirements.lock: 2 packages audited, 1 with a known vulnerability\n" in said
+
+
+def test_an_audit_without_a_database_says_that_nothing_was_audited(
+    audited: Callable[[str], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert audited("exit 1") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said
+    assert all("not audited" in line for line in said)

@@ -71,7 +71,7 @@ def stages() -> Iterator[object]:
         yield pytest.param(each, marks=[pytest.mark.attack(f"hostile-{each}"), *seldom])
 
 
-@pytest.mark.parametrize("stage", stages())
+@pytest.mark.parametrize("stage", [*stages()])
 def test_pipes_in_every_place_stop_nobody(seen: Overseen, stage: str) -> None:
     with seen.traffic():
         seen.settles()

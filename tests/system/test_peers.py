@@ -1,5 +1,6 @@
 """`stagewire peer`: what it prints brings a client up, what it changes holds at once, and nobody else loses a packet."""
 
+import base64
 import json
 import re
 import time
@@ -98,6 +99,14 @@ def listed(hub: WgHub) -> dict[str, dict[str, object]]:
     return {row["name"]: row for row in json.loads(peer(hub, "list", "--json"))["peers"]}
 
 
+def files_with(hub: WgHub, text: str) -> list[Path]:
+    """The gateway's files, logs and its configuration, where a key is in the text, as text or as bytes."""
+    tops = (hub.gateway.log_directory, hub.gateway.run_directory, hub.gateway.state_directory)
+    files = [each for top in tops for each in top.rglob("*") if each.is_file() and not each.is_symlink()]
+    forms = (text.encode(), base64.b64decode(text))
+    return [each for each in (*files, hub.gateway.config_path) if any(form in each.read_bytes() for form in forms)]
+
+
 def passes(network: Topology) -> bool:
     """Whether the gateway answers the client."""
     return ping(network.c, GATEWAY, timeout=1).received == 1
@@ -123,7 +132,8 @@ def test_what_peer_add_prints_brings_a_client_up(network: Topology, hub: WgHub) 
         until(lambda: passes(network), 10, "traffic")
         assert time.monotonic() - began < 10 * wait.slack
         assert client.values["PresharedKey"]
-        assert client.values["PrivateKey"] not in hub.gateway.config_path.read_text()
+        assert files_with(hub, client.values["PrivateKey"]) == []
+        assert files_with(hub, client.values["PresharedKey"]), "the search finds what is there"
         again = Client.read(peer(hub, "config", "Anna"))
         assert again.text == client.text.replace(client.values["PrivateKey"], "PUT-THE-PRIVATE-KEY-HERE")
         row = listed(hub)["Anna's phone"]
