@@ -28,6 +28,7 @@ from lab.wait import until
 from stagewire.config import encode_key, generate_private_key, public_key
 from stagewire.control import query
 from stagewire.environment import Environment
+from stagewire.linux import uids
 from stagewire.loop import boot_time
 from stagewire.pipe import trains
 from stagewire.pipe.names import CIPHER_IN, CIPHER_OUT, HANDSHAKE_IN, HANDSHAKE_OUT, PLAIN_IN, PLAIN_OUT
@@ -104,6 +105,7 @@ def _house(namespace: Namespace, directory: Path, count: int) -> Iterator[House]
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         stack.callback(context.destroy, linger=0)
         pipes = Pipes(context, directory / "run" / INTERFACE)
+        uids.claim(Environment.read(variables), afresh=True)  # the folders are those of the services' uids
         for stage in STAGES:
             prepare_folders(pipes.run, stage)
         before = os.umask(0)  # the services run as other users and must be able to connect

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.bench import latency, tcp, udp
+from tests.bench import latency, tcp, udp, workers
 from tests.bench.contestants import CEILING, REFERENCE, all_up, entries
 
 pytestmark = [pytest.mark.alone, pytest.mark.system]
@@ -25,3 +25,10 @@ def test_the_instruments_agree_with_what_is_sent(lab_directory: Path) -> None:
         assert 0 < values["median"] <= values["p99"]
         assert curves["trips"][0] > 0
     assert not any(tunnel.a.exists() or tunnel.b.exists() for tunnel in tunnels)
+
+
+def test_workers_alone_are_fed_and_seal(shared_directory: Path) -> None:
+    with workers.houses(shared_directory, (1,)) as (house,):
+        values, _ = workers.measure(house, 64, 0.1)
+        assert values["pps"] > 1000
+        assert values["pps_cpu"] > 0
