@@ -19,10 +19,12 @@ from stagewire.proto.peer import Peer
 
 INTERVAL: Final = 1.0
 """s between two reports."""
-LOOKED_AT: Final = 2048
-"""Peers that are looked at for one report; the next ones have the others."""
+LOOKED_AT: Final = 512
+"""Peers that are looked at for one report, besides those with traffic; the next ones have the others."""
 REPORTED: Final = 256
 """Peers in one report."""
+TOUCHED: Final = 192
+"""Peers with traffic in one report: the others must have their turn."""
 MAX_LETTERS: Final = 10_000
 """Letters of the texts in one report, each of up to four bytes: the pipe takes 64 KB."""
 MAX_TEXT: Final = 256
@@ -45,6 +47,8 @@ class PeerReports:
         self._send = send or (lambda _report: True)
         self._silent = send is None
         self._told: dict[bytes, tuple[object, ...]] = {}
+        self._touched: dict[bytes, None] = {}
+        """Peers with new traffic."""
         self._next = 0
         self._unseen = 0
         """How many peers may have changed since they were looked at."""
@@ -55,6 +59,10 @@ class PeerReports:
     def happened(self, event: Event) -> None:
         """Has the next report tell of an event."""
         self._events.append(event)
+
+    def touch(self, public_key: bytes) -> None:
+        """Has a peer with new traffic looked at before the others."""
+        self._touched[public_key] = None
 
     def start_anew(self) -> None:
         """Reports all peers again: status-service has a new life, and knows none."""
@@ -72,7 +80,12 @@ class PeerReports:
 
     @property
     def _has_more(self) -> bool:
-        return self._unseen > 0 or bool(self._events) or len(self._told) > len(self._handshaker.peers)
+        return (
+            self._unseen > 0
+            or bool(self._touched)
+            or bool(self._events)
+            or len(self._told) > len(self._handshaker.peers)
+        )
 
     def report_rest(self, now: float, *, ready: bool) -> None:
         """Reports all that has changed, before the end."""
@@ -88,26 +101,37 @@ class PeerReports:
         peers = list(self._handshaker.peers.values())
         changed: list[PeerReport] = []
         letters = step = 0
-        for step in range(min(LOOKED_AT, len(peers))):
-            peer = peers[(self._next + step) % len(peers)]
-            state = self._state(peer)
-            if self._told.get(peer.public_key) != state:
-                self._told[peer.public_key] = state
-                shown = self._shown(peer, now)
-                changed.append(shown)
-                letters += len(shown.name) + len(shown.allowed_ips) + len(shown.endpoint)
-                if len(changed) == REPORTED or letters >= MAX_LETTERS:
-                    break
-        self._next = (self._next + step + 1) % len(peers) if peers else 0
-        gone = [key for key in self._told if key not in self._handshaker.peers][:REPORTED]
+        for key in list(islice(self._touched, TOUCHED)):
+            if letters >= MAX_LETTERS:
+                break
+            del self._touched[key]
+            if (peer := self._handshaker.peers.get(key)) is not None:
+                letters += self._look(peer, changed, now)
+        while step < min(LOOKED_AT, len(peers)) and len(changed) < REPORTED and letters < MAX_LETTERS:
+            letters += self._look(peers[(self._next + step) % len(peers)], changed, now)
+            step += 1
+        self._next = (self._next + step) % len(peers) if peers else 0
+        gone: list[bytes] = []
+        if len(self._told) > len(peers):
+            gone = [key for key in self._told if key not in self._handshaker.peers][:REPORTED]
         for key in gone:
             del self._told[key]
         events = tuple(islice(self._events, FROM_KEY))
         if self._send(GatewayReport(ready, tuple(changed), tuple(gone), events)):
             for _ in events:
                 self._events.popleft()
-        self._unseen = max(0, self._unseen - step - 1)
-        return step + 1
+        self._unseen = max(0, self._unseen - step)
+        return step
+
+    def _look(self, peer: Peer, changed: list[PeerReport], now: float) -> int:
+        """Adds a peer to those that changed, if it has. Returns the letters that it takes."""
+        state = self._state(peer)
+        if self._told.get(peer.public_key) == state:
+            return 0
+        self._told[peer.public_key] = state
+        shown = self._shown(peer, now)
+        changed.append(shown)
+        return len(shown.name) + len(shown.allowed_ips) + len(shown.endpoint)
 
     def _state(self, peer: Peer) -> tuple[object, ...]:
         configured = self._registry.peers.get(peer.public_key)

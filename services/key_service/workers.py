@@ -73,6 +73,8 @@ class Workers:
         self._began = boot_time()
         self.moves.earlier = worker_count.earlier(self._run, self._configured)
         self._traffic: dict[tuple[bytes, int], tuple[Peer, int, int, int]] = {}
+        self.touched: Callable[[bytes], None] = lambda _key: None
+        """Hears of each peer with new traffic."""
         self._settled: deque[tuple[float, tuple[bytes, ...]]] = deque()
         """Peers that have moved, and when their last packets from the worker that they left have arrived."""
 
@@ -250,6 +252,7 @@ class Workers:
             # A hostile worker may say anything, and the sums are packed and printed.
             peer.tx_bytes = min(max(peer.tx_bytes + traffic.tx_bytes - tx, 0), MAX_COUNT)
             peer.rx_bytes = min(max(peer.rx_bytes + traffic.rx_bytes - rx, 0), MAX_COUNT)
+            self.touched(traffic.public_key)
             rates.take(peer, traffic.rx_bytes - rx, traffic.tx_bytes - tx, now)
             if traffic.rx_bytes > rx:
                 peer.heard_at = now

@@ -70,7 +70,7 @@ def telemetry(plan: Plan, directory: Path) -> Group[hubs.Hub]:
     rounds, seconds = plan.telemetry
     scenario = Scenario("telemetry", "TCP, reports or none", seconds + 2, partial(hubs.told, seconds=seconds))
     up = partial(hubs.with_and_without_reports, directory, hubs.PEERS)
-    return Group("telemetry", "telemetry", [REPORTING, SILENT], up, [scenario], rounds, 15)
+    return Group("telemetry", "telemetry", [REPORTING, SILENT], up, [scenario], rounds, 60)
 
 
 def many_at_once(plan: Plan, chosen: Sequence[Entry], directory: Path) -> Group[hubs.Hub]:

@@ -38,6 +38,7 @@ from tests.bench.cost import Bill, Meter
 from tests.bench.programs import Implementation, setconf_text
 from tests.bench.rows import REPORTING, SILENT
 
+from key_service.peer_reports import INTERVAL, REPORTED
 from lab.hub import Spoke
 from lab.namespaces import Namespace, veth
 from lab.stagewire import executable
@@ -47,6 +48,8 @@ from lab.wireguard_go import KeyPair, Peer, new_key_pair
 PEERS: Final = 10_000
 MANY: Final = 50
 TCP_PORT: Final = 5202
+BESIDE: Final = ("key-service", "status-service")
+"""Programs that no packet passes, and that reports keep busy."""
 _numbers = itertools.count(1)
 
 
@@ -158,13 +161,18 @@ def _one(
 
 @contextlib.contextmanager
 def with_and_without_reports(directory: Path, peers: int) -> Iterator[list[Hub]]:
-    """Brings up Stagewire twice with `peers` silent peers: its stages report what they count, or nothing."""
+    """Brings up Stagewire twice with `peers` silent peers: its stages report what they count, or nothing.
+
+    A new gateway first reports all its peers, some a second. The measurement is about what comes then.
+    """
     entry, fillers = Entry(STAGEWIRE, STAGEWIRE, STAGEWIRE), _fillers(peers)
     with ExitStack() as stack:
-        yield [
+        found = [
             stack.enter_context(_one(entry, name, directory, fillers, {"STAGEWIRE_TELEMETRY": on}))
             for name, on in ((REPORTING, "1"), (SILENT, "0"))
         ]
+        time.sleep(peers / REPORTED * INTERVAL + SETTLE)
+        yield found
 
 
 def load(hub: Hub) -> tcp.Values:
@@ -258,6 +266,9 @@ def tcp_one(hub: Hub, seconds: int) -> tcp.Values:
 
 
 def told(hub: Hub, seconds: int) -> tcp.Values:
-    """Does the same, and returns the share of status-service in the gateway's CPU time as `status`."""
+    """Does the same. `beside` is the share of the gateway's CPU time that key- and status-service take."""
+    before = cost.ran(hub.namespace)
     values, curves = tcp_one(hub, seconds)
-    return {**values, "status": values.get("cpu/status-service", 0.0) / values["cpu"]}, curves
+    used = cost.ran(hub.namespace)
+    used.subtract(before)
+    return {**values, "beside": sum(used[name] for name in BESIDE) / used.total()}, curves

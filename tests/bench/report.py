@@ -21,6 +21,7 @@ def columns(results: Results) -> list[str]:
     """Lists the contestants that have a figure in the rows: the usual ones first, then BENCH_PEER's."""
     there = {each.contestant for each in results.samples if each.values}
     known = {name for row in ROWS for name in (row.ours, row.theirs)}
+    there |= {STAGEWIRE for row in ROWS if row.ours in there}
     plain = (row.scenario for row in ROWS if (row.ours, row.theirs) == (STAGEWIRE, REFERENCE))
     others = {name for scenario in plain for name in results.contestants(scenario)} - known - {*_COLUMNS}
     return [name for name in (*_COLUMNS, *sorted(others)) if name in there]

@@ -151,7 +151,7 @@ def _telemetry() -> list[Row]:
     section, names = "Telemetry", (REPORTING, SILENT)
     cost = Row(section, "CPU of the gateway, TCP from one of 10,000 peers", "telemetry", "cpu", "s/GB", digits=3)
     goodput = Row(section, "TCP from one of 10,000 peers", "telemetry", "goodput", "Gb/s", 1e-9, digits=3)
-    share = Row(section, "  of it status-service", "telemetry", "status", "%", 100, most=1.0, compared=False)
+    share = Row(section, "  of it key- and status-service", "telemetry", "beside", "%", 100, compared=False)
     return [
         replace(cost, most_ratio=1.01).between(*names), share.between(*names),
         replace(goodput, least_ratio=0.99).between(*names),

@@ -53,6 +53,25 @@ def test_many_peers_take_several_reports_and_none_is_forgotten() -> None:
     assert sorted(names) == sorted(f"peer {number}" for number in range(10_000))
 
 
+def test_a_peer_with_traffic_is_told_at_once_and_keeps_no_other_from_its_turn() -> None:
+    reports, handshaker, sent = made(2000)
+    for _ in range(10):
+        reports.report(T, ready=True)
+    del sent[:]
+    keys = list(handshaker.peers)
+    for key in (*keys[1000:1300], keys[1999]):
+        handshaker.peers[key].tx_bytes += 1
+        reports.touch(key)
+    reports.touch(b"gone")
+    handshaker.peers[keys[1500]].rx_bytes = 1  # nothing tells of it
+    reports.report(T, ready=True)
+    assert {f"peer {number}" for number in range(1000, 1192)} <= {peer.name for peer in sent[0].peers}
+    for _ in range(4):
+        reports.report(T, ready=True)
+    names = [peer.name for report in sent for peer in report.peers]
+    assert sorted(names) == sorted(f"peer {number}" for number in (*range(1000, 1300), 1500, 1999))
+
+
 def test_a_round_ends_once_all_peers_were_seen() -> None:
     reports, handshaker, sent = made(5000)
     loop = Loop()
