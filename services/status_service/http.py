@@ -2,7 +2,6 @@
 
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -10,6 +9,8 @@ from stagewire.loop import Loop
 
 MAX_CLIENTS: Final = 32
 """Connections at a time; one more ends the oldest."""
+BACKLOG: Final = 128
+"""Connections that wait to be accepted: the caller beyond them waits a second."""
 PATIENCE: Final = 5.0
 """s for a request and its answer."""
 MAX_REQUEST: Final = 8192
@@ -52,7 +53,7 @@ def listen(address: str, port: int) -> socket.socket | str:
         try:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             opened.bind((address, each))
-            opened.listen(MAX_CLIENTS)
+            opened.listen(BACKLOG)
         except OSError as error:
             opened.close()
             reason = f"{address}:{each}: {error.strerror}"
@@ -94,13 +95,19 @@ class Server:
             self._end(client)
 
     def _on_listener(self, now: float) -> None:
-        with suppress(OSError):  # the client has gone
-            opened, _ = self._listener.accept()
-            opened.setblocking(False)
-            if len(self._clients) >= MAX_CLIENTS:
-                self._end(next(iter(self._clients.values())))
-            client = self._clients[opened.fileno()] = _Client(opened, now + PATIENCE)
-            self._loop.add(opened.fileno(), lambda at: self._on_client(client, at))
+        for _ in range(MAX_CLIENTS):
+            try:
+                opened, _ = self._listener.accept()
+            except OSError:  # nobody else calls, or the client has gone
+                return
+            self._take(opened, now)
+
+    def _take(self, opened: socket.socket, now: float) -> None:
+        opened.setblocking(False)
+        if len(self._clients) >= MAX_CLIENTS:
+            self._end(next(iter(self._clients.values())))
+        client = self._clients[opened.fileno()] = _Client(opened, now + PATIENCE)
+        self._loop.add(opened.fileno(), lambda at: self._on_client(client, at))
 
     def _on_client(self, client: _Client, now: float) -> None:
         try:

@@ -191,6 +191,26 @@ def test_prometheus_answers_each_panel_of_the_dashboard_and_each_rule(network: T
     assert asked(hub, "query", query='up{job="stagewire"}')["result"][0]["value"][1] == "1"
 
 
+def test_grafana_can_import_the_dashboard() -> None:
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    assert dashboard["uid"]
+    assert len(dashboard["uid"]) <= 40
+    assert dashboard["schemaVersion"] >= 36, "older ones name a data source by a text"
+    assert "id" not in dashboard, "Grafana gives it one"
+    source = dashboard["templating"]["list"][0]
+    assert (source["type"], source["query"]) == ("datasource", "prometheus")
+    anyone = {"type": "prometheus", "uid": f"${{{source['name']}}}"}
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))
+    for panel in dashboard["panels"]:
+        assert panel["title"]
+        assert all(panel["gridPos"][name] >= 0 for name in "xywh")
+        assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+        assert [panel["datasource"], *(target["datasource"] for target in panel["targets"])] == [anyone] * (
+            1 + len(panel["targets"])
+        )
+
+
 FIRING: Final = {
     "StagewireAway": {'up{job="stagewire",instance="a"}': "0x20"},
     "StagewireNotReady": {'stagewire_ready{interface="wg0"}': "0x20"},

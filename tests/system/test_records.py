@@ -186,8 +186,15 @@ def test_a_change_by_wg_is_an_event_with_who_made_it_and_what(hub: Hub) -> None:
 
 
 def test_lines_for_people_are_clean_and_mistakes_are_said(hub: Hub) -> None:
-    text = hub.gateway.command("events", hub.name).stdout
-    assert all(line.isprintable() for line in text.splitlines())
+    key = ANNA.keys.public
+    for command in (
+        ["events", hub.name], ["status", hub.name], ["top", hub.name, "--once"], ["why", key, hub.name, "--no-try"],
+        ["peer", "list", "-i", hub.name], ["metrics", hub.name], ["history", key, "-i", hub.name],
+    ):  # fmt: skip
+        text = hub.gateway.command(*command, check=False).stdout
+        assert "Anna <b>[2J" in text, command
+        assert all(line.isprintable() for line in text.splitlines()), command
+    assert all(line.isprintable() for log in hub.gateway.logs().values() for line in log.splitlines())
     for options, said in ((("--since", "soon"), "--since must be"), (("--webhook", "ftp://x"), "must begin with http")):
         refused = hub.gateway.command("events", hub.name, *options, check=False)
         assert (refused.returncode, refused.stdout) == (1, "")
