@@ -1,10 +1,12 @@
 """The pure parts of the benchmark: statistics, what programs print, the report."""
 
+import io
 import json
 import math
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tests.bench import latency, report, tcp, udp
 from tests.bench.cost import Bill, Reading, name_of
 from tests.bench.hubs import fairness
@@ -58,6 +60,32 @@ def test_targets() -> None:
     assert Row("", "", "y", "a", "Gb/s", 1e-9, most=3.0).reached(results) is None
     assert Row("", "", "x", "a", "Gb/s", 1e-9, least_ratio=2.5).target() == "≥ 2.5\N{MULTIPLICATION SIGN}"
     assert Row("", "", "x", "a", "s", most=3.0).target() == "< 3 s"
+
+
+def test_each_reference_has_a_ratio_and_a_target_of_its_own() -> None:
+    rates = {"stagewire": 2.4e9, "wireguard-go": 1e9, "newest": 2e9}
+    results = Results([sample("tcp-1", name, 0, goodput=rate) for name, rate in rates.items()])
+    names = report.columns(results)
+    assert names == ["stagewire", "wireguard-go", "newest"]
+    ((row, cells, verdicts),) = report.lines(results, names)
+    assert (row.title, cells) == ("1 stream", ["2.40", "1.00", "2.00"])
+    times = "\N{MULTIPLICATION SIGN}"
+    assert verdicts == [(f"2.40{times}", f"≥ 2.5{times} ✗"), (f"1.20{times}", f"≥ 1{times} ✓")]
+
+
+def test_no_cell_is_cut_in_a_wide_or_a_narrow_table() -> None:
+    rates = {"stagewire": 2.4e9, "wireguard-go": 1e9, "newest": 2e9}
+    results = Results(
+        [sample("tcp-1", name, number, goodput=rate) for name, rate in rates.items() for number in (0, 1)]
+    )
+    for width, others in ((80, False), (170, True)):
+        console = Console(width=width, file=io.StringIO(), color_system=None)
+        report.show(console, results)
+        assert isinstance(console.file, io.StringIO)
+        text = console.file.getvalue()
+        assert "…" not in text
+        assert "2.40\N{NO-BREAK SPACE}±0%" in text
+        assert ("2.00\N{NO-BREAK SPACE}±0%" in text) == others
 
 
 def test_overload_is_the_greatest_rate_and_what_was_held_of_the_best() -> None:
@@ -145,7 +173,9 @@ def test_reports_survive_the_disk_and_make_a_page(tmp_path: Path) -> None:
                 results.add(sample(udp_key(1200, offered), name, number, offered=offered, pps=offered / 2))
     results.add(Sample("tcp-4", "stagewire", 0, error="it broke"))
     report.save(tmp_path / "report.json", results, {"CPU": "some", "cores": 2})
-    assert json.loads((tmp_path / "report.json").read_text())["table"][0]["ratio"].startswith("2.00")
+    assert json.loads((tmp_path / "report.json").read_text())["table"][0]["compared"]["wireguard-go"][
+        "ratio"
+    ].startswith("2.00")
     again, about = report.load(tmp_path / "report.json")
     assert again.samples == results.samples
     made = publish(again, about, tmp_path / "out")

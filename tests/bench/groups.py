@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.bench import functions, handshakes, hubs, latency, start, tcp, udp, workers
+from tests.bench import crowd, functions, handshakes, hubs, latency, start, tcp, udp, workers
 from tests.bench.contestants import CEILING, LIBZMQ, ONE_END, REFERENCE, STAGEWIRE, Entry, Tunnel, all_up
 from tests.bench.plan import Plan
 from tests.bench.rows import REPORTING, SILENT, udp_key
@@ -24,6 +24,8 @@ def all_groups(plan: Plan, chosen: Sequence[Entry], directory: Path) -> list[Gro
     found.append(telemetry(plan, directory))
     if plan.many:
         found.append(many_at_once(plan, chosen, directory))
+    if plan.crowd:
+        found.append(crowd_at_once(plan, chosen, directory))
     if not plan.quick:
         found.append(transports(plan, directory))
     return [*found, alone(plan, directory), parts(plan)]
@@ -88,6 +90,16 @@ def many_at_once(plan: Plan, chosen: Sequence[Entry], directory: Path) -> Group[
     ]
     up = partial(hubs.with_many, gateways, directory, plan.many)
     return Group("many", f"{plan.many} peers at once", names, up, scenarios, plan.hub_rounds, 30)
+
+
+def crowd_at_once(plan: Plan, chosen: Sequence[Entry], directory: Path) -> Group[crowd.Crowd]:
+    """Measures gateways with 500 peers that all speak."""
+    gateways = _gateways(chosen)
+    measured = partial(crowd.measure, size=1200, rate=160_000, seconds=plan.udp)
+    scenario = Scenario("crowd-udp", f"UDP to {plan.crowd} peers, 1,200 B", plan.udp + 3, measured)
+    up = partial(crowd.crowds, gateways, directory, plan.crowd)
+    names = [entry.name for entry in gateways]
+    return Group("crowd", f"{plan.crowd} peers at once", names, up, [scenario], plan.hub_rounds, 15)
 
 
 def transports(plan: Plan, directory: Path) -> Group[Tunnel]:

@@ -40,6 +40,11 @@ def private_key(seed: bytes, number: int) -> bytes:
     return blake2s(number.to_bytes(4, "little"), key=seed).digest()
 
 
+def pack_source(number: int) -> tuple[int, int, bytes]:
+    """Returns what sendmsg(2) needs to send from the address of peer `number`."""
+    return socket.IPPROTO_IP, _IP_PKTINFO, _INFO.pack(0, (SOURCES + number).packed, bytes(4))
+
+
 def write_pool(path: Path, target: bytes, seed: bytes, peers: int, count: int) -> None:
     """Makes `count` initiations to the public key `target`, of each peer in turn, each newer than the one before."""
     identities = [Identity.from_private_bytes(private_key(seed, number)) for number in range(peers)]
@@ -86,10 +91,8 @@ class Flood:
         macs = self._macs.get(number)
         if macs is None:
             macs = self._macs[number] = MacSealer(self._target)
-        source = (SOURCES + number).packed
-        info = [(socket.IPPROTO_IP, _IP_PKTINFO, _INFO.pack(0, source, bytes(4)))]
         self._waiting[index] = (now, number)
-        self._socket.sendmsg([macs.seal(body, now)], info, 0, self._place)
+        self._socket.sendmsg([macs.seal(body, now)], [pack_source(number)], 0, self._place)
         self.sent += 1
 
     def _receive(self, now: float) -> None:

@@ -27,18 +27,13 @@ _GATEWAY_INNER: Final = "10.9.0.2/24"
 
 
 @dataclass(slots=True)
-class Answerer:
-    """Holds a gateway that is up, and its peers. `pool` is the file of their initiations."""
+class Gateway:
+    """Holds a gateway that is up, and the namespace of its peers."""
 
     name: str
     near: Namespace
     far: Namespace
     device: str
-    target: bytes
-    pool: Path
-    each: int
-    """Initiations for one run."""
-    runs: int = 0
 
     def rest(self) -> None:
         """Stops the gateway; the other namespace is empty."""
@@ -50,32 +45,63 @@ class Answerer:
         time.sleep(3 * SETTLE)
 
 
+@dataclass(slots=True)
+class Answerer(Gateway):
+    """Holds what its peers need as well. `pool` is the file of their initiations."""
+
+    target: bytes
+    pool: Path
+    each: int
+    """Initiations for one run."""
+    runs: int = 0
+
+
 @contextlib.contextmanager
 def answerers(chosen: Sequence[Entry], directory: Path, each: int, rounds: int) -> Iterator[list[Answerer]]:
     """Brings up all gateways with the same key, so the initiations need be made only once."""
-    seed, key = secrets.token_bytes(32), X25519PrivateKey.generate()
-    target, pool = key.public_key().public_bytes_raw(), directory / "initiations"
+    seed, pool = secrets.token_bytes(32), directory / "initiations"
+    target, keys = key_and_pair()
     write_pool(pool, target, seed, PEERS, each * rounds)
-    private = base64.b64encode(key.private_bytes_raw()).decode()
-    keys = KeyPair(private, base64.b64encode(target).decode())
-    peers = [Peer(public, [f"10.200.{number >> 8}.{number & 255}/32"]) for number, public in enumerate(_publics(seed))]
+    peers = peers_of(seed, PEERS)
     with ExitStack() as stack:
         found = []
         for number, entry in enumerate(chosen):
-            near, far = (stack.enter_context(Namespace(f"benchk{number}{side}")) for side in "ab")
-            veth(far, near, [f"{OUTER[0]}/24"], [f"{OUTER[1]}/24"])
-            # The far end has every address of the network: each peer speaks from its own.
-            far.run("ip", "route", "add", "local", f"{SOURCES}/16", "dev", "lo")
-            near.run("ip", "route", "add", f"{SOURCES}/16", "via", OUTER[0])
-            program = stack.enter_context(bare(str(entry.a), near, directory, keys, [_GATEWAY_INNER], peers))
-            stack.callback(thaw, (near,))
-            found.append(Answerer(entry.name, near, far, program.interface, target, pool, each))
+            up = gateway_of_many(stack, f"benchk{number}", entry, directory, keys, peers)
+            found.append(Answerer(up.name, up.near, up.far, up.device, target, pool, each))
         yield found
 
 
-def _publics(seed: bytes) -> list[str]:
-    keys = (X25519PrivateKey.from_private_bytes(private_key(seed, number)) for number in range(PEERS))
-    return [base64.b64encode(key.public_key().public_bytes_raw()).decode() for key in keys]
+def key_and_pair() -> tuple[bytes, KeyPair]:
+    """Makes a key pair. Returns the public key as bytes, then both keys as text."""
+    key = X25519PrivateKey.generate()
+    public = key.public_key().public_bytes_raw()
+    return public, KeyPair(_text(key.private_bytes_raw()), _text(public))
+
+
+def peers_of(seed: bytes, count: int) -> list[Peer]:
+    """Makes the peers whose private keys `private_key` derives, each with an address in 10.200.0.0/16."""
+    keys = (X25519PrivateKey.from_private_bytes(private_key(seed, number)) for number in range(count))
+    return [
+        Peer(_text(key.public_key().public_bytes_raw()), [f"10.200.{number >> 8}.{number & 255}/32"])
+        for number, key in enumerate(keys)
+    ]
+
+
+def _text(key: bytes) -> str:
+    return base64.b64encode(key).decode()
+
+
+def gateway_of_many(
+    stack: ExitStack, label: str, entry: Entry, directory: Path, keys: KeyPair, peers: Sequence[Peer]
+) -> Gateway:
+    """Brings up a gateway, and a namespace in which each peer can speak from an address of its own."""
+    near, far = (stack.enter_context(Namespace(f"{label}{side}")) for side in "ab")
+    veth(far, near, [f"{OUTER[0]}/24"], [f"{OUTER[1]}/24"])
+    far.run("ip", "route", "add", "local", f"{SOURCES}/16", "dev", "lo")
+    near.run("ip", "route", "add", f"{SOURCES}/16", "via", OUTER[0])
+    program = stack.enter_context(bare(str(entry.a), near, directory, keys, [_GATEWAY_INNER], peers))
+    stack.callback(thaw, (near,))
+    return Gateway(entry.name, near, far, program.interface)
 
 
 def measure(answerer: Answerer, seconds: float) -> Values:

@@ -22,6 +22,8 @@ class Plan:
     """Rounds, and s of each run."""
     many: int
     """Peers that speak at once; 0 leaves the scenario out."""
+    crowd: int
+    """Peers, all in one process, that speak at once; 0 leaves the scenario out."""
     handshakes: tuple[int, float]
     """Most initiations of one run, and s."""
     workers: tuple[int, float]
@@ -47,6 +49,7 @@ FULL = Plan(
     hub_rounds=3,
     telemetry=(4, 3),
     many=50,
+    crowd=500,
     handshakes=(12_000, 2.0),
     workers=(3, 3.0),
     functions=1.0,
@@ -64,6 +67,7 @@ QUICK = Plan(
     hub_rounds=1,
     telemetry=(1, 2),
     many=0,
+    crowd=0,
     handshakes=(6_000, 1.0),
     workers=(1, 1.5),
     functions=0.1,

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.bench import plots
-from tests.bench.contestants import REFERENCE
-from tests.bench.report import columns, function_columns, function_lines, lines, title_of
+from tests.bench.report import columns, function_columns, function_lines, lines, references, title_of
 from tests.bench.rows import derive
 from tests.bench.samples import Results
 
@@ -21,6 +20,7 @@ _PICTURES: Final = {
 def page(results: Results, about: dict[str, Any], pictures: list[str]) -> str:
     derived = derive(results)
     names = columns(derived)
+    compared = references(names)
     text = [
         "# Measured",
         "",
@@ -29,15 +29,15 @@ def page(results: Results, about: dict[str, Any], pictures: list[str]) -> str:
         "",
         *_machine(about),
         "",
-        *_row(["", "", *names, f"to {REFERENCE}", "target"]),
-        *_row(["---", "---", *(["--:"] * (len(names) + 1)), "---"]),
+        *_row(["", "", *names, *(text for name in compared for text in (f"to {name}", "target"))]),
+        *_row(["---", "---", *(["--:"] * len(names)), *(["--:", "---"] * len(compared))]),
     ]
     section = ""
-    for row, cells, ratio, target in lines(derived, names):
+    for row, cells, verdicts in lines(derived, names):
         if row.section != section:
             section = row.section
-            text += _row([f"**{section}**", *([""] * (len(names) + 3))])
-        text += _row([title_of(row, derived).strip(), row.unit, *cells, ratio, target])
+            text += _row([f"**{section}**", *([""] * (len(names) + 1 + 2 * len(compared)))])
+        text += _row([title_of(row, derived).strip(), row.unit, *cells, *(text for pair in verdicts for text in pair)])
     for picture in pictures:
         text += ["", f"![{_PICTURES.get(Path(picture).stem, picture)}]({picture})"]
     text += _functions(results)

@@ -1,7 +1,7 @@
 """Shows the results as a table on the screen, and saves them as JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,8 @@ from tests.bench.samples import Results, Sample
 
 FORMAT: Final = 1
 MARKS: Final = {True: "✓", False: "✗", None: ""}
+WIDE: Final = 150
+"""Characters of a line from which the table has all contestants; below, Stagewire's column alone."""
 _COLUMNS: Final = (STAGEWIRE, REFERENCE, CEILING, ONE_END)
 
 
@@ -27,19 +29,40 @@ def columns(results: Results) -> list[str]:
     return [name for name in (*_COLUMNS, *sorted(others)) if name in there]
 
 
-def lines(results: Results, names: Sequence[str]) -> list[tuple[Row, list[str], str, str]]:
-    """Returns (row, a cell for each name, the ratio, the target and whether it is reached) of all measured rows."""
+def references(names: Sequence[str]) -> list[str]:
+    """Lists those of the columns with which Stagewire is compared: Debian's wireguard-go, then BENCH_PEER's program."""
+    return [REFERENCE, *(name for name in names if name not in _COLUMNS)]
+
+
+Line = tuple[Row, list[str], list[tuple[str, str]]]
+"""A row, a cell for each contestant, and a verdict for each of `references`: the ratio, then the target and its mark."""
+
+
+def lines(results: Results, names: Sequence[str]) -> list[Line]:
+    """Returns all measured rows."""
     found = []
     for row in ROWS:
         cells = [row.cell(results.summary(row.scenario, _who(row, name), row.value)) for name in names]
-        if not any(cells):
-            continue
-        ratio = results.ratio(row.scenario, row.ours, row.theirs, row.value) if row.compared else None
-        said = "" if ratio is None else f"{ratio.median:.2f}{TIMES}"
-        if ratio is not None and ratio.runs > 1:
-            said += f" ({ratio.low:.2f} to {ratio.high:.2f})"
-        found.append((row, cells, said, f"{row.target()} {MARKS[row.reached(results)]}".strip()))
+        if any(cells):
+            found.append((row, cells, [_verdict(_compared(row, name), results) for name in references(names)]))
     return found
+
+
+def _compared(row: Row, reference: str) -> Row | None:
+    """Returns the row that compares with a reference; None if it makes no sense."""
+    if reference == REFERENCE:
+        return row
+    return row.against(reference) if row.theirs.startswith(REFERENCE) and row.compared else None
+
+
+def _verdict(row: Row | None, results: Results) -> tuple[str, str]:
+    if row is None:
+        return "", ""
+    ratio = results.ratio(row.scenario, row.ours, row.theirs, row.value) if row.compared else None
+    said = "" if ratio is None else f"{ratio.median:.2f}{TIMES}"
+    if ratio is not None and ratio.runs > 1:
+        said += f" ({ratio.low:.2f} to {ratio.high:.2f})"
+    return said, f"{row.target()} {MARKS[row.reached(results)]}".strip()
 
 
 def _who(row: Row, name: str) -> str:
@@ -51,6 +74,8 @@ def _who(row: Row, name: str) -> str:
         return row.ours
     if name == REFERENCE:
         return row.theirs if row.theirs.startswith(REFERENCE) else ""
+    if name not in _COLUMNS and row.theirs.startswith(REFERENCE):
+        return row.against(name).theirs
     return name
 
 
@@ -65,25 +90,62 @@ def title_of(row: Row, results: Results) -> str:
 def show(console: Console, results: Results) -> None:
     derived = derive(results)
     names = columns(derived)
-    table = Table(title="medians ± half the spread; ratios within a round", title_justify="left", header_style="bold")
-    for title in ("", "unit", *names, f"ratio to {REFERENCE}", "target"):
-        table.add_column(title, justify="left" if not title or title == "unit" else "right", no_wrap=title not in names)
-    section = ""
-    for row, cells, ratio, target in lines(derived, names):
-        if row.section != section:
-            section = row.section
-            table.add_section()
-            table.add_row(f"[bold]{section}[/]")
-        style = "red" if target.endswith("✗") else "green" if target.endswith("✓") else ""
-        table.add_row(
-            f"  {title_of(row, derived)}", row.unit, *cells, ratio, f"[{style}]{target}[/]" if style else target
-        )
-    console.print(table)
+    measured = lines(derived, names)
+    console.print((_wide if console.width >= WIDE else _narrow)(measured, derived, names))
     show_functions(console, results)
     for failed in (each for each in results.samples if each.error):
         console.print(
             f"failed: {failed.scenario}, {failed.contestant}, round {failed.round + 1}: {failed.error}", style="red"
         )
+
+
+def _wide(measured: Sequence[Line], derived: Results, names: Sequence[str]) -> Table:
+    """Makes a table of all contestants."""
+    table = _table("unit", *names, *(text for name in references(names) for text in (f"to {name}", "target")))
+
+    def cells(line: Line) -> list[str]:
+        row, values, verdicts = line
+        return [row.unit, *values, *(text for ratio, target in verdicts for text in (ratio, _coloured(target)))]
+
+    return _filled(table, measured, derived, cells)
+
+
+def _narrow(measured: Sequence[Line], derived: Results, names: Sequence[str]) -> Table:
+    """Makes a table for 80 columns: Stagewire, and its ratio to each reference with the mark."""
+    table = _table(STAGEWIRE, "", *(f"to {name}" for name in references(names)))
+
+    def cells(line: Line) -> list[str]:
+        row, values, verdicts = line
+        brief = [f"{ratio.partition(' ')[0]} {target[-1:] if target else ' '}" for ratio, target in verdicts]
+        return [values[names.index(STAGEWIRE)], row.unit, *map(_coloured, brief)]
+
+    return _filled(table, measured, derived, cells)
+
+
+def _table(*titles: str) -> Table:
+    table = Table(title="medians ± half the spread; ratios within a round", title_justify="left", header_style="bold")
+    table.add_column("", overflow="fold")
+    for title in titles:
+        table.add_column(title, justify="left" if title in {"", "unit"} else "right", overflow="fold")
+    return table
+
+
+def _filled(table: Table, measured: Sequence[Line], derived: Results, cells: Callable[[Line], list[str]]) -> Table:
+    section = ""
+    for line in measured:
+        row = line[0]
+        if row.section != section:
+            section = row.section
+            table.add_section()
+            table.add_row(f"[bold]{section}[/]")
+        kept = [cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in cells(line)]
+        table.add_row(f"  {title_of(row, derived)}", *kept)
+    return table
+
+
+def _coloured(target: str) -> str:
+    style = "red" if target.endswith("✗") else "green" if target.endswith("✓") else ""
+    return f"[{style}]{target}[/]" if style else target
 
 
 def function_lines(results: Results) -> list[tuple[str, list[str]]]:
@@ -125,11 +187,12 @@ def as_json(results: Results, about: dict[str, Any]) -> dict[str, Any]:
             "title": row.title.strip(),
             "unit": row.unit,
             "cells": dict(zip(names, cells, strict=True)),
-            "ratio": ratio,
-            "target": row.target(),
-            "reached": row.reached(derived),
+            "compared": {
+                name: {"ratio": ratio, "target": target}
+                for name, (ratio, target) in zip(references(names), verdicts, strict=True)
+            },
         }
-        for row, cells, ratio, _ in lines(derived, names)
+        for row, cells, verdicts in lines(derived, names)
     ]
     return {"format": FORMAT, "about": about, "table": table, "samples": [each.as_json() for each in results.samples]}
 

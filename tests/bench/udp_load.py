@@ -28,7 +28,7 @@ SETTLE: Final = 0.3
 _TIMEOUT: Final = struct.Struct("@ll")
 
 
-class _Stopped:
+class Stopped:
     """Remembers that SIGTERM came."""
 
     def __init__(self) -> None:
@@ -39,14 +39,18 @@ class _Stopped:
         self.asked = True
 
 
+def receive_within(opened: socket.socket, seconds: float) -> None:
+    """Sets the kernel's own timeout (less than 1 s): a timeout of Python's would poll before each packet."""
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT.pack(0, int(seconds * 1e6)))
+
+
 def sink(port: int) -> dict[str, float]:
     """Receives until SIGTERM has come and no more packets arrive."""
-    stopped = _Stopped()
+    stopped = Stopped()
     counted(())  # imports NumPy before the load begins
     opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
-    # The kernel's own timeout: a timeout of Python's would poll before each packet.
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT.pack(0, int(SETTLE * 1e6)))
+    receive_within(opened, SETTLE)
     opened.bind(("", port))
     print("ready", flush=True)
     heads: list[bytes] = []

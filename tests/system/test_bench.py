@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.bench import latency, tcp, udp, workers
+from tests.bench import crowd, latency, tcp, udp, workers
 from tests.bench.contestants import CEILING, REFERENCE, all_up, entries
 
 pytestmark = [pytest.mark.alone, pytest.mark.system]
@@ -32,3 +32,11 @@ def test_workers_alone_are_fed_and_seal(shared_directory: Path) -> None:
         values, _ = workers.measure(house, 64, 0.1)
         assert values["pps"] > 1000
         assert values["pps_cpu"] > 0
+
+
+def test_a_crowd_shakes_hands_and_each_of_it_gets_packets(lab_directory: Path) -> None:
+    chosen = [entry for entry in entries(None) if entry.name == REFERENCE]
+    with crowd.crowds(chosen, lab_directory, 20) as (made,):
+        values, _ = crowd.measure(made, 1200, 2000, 0.5)
+        assert values["loss"] < 0.5
+        assert values["cpu"] > 0
