@@ -3,18 +3,26 @@
 nftables drops a packet if any table drops it, so a table of ours can't let a packet pass that another keeps. A chain keeps
 all packets if its policy is to drop, or if it ends with a rule that drops or rejects each. A rule for certain packets alone
 is its operator's wish, and doesn't count.
+
+A firewall that knows connections lets answers to peers pass by itself. Then a chain needs no rule for packets to peers,
+unless others begin connections to peers.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from host_service.firewall import COMMENT
+from stagewire.control.gateway import GatewayRules
 from stagewire.linux.nft_names import PREFIX
 
 WAYS: Final = ("iifname", "oifname")
 _UFW: Final = {"iifname": "in", "oifname": "out"}
 _VERSIONS: Final = {"ip": {4}, "ip6": {6}, "inet": {4, 6}}
+NEW, ANSWERS, PORTS = "new", "answers", "ports"
+"""Kinds of packets that a chain may treat differently: any, those of connections that exist, those to forwarded ports."""
+_TOLD: Final = {ANSWERS: ("state", "established"), PORTS: ("status", "dnat")}
+"""What conntrack says of a kind of packets."""
 _ENDS: Final = ("drop", "reject")
 _BESIDE: Final = frozenset(["counter", "log", "limit", "comment"])
 """Statements of a rule that leave no packet out."""
@@ -50,10 +58,19 @@ def comment(interface: str) -> str:
     return f"{COMMENT} for {interface}"
 
 
-def obstacles(listed: Listed, interface: str, versions: Iterable[int]) -> list[Obstacle]:
-    """Finds the chains that keep packets of these versions of IP from or to an interface."""
-    found = _Ruleset(listed)
-    return [each for chain in found.hooked(set(versions)) if (each := found.obstacle(chain, interface)) is not None]
+def to_peers(rules: GatewayRules) -> tuple[str, ...]:
+    """Returns the kinds of packets to peers that a gateway's rules need."""
+    if {*rules.forwards} - {*rules.masquerades}:
+        return (NEW,)
+    return (ANSWERS, PORTS) if rules.ports else (ANSWERS,)
+
+
+def obstacles(listed: Listed, interface: str, versions: Iterable[int], kinds: Iterable[str] = (NEW,)) -> list[Obstacle]:
+    """Finds the chains that keep packets of these versions of IP from an interface, or of these kinds to the interface."""
+    found, needs = _Ruleset(listed), {WAYS[0]: (NEW,), WAYS[1]: tuple(kinds)}
+    return [
+        each for chain in found.hooked({*versions}) if (each := found.obstacle(chain, interface, needs)) is not None
+    ]
 
 
 def standing(listed: Listed, interface: str) -> list[tuple[Chain, int]]:
@@ -83,7 +100,7 @@ def commands(one: Obstacle, interface: str) -> list[str]:
     """Returns what an operator types to let packets pass, by the means of the program that made the table."""
     match one.firewall:
         case "firewalld":
-            return [f"firewall-cmd --zone=trusted --add-interface={interface}"]
+            return _of_firewalld(one, interface)
         case "ufw":
             return [f"ufw route allow {_UFW[way]} on {interface}" for way in one.ways]
         case "docker" | "iptables":
@@ -91,6 +108,17 @@ def commands(one: Obstacle, interface: str) -> list[str]:
             return [f"{program} -I {one.place.name} -{way[0]} {interface} -j ACCEPT" for way in one.ways]
     place = f"{one.place.family} {one.place.table} {one.place.name}"
     return [f"nft insert rule {place} {way} {interface} accept" for way in one.ways]
+
+
+def _of_firewalld(one: Obstacle, interface: str) -> list[str]:
+    zone = f"--zone=trusted --add-interface={interface}"
+    if WAYS[1] not in one.ways:
+        return [f"firewall-cmd {zone}", f"firewall-cmd --permanent {zone}"]
+    # A zone decides about packets from its interfaces, a policy also about those to them. A new policy needs a reload.
+    policy = "--policy=to-trusted"
+    ways = [f"{policy} --add-ingress-zone=ANY", f"{policy} --add-egress-zone=trusted", f"{policy} --set-target=ACCEPT"]
+    lasting = [f"firewall-cmd --permanent {each}" for each in (zone, "--new-policy=to-trusted", *ways)]
+    return [*lasting, "firewall-cmd --reload"]
 
 
 class _Ruleset:
@@ -114,9 +142,12 @@ class _Ruleset:
             and not chain.table.startswith(PREFIX)
         ]
 
-    def obstacle(self, chain: Chain, interface: str) -> Obstacle | None:
+    def obstacle(self, chain: Chain, interface: str, needs: Mapping[str, Iterable[str]]) -> Obstacle | None:
         closed = self._hooks[chain].get("policy") == "drop" or self._ends(chain, 0)
-        ways = tuple(way for way in WAYS if not self._passes(chain, way, interface, 0)) if closed else ()
+        packets = (
+            {way: [_Packets(way, interface, kind) for kind in kinds] for way, kinds in needs.items()} if closed else {}
+        )
+        ways = tuple(way for way, all_of in packets.items() if not all(self._passes(chain, each, 0) for each in all_of))
         if not ways:
             return None
         user = Chain(chain.family, chain.table, "DOCKER-USER")
@@ -147,11 +178,10 @@ class _Ruleset:
                 return True
         return False
 
-    def _passes(self, chain: Chain, way: str, interface: str, depth: int) -> bool:
-        """Tells whether a rule lets all packets of an interface pass, before a rule for every packet drops them."""
+    def _passes(self, chain: Chain, packets: "_Packets", depth: int) -> bool:
+        """Tells whether a rule lets all these packets pass, before a rule for every packet drops them."""
         for rule in self._rules.get(chain, []):
-            matches = _matches(rule)
-            if matches and not all(_is_of(match, way, interface) for match in matches):
+            if not all(map(packets.fit, _matches(rule))):
                 continue
             if any("accept" in statement for statement in rule):
                 return True
@@ -161,7 +191,7 @@ class _Ruleset:
             if (
                 target
                 and depth < _DEEPEST
-                and self._passes(Chain(chain.family, chain.table, target), way, interface, depth + 1)
+                and self._passes(Chain(chain.family, chain.table, target), packets, depth + 1)
             ):
                 return True
         return False
@@ -173,11 +203,23 @@ def _matches(rule: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [statement for statement in rule if not known.issuperset(statement)]
 
 
-def _is_of(match: dict[str, Any], way: str, interface: str) -> bool:
-    said = match.get("match", {})
-    return bool(
-        said.get("op") == "==" and said.get("left") == {"meta": {"key": way}} and said.get("right") == interface
-    )
+@dataclass(frozen=True, slots=True)
+class _Packets:
+    """Describes packets of one kind, from an interface or to it."""
+
+    way: str
+    interface: str
+    kind: str
+
+    def fit(self, statement: dict[str, Any]) -> bool:
+        """Tells whether all these packets are what a rule asks for."""
+        said = statement.get("match", {})
+        left, right = said.get("left"), said.get("right")
+        if left == {"meta": {"key": self.way}}:
+            return bool(said.get("op") == "==" and right == self.interface)
+        key, value = _TOLD.get(self.kind, ("", ""))
+        values = right.get("set", []) if isinstance(right, dict) else right if isinstance(right, list) else [right]
+        return left == {"ct": {"key": key}} and said.get("op") in {"==", "in"} and value in values
 
 
 def _target(rule: list[dict[str, Any]]) -> str:

@@ -133,7 +133,7 @@ class Registry:
         lost = {now[key].preshared_key for key in delta.gone}
         lost |= {now[key].preshared_key for key in delta.peers if key in now and delta.peers[key].preshared_key}
         if delta.private_key:
-            lost.add(self.interface.private_key or _NO_KEY)
+            lost.add(_clamped(self.interface.private_key))
         return _without(lost, _secrets(prepared.settings, prepared.peers.values()))
 
     def lost(self) -> set[bytes]:
@@ -147,7 +147,7 @@ class Registry:
             replace(peer, preshared_key=_SOME_KEY) if peer.preshared_key in secrets else peer
             for peer in self.file.peers
         )
-        self.file = replace(self.file, private_key=None if own in secrets else own, peers=peers)
+        self.file = replace(self.file, private_key=None if _clamped(own) in secrets else own, peers=peers)
         self.interface = replace(self.interface, peers=peers)
 
     def with_file(self, file: InterfaceConfig) -> InterfaceConfig:
@@ -173,8 +173,13 @@ class Registry:
         return (_upon(peer, old.get(peer.public_key), self.peers.get(peer.public_key)) for peer in file.peers)
 
 
+def _clamped(private_key: bytes | None) -> bytes:
+    """Returns a private key as the curve takes it: a file may have other bits. _NO_KEY stands for none."""
+    return clamp(private_key) if private_key else _NO_KEY
+
+
 def _secrets(interface: InterfaceConfig, peers: Iterable[PeerConfig]) -> Iterator[bytes]:
-    yield interface.private_key or _NO_KEY
+    yield _clamped(interface.private_key)
     yield from (peer.preshared_key for peer in peers)
 
 
@@ -220,7 +225,7 @@ class Prepared:
         """Applies an edited file to the copies, in pieces."""
         before, delta, self.file = self.settings, self.delta, file
         self.settings = settings = self._registry.settings_with(file)
-        delta.private_key = settings.private_key != before.private_key
+        delta.private_key = _clamped(settings.private_key) != _clamped(before.private_key)
         delta.listen_port = settings.listen_port != before.listen_port
         delta.fwmark = settings.fwmark != before.fwmark
         own = public_key(settings.private_key) if settings.private_key else None
@@ -276,9 +281,9 @@ class Prepared:
     def change_interface(self, change: uapi.Change) -> None:
         settings, delta = self.settings, self.delta
         if change.private_key is not None:
-            private_key = change.private_key if change.private_key != _NO_KEY else None
-            delta.private_key = private_key != settings.private_key
-            settings = replace(settings, private_key=private_key)
+            delta.private_key = change.private_key != _clamped(settings.private_key)
+            if delta.private_key:
+                settings = replace(settings, private_key=change.private_key if change.private_key != _NO_KEY else None)
         if change.listen_port is not None:
             # As in other implementations, an equal port is opened again.
             delta.listen_port = True

@@ -14,7 +14,7 @@ from contextlib import suppress
 from stagewire import config
 from stagewire.config import InterfaceConfig
 from stagewire.environment import Environment
-from stagewire_cli import bring_up, dns, host_warnings, key_door, the_file
+from stagewire_cli import bring_up, dns, host_warnings, key_door, peers_file, the_file
 from stagewire_cli.done import DNS, DoneList, Plan
 from stagewire_cli.failures import Failed, NotUp
 
@@ -37,15 +37,17 @@ def reload(
     if not bring_up.is_up(environment):
         raise NotUp(environment.interface)
     path = the_file.of(environment)
-    text = config.load_text(path)
-    interface = config.parse_text(text, path)
-    # An editor that died half-way leaves an empty file.
-    if not any(line.partition("#")[0].strip() for line in text.splitlines()):
-        raise Failed(f"{path} is empty, so nothing is changed; `stagewire down` ends the interface")
-    for mistake in interface.warnings:
-        warn(f"warning: {mistake}")
-    before = the_file.as_it_was_read(environment)
-    difference, warning = key_door.apply(environment, text, dry_run=dry_run, confirm=confirm)
+    # Another command must not change the file between its reading here and its coming into force.
+    with peers_file.locked(path) as file:
+        text = file.text
+        interface = config.parse_text(text, path)
+        # An editor that died half-way leaves an empty file.
+        if not any(line.partition("#")[0].strip() for line in text.splitlines()):
+            raise Failed(f"{path} is empty, so nothing is changed; `stagewire down` ends the interface")
+        for mistake in interface.warnings:
+            warn(f"warning: {mistake}")
+        before = the_file.as_it_was_read(environment)
+        difference, warning = key_door.apply(environment, text, dry_run=dry_run, confirm=confirm)
     for line in difference or [f"nothing differs: {path} is in force already"]:
         tell(line)
     if dry_run:

@@ -4,14 +4,14 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from stagewire import config
 from stagewire.config import ConfigError, InterfaceConfig
 from stagewire.environment import Environment
-from stagewire_cli import in_force, key_door, the_file
+from stagewire_cli import in_force, key_door, peers_file, the_file
 from stagewire_cli.done import DoneList, Plan
 from stagewire_cli.failures import Failed
 
@@ -24,6 +24,17 @@ def save(environment: Environment, tell: Say, *, force: bool = False) -> None:
     With `force` it overwrites an edited file, and keeps a copy beside it. Raises Failed or ConfigError if the file is
     unchanged.
     """
+    path = the_file.of(environment)
+    with peers_file.locked(path) if path.exists() else nullcontext():
+        _save(environment, tell, force=force)
+    with (
+        suppress(Failed),
+        peers_file.locked(path) as file,
+    ):  # key-service may go on with the old text, which means the same
+        key_door.apply(environment, file.text)
+
+
+def _save(environment: Environment, tell: Say, *, force: bool) -> None:
     path, read, now = _what_is_in_force(environment)
     if difference := _edited(path, read):
         if not force:
@@ -38,8 +49,6 @@ def save(environment: Environment, tell: Say, *, force: bool = False) -> None:
             tell(f"{path} had changed since it was read; its old text is in {backup}")
     else:
         config.save(path, now)
-    with suppress(Failed):  # key-service may go on with the old text, which means the same
-        key_door.apply(environment, config.load_text(path))
 
 
 def save_as_it_goes_down(environment: Environment, say: Say) -> None:

@@ -77,6 +77,8 @@ def test_a_key_that_comes_or_goes_is_said_and_not_shown() -> None:
     with_key, without = read(TEXT), replace(read(TEXT), private_key=None)
     assert difference(with_key, without) == ["- PrivateKey"]
     assert difference(without, with_key) == ["+ PrivateKey"]
+    clamped = replace(with_key, private_key=bytes([0, *[1] * 30, 65]))
+    assert difference(with_key, clamped) == [], "the same key to the curve"
     secrets = {KEYS[0], KEYS[2], KEYS[4], KEYS[5]}
     assert not any(secret in line for secret in secrets for line in edited((KEYS[0], KEYS[4]), (KEYS[2], KEYS[5])))
 

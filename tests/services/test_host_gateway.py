@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from itertools import pairwise
 from pathlib import Path
@@ -153,7 +154,10 @@ def fill(namespace: Namespace, rules: str | tuple[str, ...]) -> None:
         (IPTABLES, ["iptables -I FORWARD -i wg0 -j ACCEPT", "iptables -I FORWARD -o wg0 -j ACCEPT"]),
         (DOCKER, ["iptables -I DOCKER-USER -i wg0 -j ACCEPT", "iptables -I DOCKER-USER -o wg0 -j ACCEPT"]),
         (UFW, ["ufw route allow in on wg0", "ufw route allow out on wg0"]),
-        (FIREWALLD, ["firewall-cmd --zone=trusted --add-interface=wg0"]),
+        (FIREWALLD, [f"firewall-cmd --permanent {each}" for each in (
+            "--zone=trusted --add-interface=wg0", "--new-policy=to-trusted", "--policy=to-trusted --add-ingress-zone=ANY",
+            "--policy=to-trusted --add-egress-zone=trusted", "--policy=to-trusted --set-target=ACCEPT",
+        )] + ["firewall-cmd --reload"]),
         (DEBIAN, ["nft insert rule inet filter forward iifname wg0 accept",
                   "nft insert rule inet filter forward oifname wg0 accept"]),
     ],
@@ -196,6 +200,30 @@ FORWARD = "chain forward { type filter hook forward priority 0; policy"
 def test_a_chain_that_keeps_none_of_our_packets_is_no_obstacle(namespace: Namespace, rules: str) -> None:
     fill(namespace, rules)
     assert passes.obstacles(listed(namespace), "wg0", (4, 6)) == []
+
+
+STATEFUL = f"{FORWARD} drop; ct state {{ established, related }} accept; %s }}; }}"
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("rules", "more", "ways"),
+    [
+        (EXIT, "", ("iifname",)),
+        (EXIT, 'iifname "wg0" accept;', ()),
+        (EXIT, 'iifname "wg0" tcp dport 443 accept;', ("iifname",)),
+        (GatewayRules((4, 6), (4,)), 'iifname "wg0" accept;', ("oifname",)),
+        (replace(EXIT, ports=_port().ports), 'iifname "wg0" accept;', ("oifname",)),
+        (replace(EXIT, ports=_port().ports), 'iifname "wg0" accept; ct status dnat accept;', ()),
+        (replace(EXIT, ports=_port().ports), 'iifname "wg0" accept; ct state new accept;', ("oifname",)),
+    ],
+)
+def test_a_firewall_that_lets_answers_pass_needs_a_rule_for_what_others_begin_alone(
+    namespace: Namespace, rules: GatewayRules, more: str, ways: tuple[str, ...]
+) -> None:
+    fill(namespace, f"table inet f {{ {STATEFUL % more}")
+    found = passes.obstacles(listed(namespace), "wg0", rules.forwards, passes.to_peers(rules))
+    assert [each.ways for each in found] == ([ways] if ways else [])
 
 
 def test_a_family_that_is_not_forwarded_has_no_obstacles() -> None:

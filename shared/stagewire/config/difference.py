@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from stagewire.config import gateway
-from stagewire.config.keys import NO_KEY, encode_key
+from stagewire.config.keys import NO_KEY, encode_key, public_key
 from stagewire.config.model import Access, ClientSettings, InterfaceConfig, PeerConfig
 from stagewire.config.peer_names import label
 from stagewire.config.values import as_quota, as_rate, as_time
@@ -18,13 +18,16 @@ def lines(before: InterfaceConfig, after: InterfaceConfig) -> list[str]:
     return [*_of_interface(before, after), *_of_peers(before, after)]
 
 
+def _of_private_key(before: bytes | None, after: bytes | None) -> Iterator[str]:
+    if not before or not after:
+        if before != after:
+            yield _there("PrivateKey", after)
+    elif public_key(before) != public_key(after):  # a curve overlooks some bits of a private key
+        yield "~ PrivateKey is another"
+
+
 def _of_interface(before: InterfaceConfig, after: InterfaceConfig) -> Iterator[str]:
-    if before.private_key != after.private_key:
-        yield (
-            "~ PrivateKey is another"
-            if before.private_key and after.private_key
-            else _there("PrivateKey", after.private_key)
-        )
+    yield from _of_private_key(before.private_key, after.private_key)
     yield from _value("ListenPort", before.listen_port, after.listen_port)
     yield from _value("FwMark", before.fwmark or None, after.fwmark or None)
     yield from _list("Address", map(str, before.addresses), map(str, after.addresses))

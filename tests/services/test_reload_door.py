@@ -1,0 +1,137 @@
+"""Commands at the door of a real key-service: two at once, again, of another version, and after its death."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+import pytest
+from tests.services.surroundings import PATIENCE, Program, Surroundings, surroundings
+from tests.services.test_peers_file import TEXT, races
+
+from lab.wait import until
+from stagewire.config.operations import RemovePeers, RenamePeer
+from stagewire.environment import Environment
+from stagewire_cli import key_door, peers, peers_file, reload
+from stagewire_cli.failures import Failed
+
+RACES = 60
+INTERFACE = TEXT.replace("PostUp", "Address = 10.8.0.1/24, fd00::1/64\nPostUp")
+OTHER = INTERFACE.replace("PostUp", "MTU = 1400\nPostUp")
+
+
+class Door:
+    """key-service alone, with a file and an audit."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self.file, folder = around.config, around.directory
+        variables = {"STAGEWIRE_RUN_DIR": folder / "run", "STAGEWIRE_CONFIG": self.file}
+        self.environment = Environment.read({name: str(value) for name, value in variables.items()}, "wg0")
+        self.write(INTERFACE)
+        self.begins()
+
+    def write(self, text: str) -> None:
+        self.file.write_text(text)
+        self.file.chmod(0o600)
+
+    def _started(self) -> Program:
+        begun = self._around.start("key-service")
+        until(self._answers, PATIENCE, f"key-service to answer: {begun.log}")
+        return begun
+
+    def _answers(self) -> bool:
+        try:
+            key_door.left_to_confirm(self.environment)
+        except Failed:
+            return False
+        return True
+
+    def begins(self) -> None:
+        self.program = self._started()
+
+    def dies(self) -> None:
+        """And another takes its place."""
+        self.program.kill()
+        self.begins()
+
+    def apply(self, text: str, confirm: int = 0) -> list[str]:
+        self.write(text)
+        return key_door.apply(self.environment, text, confirm=confirm)[0]
+
+    def differs(self, text: str) -> list[str]:
+        """What a text would change of what is in force."""
+        return key_door.apply(self.environment, text, dry_run=True)[0]
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[Door]:
+    with surroundings("door") as around:
+        yield Door(around)
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(one: Door) -> Iterator[None]:
+    yield
+    one.apply(INTERFACE)
+
+
+def test_two_at_once_never_give_an_address_twice(one: Door) -> None:
+    both = RemovePeers(("0", "1"))
+    races(one.environment, RACES, lambda: peers.carry_out(one.environment, both))
+    assert one.file.read_text() == INTERFACE
+    assert one.differs(INTERFACE) == []
+
+
+def test_the_same_file_again_changes_nothing(one: Door) -> None:
+    assert one.apply(OTHER) == ["+ MTU 1400"]
+    assert one.apply(OTHER) == []
+
+
+def test_a_reload_never_takes_back_what_another_command_writes_meanwhile(one: Door) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with peers_file.locked(one.file) as file:
+            doing = pool.submit(reload.reload, one.environment, print, print)
+            assert wait([doing], 0.3).not_done
+            key_door.operate(one.environment, RenamePeer("a", "b"), file.text, file.write)
+        doing.result()
+    assert "Name = b" in one.file.read_text()
+    assert one.differs(one.file.read_text()) == []
+
+
+def test_what_nobody_confirms_goes_back_though_key_service_dies(one: Door) -> None:
+    one.apply(OTHER, confirm=2)
+    one.dies()
+    assert 0 < key_door.left_to_confirm(one.environment) <= 2
+    with pytest.raises(Failed, match=r"waits for . s for its confirmation"):
+        peers.carry_out(one.environment, RenamePeer("a", "b"))
+    assert one.differs(OTHER) == []
+    until(lambda: not key_door.left_to_confirm(one.environment), 2.5, "the time to be over", promptly=True)
+    until(lambda: one.differs(OTHER), 1, "all to be as it was")
+    assert one.differs(INTERFACE) == []
+
+
+def test_what_is_over_when_the_next_key_service_begins_goes_back_at_once(one: Door) -> None:
+    one.apply(OTHER, confirm=1)
+    over = time.monotonic() + 1
+    one.program.kill()
+    until(lambda: time.monotonic() > over, 2, "the time to be over")
+    one.begins()
+    until(lambda: one.differs(INTERFACE) == [], 2, "all to be as it was")
+    assert key_door.left_to_confirm(one.environment) == 0
+
+
+@pytest.mark.parametrize(
+    ("question", "why"),
+    [
+        ({"do": "operate", "operation": {"version": 2, "do": "RenamePeer"}}, "another version than 1"),
+        ({"do": "operate", "operation": {"version": 1, "do": "BlessPeer"}}, "`do` must be one of"),
+        ({"do": "later"}, "use the `stagewire` of its version"),
+        ({"do": "apply", "confirm": -1}, "use the `stagewire` of its version"),
+    ],
+)  # fmt: skip
+def test_a_message_of_another_version_is_refused_in_a_line(one: Door, question: dict[str, Any], why: str) -> None:
+    with pytest.raises(Failed, match=why) as failed:
+        key_door._ask(one.environment, question, INTERFACE)
+    assert "\n" not in str(failed.value)
+    assert one.differs(INTERFACE) == []
