@@ -93,10 +93,9 @@ class Quotas:
             self._changed = True
 
     def worker_began(self, worker: int, generation: int) -> None:
-        """Forgets the tunnels of a worker's earlier process."""
+        """Notes that a worker's earlier process has ended, though its last report may still come."""
         for each in self._usages.values():
-            if worker in each.tunnels and each.tunnels[worker][0] != generation:
-                del each.tunnels[worker]
+            each.begins(worker, generation)
 
     def tunnel_begins(self, key: bytes, worker: int) -> None:
         """Notes that a peer gets a new tunnel in a worker, which counts from 0."""
@@ -107,6 +106,7 @@ class Quotas:
         """Notes that a peer's tunnels are gone; what it has used stays, in case it comes back."""
         if (found := self._usages.get(key)) is not None:
             found.tunnels.clear()
+            found.former.clear()
         self._told.pop(key, None)
 
     # --- time ----------------------------------------------------------------------------------------------

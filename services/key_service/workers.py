@@ -75,6 +75,7 @@ class Workers:
         self._traffic: dict[tuple[bytes, int], tuple[Peer, int, int, int]] = {}
         self.touched: Callable[[bytes], None] = lambda _key: None
         """Hears of each peer with new traffic."""
+        self._traffic_before: dict[tuple[bytes, int], tuple[Peer, int, int, int]] = {}
         self._settled: deque[tuple[float, tuple[bytes, ...]]] = deque()
         """Peers that have moved, and when their last packets from the worker that they left have arrived."""
 
@@ -245,9 +246,16 @@ class Workers:
             peer = self._handshaker.peers.get(traffic.public_key)
             if peer is None or (place not in self._traffic and not self.at_home(traffic.public_key, member)):
                 continue
-            # A tunnel's counters begin at 0 with each new worker process and each new peer.
-            counted, generation, tx, rx = self._traffic.get(place, (peer, member.generation, 0, 0))
-            if counted is not peer or generation != member.generation or traffic.tx_bytes < tx or traffic.rx_bytes < rx:
+            # A tunnel's counters begin at 0 with each new worker process and each new peer. The last report of the process
+            # before may come late.
+            known = self._traffic
+            if place in known and known[place][1] != member.generation:
+                known = self._traffic_before
+                if place not in known or known[place][1] != member.generation:
+                    known[place] = self._traffic.pop(place)
+                    known = self._traffic
+            counted, _, tx, rx = known.get(place, (peer, member.generation, 0, 0))
+            if counted is not peer or traffic.tx_bytes < tx or traffic.rx_bytes < rx:
                 tx = rx = 0
             # A hostile worker may say anything, and the sums are packed and printed.
             peer.tx_bytes = min(max(peer.tx_bytes + traffic.tx_bytes - tx, 0), MAX_COUNT)
@@ -256,7 +264,7 @@ class Workers:
             rates.take(peer, traffic.rx_bytes - rx, traffic.tx_bytes - tx, now)
             if traffic.rx_bytes > rx:
                 peer.heard_at = now
-            self._traffic[place] = (peer, member.generation, traffic.tx_bytes, traffic.rx_bytes)
+            known[place] = (peer, member.generation, traffic.tx_bytes, traffic.rx_bytes)
             total = min(max(traffic.tx_bytes + traffic.rx_bytes, 0), MAX_COUNT)
             self._quotas.on_traffic(traffic.public_key, member.number, member.generation, total)
 

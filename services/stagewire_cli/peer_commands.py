@@ -240,7 +240,7 @@ def config_(who: str, interface: str | None, **chosen: Any) -> None:
         from stagewire_cli import output_files, peers
 
         found = peers.read(environment)
-        with output_files.made([chosen["output"]]) as files:
+        with output_files.made([chosen["output"]], mend="") as files:
             _show(found.whole, found.find(who), None, chosen, files)
 
     _upon(interface, action)

@@ -160,10 +160,11 @@ def changed(**fields: object) -> bytes:
         (changed(**{"stagewire backup": 2}), "is of version 2.*use a newer stagewire"),
         (changed(more="x"), "does not open"),
         (HEAD + b"\n", "does not open"),
-        (SEALED[:-1], "does not open"),
+        *((SEALED[:at], "does not open") for at in (len(HEAD) + 2, -len(REST) // 2, -16, -1)),
+        *((SEALED[:at], "is no backup") for at in (1, len(HEAD) // 2)),
         (SEALED[:-1] + bytes([SEALED[-1] ^ 1]), "does not open"),
     ],
-    ids=map(str, range(13)),  # the data are random
+    ids=map(str, range(18)),  # the data are random
 )
 def test_any_other_file_is_refused_in_a_line(data: bytes, why: str) -> None:
     with pytest.raises(Failed, match=why) as failed:

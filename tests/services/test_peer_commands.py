@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.services.disks import full_disk, small_disk
 from tests.services.test_stagewire_cli import folders, stagewire
 
 from stagewire import config
@@ -205,6 +206,28 @@ def test_what_is_written_is_a_new_file_for_root_alone(files: Files) -> None:
 )
 def test_bad_input_is_one_line_and_changes_nothing(files: Files, words: tuple[str, ...], why: str) -> None:
     assert why in files.refused("peer", *words, "-i", str(files.conf))
+
+
+def test_a_full_disk_is_one_line_and_changes_nothing(files: Files, tmp_path: Path) -> None:
+    files.peer("add", "a")
+    table = files.folder / "new.csv"
+    table.write_text("name\nb\nc\n")
+    with small_disk(tmp_path / "disk") as disk:
+        there, folder = Files(disk), disk / "out"
+        there.run("init", str(there.conf), *PLACE)
+        folder.mkdir()
+        standing = {*disk.iterdir(), disk / "ballast"}
+        with full_disk(disk):
+            for words in (
+                ("add", "b", "--output", str(disk / "b")), ("add", "--from", str(table), "--output", str(folder)),
+                ("rotate", "a", "--output", str(disk / "a")), ("config", "a", "--output", str(disk / "a")),
+            ):  # fmt: skip
+                assert "No space left on device; nothing is changed" in files.refused(
+                    "peer", *words, "-i", str(files.conf)
+                )
+            assert "No space left on device" in there.refused("peer", "add", "a", "-i", str(there.conf))
+            assert {*disk.iterdir()} == standing
+            assert list(folder.iterdir()) == []
 
 
 def test_a_table_adds_all_or_none(files: Files) -> None:

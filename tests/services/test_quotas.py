@@ -112,6 +112,18 @@ def test_a_new_worker_counts_from_zero(world: World) -> None:
     assert world.used == 610
 
 
+def test_the_last_report_of_a_worker_counts_once_though_the_next_one_has_begun(world: World) -> None:
+    world.quotas.on_traffic(A, 0, 7, 300)
+    world.quotas.worker_began(0, 8)
+    world.quotas.on_traffic(A, 0, 7, 320)
+    assert world.used == 320
+    world.quotas.on_traffic(A, 0, 8, 10)
+    world.quotas.on_traffic(A, 0, 7, 330)
+    world.quotas.on_traffic(A, 0, 8, 15)
+    assert world.used == 345
+    assert world.quotas.cap(A, 0) == QUOTA - 345 + 15
+
+
 def test_a_tunnel_made_anew_in_the_same_worker_counts_from_zero(world: World) -> None:
     world.quotas.on_traffic(A, 0, 7, 300)
     world.quotas.tunnel_begins(A, 0)

@@ -31,9 +31,11 @@ pytestmark = pytest.mark.system
 RATE = 2_000_000
 """Bits/s, of which any machine is capable."""
 SIZE = 996
-"""Bytes of UDP payload. Inside are 28 more, outside 60 more: 28 and 32 of WireGuard, which then pads nothing."""
-INNER, OUTER = SIZE + 28, SIZE + 60
+"""Bytes of UDP payload. Inside are 28 more, which WireGuard then pads by nothing."""
+INNER = SIZE + 28
 QUOTA = 2_000_000
+SLOWLY = 25
+"""Packets/s of which a killed worker forgets less than 1 % of the quota."""
 STAYS = Single(1)
 GATEWAY = STAYS.gateway_inner[0]
 CROWD = 50
@@ -66,6 +68,13 @@ def client(network: Topology, hub: WgHub) -> Iterator[Client]:
     with client.runs(network):
         until(lambda: ping(network.c, GATEWAY, timeout=1).received, 10, "the tunnel")
         yield client
+
+
+def port_of(hub: WgHub, client: Client) -> int:
+    """The port from which the client speaks."""
+    states = hub.dump().peers.values()
+    [place] = [each.endpoint for each in states if f"{client.address}/32" in each.allowed_ips and each.endpoint]
+    return int(place.rpartition(":")[2])
 
 
 class Transfer:
@@ -103,13 +112,6 @@ def measured(network: Topology, hub: WgHub, *flows: int | str, rate: int = RATE)
         yield found
 
 
-def port_of(hub: WgHub, client: Client) -> int:
-    """The port from which the client speaks."""
-    states = hub.dump().peers.values()
-    [place] = [each.endpoint for each in states if f"{client.address}/32" in each.allowed_ips and each.endpoint]
-    return int(place.rpartition(":")[2])
-
-
 def test_udp_to_a_peer_has_its_rate(network: Topology, hub: WgHub, client: Client) -> None:
     with (
         measured(network, hub, port_of(hub, client)) as found,
@@ -139,6 +141,70 @@ def test_a_killed_worker_gives_at_most_one_burst(network: Topology, hub: WgHub, 
         had = stream.received
         until(lambda: stream.received > had + 50, 10, "the stream after the kill")
         found.hold_their_rates(bursts=2)
+
+
+class Metered:
+    """Watches a peer's quota: what is stored, and what has passed on the wire."""
+
+    def __init__(self, network: Topology, hub: WgHub) -> None:
+        self.link = Capture(network.b, network.link_b.a_interface, snap=SNAP)
+        self._network, self._hub = network, hub
+        self._state, self._month = hub.gateway.state_directory / hub.name, usage.month_of(time.time())
+
+    @property
+    def stored(self) -> int:
+        return sum(each.in_month(self._month) for each in usage.read(self._state).values())
+
+    @property
+    def carried(self) -> int:
+        return carried(self.link, STAYS.port)
+
+    @contextmanager
+    def stream(self, rate: int) -> Iterator[None]:
+        """Sends to a peer that has just begun to work: only it knows where the gateway is."""
+        a = self._network.a
+        with self._hub.wireguard_go(STAYS, a, Topology.B4):
+            until(lambda: ping(a, GATEWAY, timeout=1).received, 20, "the tunnel")
+            with NumberedStream(self._network.b, a, STAYS.inner[0], rate=rate, size=SIZE):
+                yield
+
+    def waits(self, condition: Callable[[], bool], what: str) -> None:
+        until(condition, 20, f"{what}: {self.carried} carried, {self.stored} stored")
+
+
+def test_a_quota_holds_over_every_restart(network: Topology, hub: WgHub) -> None:
+    key = STAYS.keys.public
+    peer(hub, "set", key, "--quota", str(QUOTA))
+    meter = Metered(network, hub)
+    with meter.link:
+        with meter.stream(SLOWLY):
+            meter.waits(lambda: meter.carried > QUOTA / 50, "the stream")
+            hub.gateway.kill("key", 9)
+            hub.gateway.command("restart", "all", hub.name)
+            for number in (0, 1):  # one of both is its home
+                hub.gateway.kill("device", 9, number)
+            had = meter.carried
+            meter.waits(lambda: meter.carried > had + QUOTA / 50, "the stream after the kill")
+        # What is not stored when all ends at once is lost.
+        meter.waits(lambda: meter.stored >= meter.carried - QUOTA / 100, "all to be stored")
+        hub.gateway.down()
+        hub.gateway.up()
+        with meter.stream(500):
+            meter.waits(lambda: meter.stored >= QUOTA, "the quota to be used up")
+            assert not ping(network.a, GATEWAY, timeout=0.5).received
+        assert abs(meter.carried / QUOTA - 1) <= 0.01
+        assert not meter.link.dropped
+    until(lambda: "peer has used up its quota" in "".join(hub.gateway.logs().values()), 10, "a warning in the log")
+    assert f"used 100% of {values.as_quota(QUOTA)}" in peer(hub, "list")
+
+    def why() -> str:
+        return hub.gateway.command("why", key, hub.name, "--no-try", check=False).stdout
+
+    # A worker reports what it drops each second.
+    until(lambda: "has used up its Quota" in why(), 10, "why to name the quota")
+    peer(hub, "set", key, "--quota", "none")
+    with meter.stream(SLOWLY):
+        pass
 
 
 class Crowd:
@@ -216,59 +282,3 @@ def test_many_limited_peers_have_their_rates_at_once(network: Topology, hub: WgH
     crowd.shake_hands()
     with measured(network, hub, *crowd.ports, *crowd.addresses, rate=CROWDED) as found, crowd:
         found.hold_their_rates()
-
-
-def test_a_quota_holds_over_every_restart(network: Topology, hub: WgHub, client: Client) -> None:
-    port = port_of(hub, client)
-    peer(hub, "set", "phone", "--rate", "none", "--quota", str(QUOTA))
-    state, month = hub.gateway.state_directory / hub.name, usage.month_of(time.time())
-    link = Capture(network.b, network.link_b.a_interface, snap=SNAP)
-
-    def used() -> int:
-        """Returns what is stored."""
-        return sum(each.in_month(month) for each in usage.read(state).values())
-
-    def stored() -> None:
-        """Waits for the last bytes: a kill forgets what was not reported, and `down` what was not stored."""
-        until(lambda: used() >= carried(link, port), 15, "all bytes to be stored")
-
-    def carry(least: int) -> None:
-        """Sends until so much more is carried or the quota is used up."""
-        # The gateway has forgotten where the peer is after a `down`: the peer speaks first.
-        until(lambda: ping(network.c, GATEWAY, timeout=1).received, 20, "the tunnel")
-        least += carried(link, port)
-        with stream(500):
-            until(lambda: carried(link, port) >= least or used() >= QUOTA, 40, "the traffic")
-
-    def stream(rate: int) -> NumberedStream:
-        return NumberedStream(network.b, network.c, client.address, rate=rate, size=SIZE)
-
-    assert used() < QUOTA / 100, "what it had before it had a quota doesn't count"
-    with link:
-        carry(QUOTA // 5)
-        stored()
-        hub.gateway.kill("key", 9)
-        carry(QUOTA // 5)
-        stored()
-        for number in (0, 1):  # one of both is its home
-            hub.gateway.kill("device", 9, number)
-        with stream(50):
-            hub.gateway.command("restart", "all", hub.name)
-        stored()
-        hub.gateway.down()
-        hub.gateway.up()
-        carry(QUOTA)
-        until(lambda: used() >= QUOTA, 15, "all bytes to be stored")
-        assert not ping(network.c, GATEWAY, timeout=0.5).received
-        assert abs(carried(link, port) / QUOTA - 1) <= 0.01
-        assert not link.dropped
-    until(lambda: "peer has used up its quota" in "".join(hub.gateway.logs().values()), 10, "a warning in the log")
-    assert f"used 100% of {values.as_quota(QUOTA)}" in peer(hub, "list")
-
-    def why() -> str:
-        return hub.gateway.command("why", "phone", hub.name, "--no-try", check=False).stdout
-
-    # A worker reports what it drops each second.
-    until(lambda: "has used up its Quota" in why(), 10, "why to name the quota")
-    peer(hub, "set", "phone", "--quota", "none")
-    until(lambda: ping(network.c, GATEWAY, timeout=1).received, 10, "traffic without a quota")

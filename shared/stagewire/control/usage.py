@@ -34,6 +34,8 @@ class Usage:
 
     months: dict[str, int] = field(default_factory=dict)
     tunnels: dict[int, tuple[int, int]] = field(default_factory=dict)
+    former: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """The tunnel of each worker's process before, whose last report may come late. It is not stored."""
 
     def in_month(self, month: str) -> int:
         return self.months.get(month, 0)
@@ -46,12 +48,23 @@ class Usage:
 
     def counted(self, worker: int, generation: int, total: int, month: str) -> None:
         """Takes the bytes that a worker's tunnel has carried so far."""
-        known, before = self.tunnels.get(worker, (generation, 0))
-        if known != generation or total < before:  # a new tunnel, which counts from 0
+        if self.former.get(worker, (None, 0))[0] == generation:
+            before = self.former[worker][1]
+            self.former[worker] = generation, max(before, total)
+            self.add(month, max(0, total - before))
+            return
+        self.begins(worker, generation)
+        before = self.tunnels.get(worker, (generation, 0))[1]
+        if total < before:  # a new tunnel, which counts from 0
             before = 0
         if total != before:
             self.add(month, total - before)
         self.tunnels[worker] = (generation, total)
+
+    def begins(self, worker: int, generation: int) -> None:
+        """Notes which process carries a worker's tunnel from now on."""
+        if worker in self.tunnels and self.tunnels[worker][0] != generation:
+            self.former[worker] = self.tunnels.pop(worker)
 
 
 def month_of(unix_s: float) -> str:
