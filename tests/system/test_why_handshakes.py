@@ -27,9 +27,10 @@ PSK_HERE, PSK_THERE = Spoke(4, psk=True), Spoke(5)
 BLOCKED_IN, BLOCKED_OUT, NO_WAY_BACK = Spoke(6), Spoke(7, Topology.A4), Spoke(8)
 CLOCK, BEHIND_NAT, NEVER = Spoke(9), Spoke(10), Spoke(11)
 MOVED, UNNAMED = Spoke(12, Topology.A4), Spoke(13, "gone.example")
+INSIDE = Spoke(14, MOVED.inner[0])
 SPOKES = [
     ANNA, THEIR_KEY, OUR_KEY, PSK_HERE, PSK_THERE, BLOCKED_IN, BLOCKED_OUT, NO_WAY_BACK, CLOCK, BEHIND_NAT, NEVER, MOVED,
-    UNNAMED,
+    UNNAMED, INSIDE,
 ]  # fmt: skip
 IN_2100 = 4_102_444_800 * 10**9
 
@@ -55,6 +56,13 @@ def hub(network: Topology, shared_directory: Path) -> Iterator[Hub]:
 def test_a_peer_that_was_never_set_up(network: Topology, hub: Hub) -> None:
     assert broken(network.b, NEVER.inner[0])
     assert first(hub, NEVER) == "never_called"
+
+
+def test_a_peer_behind_another_one_that_is_away(network: Topology, hub: Hub) -> None:
+    assert broken(network.b, INSIDE.inner[0])
+    found = why(hub, INSIDE, "--no-try")["findings"][0]
+    assert found["id"] == "carrier_away"
+    assert f"lies behind {MOVED.keys.public[:10]}" in found["text"]
 
 
 def test_a_port_that_this_host_blocks(network: Topology, hub: Hub) -> None:

@@ -23,10 +23,11 @@ SOURCE_HERE, ALLOWED_THERE = Spoke(1), Spoke(2)
 NO_FORWARDING, NO_MASQUERADE, NO_WAY_BACK = Spoke(3), Spoke(4), Spoke(5)
 BLACK_HOLE, TWO_DEVICES, OVERLAPPED = Spoke(6, Topology.A4), Spoke(7), Spoke(8)
 INTRUDER = Spoke(9, allowed_ips=[f"{OVERLAPPED.inner[0]}/32"])
+NO_FORWARDING_6, NOWHERE = Spoke(11), Spoke(12, "203.0.113.9")
 STRICT = Spoke(10, allowed_ips=["10.97.0.0/24"])
 SPOKES = [
     SOURCE_HERE, ALLOWED_THERE, NO_FORWARDING, NO_MASQUERADE, NO_WAY_BACK, BLACK_HOLE, TWO_DEVICES, OVERLAPPED, INTRUDER,
-    STRICT,
+    STRICT, NO_FORWARDING_6, NOWHERE,
 ]  # fmt: skip
 BEHIND = "10.77.0.2"
 """A host behind the gateway, without a route to the tunnel."""
@@ -69,6 +70,12 @@ def calling_behind(network: Topology, hub: Hub, spoke: Spoke) -> Iterator[None]:
         yield
 
 
+def test_an_address_to_which_no_way_leads(network: Topology, hub: Hub) -> None:
+    assert broken(network.b, NOWHERE.inner[0])
+    found = why(hub, NOWHERE)["findings"][0]
+    assert (found["id"], found["seen"]) == ("unreachable", f"ICMP from {Topology.CB4}")
+
+
 def test_a_source_that_is_not_allowed_here(network: Topology, hub: Hub) -> None:
     with connected(network, hub, SOURCE_HERE) as far:
         network.a.run("ip", "address", "add", "10.99.1.2/32", "dev", far.interface)
@@ -96,6 +103,17 @@ def test_forwarding_that_is_off(network: Topology, behind: Namespace, hub: Hub) 
         found = why(hub, NO_FORWARDING)["findings"][0]
         assert (found["id"], "net.ipv4.ip_forward=1" in found["mend"]) == ("forwarding_off", True)
     behind.run("ip", "route", "del", "default")
+
+
+def test_forwarding_that_is_off_for_one_version(network: Topology, hub: Hub) -> None:
+    network.b.sysctl("net.ipv4.ip_forward", 1)
+    network.b.sysctl("net.ipv6.conf.all.forwarding", 0)
+    with hub.wireguard_go(NO_FORWARDING_6, network.a, Topology.B4, allowed_ips=["fd77::2/128"]):
+        for _ in range(3):
+            assert broken(network.a, "fd77::2")
+        until(lambda: hub.peer(NO_FORWARDING_6)["rx_bytes"] > 500, 5, "its packets to be counted")
+        found = why(hub, NO_FORWARDING_6, "--no-try")["findings"][0]
+        assert (found["id"], "forwards no IPv6 packets" in found["text"]) == ("forwarding_off", True)
 
 
 def test_no_masquerade(network: Topology, behind: Namespace, hub: Hub) -> None:
