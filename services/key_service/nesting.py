@@ -83,4 +83,20 @@ class Nesting:
         """Returns, for the operator, why conn-service refuses an endpoint; empty if it does not."""
         if endpoint is None or without_source(endpoint) not in self._refused:
             return ""
+        if (carrier := self._without_endpoint(endpoint)) is not None:
+            return f"lies behind {self._registry.label(carrier)}, whose own endpoint is not known yet"
         return "lies behind the peer itself; route it outside the tunnel or through another peer"
+
+    def _without_endpoint(self, endpoint: bytes) -> bytes | None:
+        """Returns the peer at the end of a chain if the chain ends because nobody knows where that peer is."""
+        seen = set[bytes]()
+        while without_source(endpoint) not in seen:
+            seen.add(without_source(endpoint))
+            owner = self._registry.owner_of(unpack_untrusted(endpoint).address)
+            peer = self._handshaker.peers.get(owner) if owner else None
+            if owner is None or peer is None:
+                return None
+            if peer.endpoint is None:
+                return owner
+            endpoint = peer.endpoint
+        return None

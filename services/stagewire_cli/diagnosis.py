@@ -53,7 +53,9 @@ def _place(e: Evidence) -> Iterator[Finding]:
             f"the name in its endpoint, {name}, has no address: {peer['unresolved']}",
             f"mend the name in its Endpoint, or the DNS server: `getent hosts {host_of(name)}` shows what this host finds",
         )
-    if peer.get("endpoint_fault"):
+    if peer.get("endpoint_fault") and (label := _carrier(e)) and "itself" not in peer["endpoint_fault"]:
+        yield _behind(e, label)
+    elif peer.get("endpoint_fault"):
         mend = "take the endpoint's address out of AllowedIPs"
         yield Finding("endpoint_in_own_tunnel", f"its endpoint {peer['endpoint_fault']}", mend)
 
@@ -172,11 +174,7 @@ def _silence(e: Evidence) -> Iterator[Finding]:
 def _of_known_place(e: Evidence) -> Finding:
     peer = e.peer
     if label := _carrier(e):
-        return Finding(
-            "carrier_away",
-            f"its endpoint {peer['endpoint']} lies behind {label}, which itself has no session",
-            f"look at {label} first: `stagewire why` tells of it",
-        )
+        return _behind(e, label)
     moved = peer["endpoint_set"] not in (None, peer["endpoint"]) and not peer.get("endpoint_name")
     if peer["endpoint_set"] is None or moved:
         return Finding(
@@ -209,6 +207,14 @@ def _carrier(e: Evidence) -> str:
         if not prefix.endswith("/0") and _meets(prefix, host)
     ]
     return max(at)[1] if at else ""
+
+
+def _behind(e: Evidence, label: str) -> Finding:
+    return Finding(
+        "carrier_away",
+        f"its endpoint {e.peer['endpoint']} lies behind {label}, which itself has no session",
+        f"look at {label} first: `stagewire why` tells of it",
+    )
 
 
 def _refused(e: Evidence, refusal: Refusal) -> Finding:

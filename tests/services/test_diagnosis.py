@@ -111,6 +111,14 @@ SILENT: dict[str, Any] = {"last_handshake_unix_s": None, "tried": "unanswered"}
         (evidence(refusal=Refusal("192.0.2.254", "no route", closed=False), **SILENT), "unreachable"),
         (evidence(others={"Bert": ["192.0.2.0/24"]}, without_session=frozenset(["Bert"]), **SILENT), "carrier_away"),
         (evidence(others={"Bert": ["192.0.2.0/24"]}, **SILENT), "no_answer"),
+        (
+            evidence(
+                others={"Bert": ["192.0.2.0/24"]},
+                without_session=frozenset(["Bert"]),
+                endpoint_fault="lies behind Bert, whose own endpoint is not known yet",
+            ),
+            "carrier_away",
+        ),
         (evidence(others={"Bert": ["0.0.0.0/0"]}, without_session=frozenset(["Bert"]), **SILENT), "no_answer"),
         (evidence(strangers=(reason("unknown_peer", "192.0.2.1:7", key="S" * 43 + "="),), **SILENT), "no_answer"),
         (evidence(masquerades=False, only_in=True), "no_masquerade"),

@@ -62,6 +62,16 @@ def test_the_longest_prefix_says_who_is_on_the_way() -> None:
     assert key.chain("10.78.0.2") == ["10.77.0.1"]
 
 
+def test_an_endpoint_behind_itself_differs_from_one_behind_a_peer_that_nobody_knows_where_it_is() -> None:
+    key = Key(a=("10.1.0.1", "10.0.0.0/24"), b=("10.0.0.1", "10.1.0.0/24"), c=("10.2.0.1", ""), d=(None, "10.2.0.0/24"))
+    for address in ("10.0.0.1", "10.2.0.1"):
+        assert key.nesting.fault_of(at(address)) == ""
+        key.nesting.on_judged(ChainJudged(at(address), passes=False))
+    assert key.nesting.fault_of(at("10.0.0.1")).startswith("lies behind the peer itself")
+    said = key.nesting.fault_of(at("10.2.0.1"))
+    assert said == f"lies behind {key.registry.label(D)}, whose own endpoint is not known yet"
+
+
 @pytest.mark.parametrize(
     ("peers", "asked", "through"),
     [
