@@ -191,6 +191,26 @@ def test_traffic_ends_within_a_second_and_no_other_peer_loses_a_packet(network: 
             until(lambda: passes(network), 15, "traffic again")
 
 
+def test_bad_input_and_the_same_file_again_cost_the_tunnel_nothing(
+    network: Topology, hub: WgHub, tmp_path: Path
+) -> None:
+    table = tmp_path / "new.csv"
+    names = [f"p{number}" for number in range(500)]
+    table.write_text("\n".join(["name", *names[:398], "p7", *names[399:]]))
+    with hub.wireguard_go(STAYS, network.a, Topology.B4):
+        until(lambda: ping(network.a, GATEWAY).received == 1, 10, "the tunnel")
+        with Pulse(network.a, network.b, [GATEWAY], rate=400) as pulse:
+            until(lambda: pulse.received > 100, 10, "packets to flow")
+            assert f"{table}:400: " in peer(hub, "add", "--from", str(table), "--output", str(tmp_path), check=False)
+            assert "no peer has the name" in peer(hub, "rotate", "nobody", check=False)
+            add(hub, "beside")
+            hub.gateway.command("apply", hub.name)
+            hub.gateway.write_config(f"{hub.gateway.config_path.read_text()}[Peer]\nAllowedIPs = nowhere\n")
+            assert hub.gateway.command("apply", hub.name, check=False).returncode == 1
+            assert len(hub.dump().peers) == 2
+            hub.expect_whole(pulse.finish())
+
+
 def test_two_at_once_never_get_one_address(hub: WgHub) -> None:
     with ThreadPoolExecutor(4) as pool:
         clients = list(pool.map(lambda number: add(hub, f"racer {number}"), range(12)))
