@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from lab.capture import Capture, Frame
 from lab.namespaces import Namespace
-from lab.wait import until
+from lab.wait import NeverHappened, until
 from stagewire.proto.shaping import BURST, MIN_BURST
 
 WITHIN: Final = 0.05
@@ -99,7 +99,9 @@ class Passing:
             return all(abs(flow.share - 1) <= WITHIN for flow in self._flows.values())
 
         try:
-            until(near, 20, f"all rates at once: {self._flows}")
+            until(near, 20, "all rates at once")
+        except NeverHappened as never:
+            raise NeverHappened(f"{never}: {self._flows}") from None
         finally:
             assert not self._tunnel.dropped + self._link.dropped, "the capture missed frames"
             for flow in self._flows.values():

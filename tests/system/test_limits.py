@@ -17,7 +17,7 @@ from lab.capture import Capture
 from lab.hub import PORT
 from lab.namespaces import Namespace, Topology
 from lab.traffic import NumberedStream, ping
-from lab.wait import until
+from lab.wait import NeverHappened, until
 from lab.wg import WgHub
 from lab.wireguard_go import Peer, new_key_pair
 from stagewire.config import decode_key, values
@@ -169,7 +169,10 @@ class Metered:
                 yield
 
     def waits(self, condition: Callable[[], bool], what: str) -> None:
-        until(condition, 20, f"{what}: {self.carried} carried, {self.stored} stored")
+        try:
+            until(condition, 20, what)
+        except NeverHappened as never:
+            raise NeverHappened(f"{never}: {self.carried} bytes carried, {self.stored} stored") from None
 
 
 def test_a_quota_holds_over_every_restart(network: Topology, hub: WgHub) -> None:
