@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """Mounts one of 64 KiB."""
+def small_disk(folder: Path, size: str = "64k") -> Iterator[Path]:
+    """Mounts one, of 64 KiB unless said."""
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "none", str(folder)], check=True)
     try:
         yield folder
     finally:
