@@ -14,7 +14,8 @@ from typing import Final
 _SAFELY: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _ZEROS: Final = bytes(1 << 20)
 _PIECE: Final = 1 << 16
-"""Bytes of a file to read at once. key-service overwrites each buffer as it gets and frees it, however little is read."""
+"""Bytes of a file to read at once: more than Python keeps in blocks of its own, so the C library overwrites the content.
+It overwrites each buffer of key-service, however little is read. So the buffer is no larger."""
 _MOST_ROUNDS: Final = 100_000
 """Levels of folders that are removed: a living process could make new ones without end."""
 
@@ -74,10 +75,11 @@ def read(path: Path, most: int) -> bytes:
 
 def read_open(descriptor: int, most: int) -> bytes:
     """Reads an open file from its present place, and no more than `most` bytes. Raises OSError."""
-    data = bytearray()
-    while len(data) < most and (piece := os.read(descriptor, min(_PIECE, most - len(data)))):
-        data += piece
-    return bytes(data)
+    pieces, left = list[bytes](), most
+    while left and (piece := os.read(descriptor, min(_PIECE, left))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 def give(path: Path, uid: int, gid: int) -> Suspicious | None:

@@ -129,10 +129,13 @@ def test_long_texts_of_key_service_take_little_memory_of_status_service() -> Non
 
 @pytest.mark.attack("hostile-device")
 def test_no_worker_makes_a_count_of_bytes_that_wg_cannot_read() -> None:
-    peer, totals = SimpleNamespace(tx_bytes=5, rx_bytes=5, heard_at=0.0), list[int]()
+    peer = SimpleNamespace(tx_bytes=5, rx_bytes=5, heard_at=0.0, rated_at=0.0, rx_rate=0.0, tx_rate=0.0)
+    totals = list[int]()
     workers = SimpleNamespace(
         _handshaker=SimpleNamespace(peers={bytes(32): peer}),
         _traffic={},
+        _traffic_before={},
+        touched=lambda _key: None,
         at_home=lambda _key, _member: True,
         _quotas=SimpleNamespace(on_traffic=lambda *counted: totals.append(counted[-1])),
     )
