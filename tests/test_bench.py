@@ -10,6 +10,7 @@ from rich.console import Console
 from tests.bench import latency, report, tcp, udp
 from tests.bench.cost import Bill, Reading, name_of
 from tests.bench.hubs import fairness
+from tests.bench.machine import room_for_many
 from tests.bench.publish import publish
 from tests.bench.rows import ROWS, Row, derive, udp_key
 from tests.bench.samples import Results, Sample, quantile, quantiles, steadiness, summarise
@@ -154,6 +155,19 @@ def test_a_bill_is_per_gigabyte() -> None:
     values = Bill.between(first, last).values()
     assert values == {"cpu/conn-service": 2.0, "cpu/tun-service": 1.0, "cpu": 3.0, "switches": 0.05}
     assert Bill({}, 0, 10).values() == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "meanwhile", "after"), [("128", "", "128"), ("128", "2048", "2048"), ("4096", "", "4096")]
+)
+def test_a_limit_of_the_host_is_raised_for_a_while(tmp_path: Path, before: str, meanwhile: str, after: str) -> None:
+    setting = tmp_path / "max_user_instances"
+    setting.write_text(before)
+    with room_for_many(setting):
+        assert int(setting.read_text()) >= 1024
+        if meanwhile:
+            setting.write_text(meanwhile)
+    assert setting.read_text() == after
 
 
 def test_fairness() -> None:

@@ -48,7 +48,7 @@ def measure(console: Console, plan: Plan, only: Sequence[str], peer: str | None,
     for number in ENDING_SIGNALS:
         signal.signal(number, _end)
     try:
-        with short_directory() as directory:
+        with short_directory() as directory, machine.room_for_many():
             groups = [each for each in all_groups(plan, entries(peer), directory) if not only or each.key in only]
             Runner(console, results).run(groups)
     except Ended as ended:

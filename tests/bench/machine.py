@@ -5,6 +5,8 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,24 @@ import zmq
 from cryptography.hazmat.backends.openssl import backend
 
 ROOT = Path(__file__).parents[2]
+_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
+_ENOUGH = 1024
+"""inotify instances: each wireguard-go has one, and one user runs hundreds of wireguard-go."""
+
+
+@contextmanager
+def room_for_many(setting: Path = _INSTANCES) -> Iterator[None]:
+    """Raises the limit of inotify instances for a while, then puts back what was there, unless another changed it."""
+    before = setting.read_text()
+    if int(before) >= _ENOUGH:
+        yield
+        return
+    setting.write_text(f"{_ENOUGH}\n")
+    try:
+        yield
+    finally:
+        if int(setting.read_text()) == _ENOUGH:
+            setting.write_text(before)
 
 
 def describe(**more: Any) -> dict[str, Any]:
