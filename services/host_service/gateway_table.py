@@ -61,7 +61,7 @@ def lines(interface: str, rules: GatewayRules, instead_of: int = 0) -> Iterator[
     if rules.isolates:
         yield f'add rule {table} forward iifname "{interface}" oifname "{interface}" goto denied comment "isolated"'
     if rules.access:
-        yield from _access(table, interface, rules)
+        yield from _access(table, interface, rules, instead_of)
     if rules.ports:
         yield f"add chain {table} dstnat {{ type nat hook prerouting priority dstnat; }}"
     if rules.ports or rules.masquerades:
@@ -99,7 +99,7 @@ def _denied(table: str) -> Iterator[str]:
     yield f"add rule {table} denied counter drop"
 
 
-def _access(table: str, interface: str, rules: GatewayRules) -> Iterator[str]:
+def _access(table: str, interface: str, rules: GatewayRules, instead_of: int) -> Iterator[str]:
     for chain in ("access", *(f"class{number}" for number in range(len(rules.access)))):
         yield f"add chain {table} {chain}"
     for hook in ("input", "forward"):
@@ -110,9 +110,13 @@ def _access(table: str, interface: str, rules: GatewayRules) -> Iterator[str]:
         prefix.unpack_untrusted(source): number for number, each in enumerate(rules.access) for source in each.sources
     }
     for version, family in FAMILIES.items():
-        yield f"add map {table} sources{version} {{ type {_ADDRESS[version]} : verdict; flags interval; }}"
-        yield from _elements(table, version, {each: owned[each] for each in owned if each.version == version})
-        yield f"add rule {table} access {family} saddr vmap @sources{version}"
+        # nft compares new ranges with those of a map of the same name, though the same transaction removes its table.
+        sources = f"sources{version}_{instead_of}"
+        yield f"add map {table} {sources} {{ type {_ADDRESS[version]} : verdict; flags interval; }}"
+        yield from _elements(
+            f"{table} {sources}", version, {each: owned[each] for each in owned if each.version == version}
+        )
+        yield f"add rule {table} access {family} saddr vmap @{sources}"
     yield f"add rule {table} access goto denied"
     for number, each in enumerate(rules.access):
         if each.everything:
@@ -152,7 +156,7 @@ def _check_port(number: int) -> None:
         raise ValueError(f"{number} is no port")
 
 
-def _elements(table: str, version: int, owned: Mapping[Network, int]) -> Iterator[str]:
+def _elements(place: str, version: int, owned: Mapping[Network, int]) -> Iterator[str]:
     length = prefix.BITS[version] // 8
 
     def text(address: int) -> str:
@@ -163,7 +167,7 @@ def _elements(table: str, version: int, owned: Mapping[Network, int]) -> Iterato
         for low, high, owner in flattened(owned)
     ]
     for start in range(0, len(found), _PER_LINE):
-        yield f"add element {table} sources{version} {{ {', '.join(found[start : start + _PER_LINE])} }}"
+        yield f"add element {place} {{ {', '.join(found[start : start + _PER_LINE])} }}"
 
 
 def flattened(owned: Mapping[Network, int]) -> list[tuple[int, int, int]]:
