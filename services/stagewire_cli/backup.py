@@ -126,6 +126,10 @@ def restore(backup: Backup, environment: Environment, tell: Callable[[str], None
         saving.put(path, backup.text)
         tell(f"{path} differed; its old text is in {kept}")
     elif not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Failed(f"{path.parent}: {error.strerror}; nothing is changed") from None
         with output_files.made_for_bytes(path) as file:
             file.write(backup.text.encode("utf-8", "surrogateescape"))
     tell(f"restored {path} of {backup.made}, with {len(restored.peers)} peers")

@@ -256,6 +256,7 @@ def _session(e: Evidence) -> Iterator[Finding]:
             f"its packets from {source} are dropped: that address isn't among its AllowedIPs here",
             f"add {source} to its AllowedIPs here, or have the peer use its tunnel address as source",
             seen(found),
+            wrong=not ip_address(source).is_link_local,  # hosts send from such an address by themselves
         )
     for found in map(e.last, ("quota_reached", "transport_not_authentic", "nested_too_deep", "counter_exhausted")):
         if found:

@@ -11,6 +11,7 @@ from stagewire.config import ConfigError, encode_key, known, operations, peer_na
 from stagewire.config.operations import AddPeers, NewPeer
 from stagewire.config.roster import Refused
 from stagewire.environment import Environment
+from stagewire.limits import DEFAULT_PORT
 from stagewire_cli import init, peers
 from stagewire_cli.failures import Failed
 from stagewire_cli.imports import sources
@@ -112,7 +113,8 @@ def _new_text(found: Iterable[Found], environment: Environment, chosen: Chosen, 
             "the gateway: nothing says where clients find it; give --endpoint HOST:PORT, or `peer --gateway` later"
         )
     if "ListenPort" not in pairs:
-        left.append("the gateway: nothing says its UDP port, so it gets 51820; give --port for another")
+        left.append(f"the gateway: nothing says its UDP port, so it gets {DEFAULT_PORT}; give --port for another")
+        lines.append(f"ListenPort = {DEFAULT_PORT}")
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -329,7 +329,15 @@ def enable(who: tuple[str, ...], interface: str | None) -> None:
 
 
 def _upon(interface: str | None, action: Callable[[Environment], None]) -> None:
-    operands.upon_a_file(interface or operands.the_only_gateway(), action)
+    def carry_out(environment: Environment) -> None:
+        from stagewire.config.roster import Refused
+
+        try:
+            action(environment)
+        except Refused as refused:  # such as of a name that no peer has
+            raise Failed(str(refused)) from None
+
+    operands.upon_a_file(interface or operands.the_only_gateway(), carry_out)
 
 
 def _do(environment: Environment, operation: Operation) -> Any:

@@ -90,6 +90,8 @@ SILENT: dict[str, Any] = {"last_handshake_unix_s": None, "tried": "unanswered"}
         (evidence(reason("gave_up"), last_handshake_unix_s=NOW - 9999), "no_answer"),
         (evidence(last_handshake_unix_s=NOW - 9999), "idle"),
         (evidence(reason("inner_source_not_allowed", "10.9.9.9")), "source_not_allowed"),
+        (evidence(reason("inner_source_not_allowed", "fe80::1")), "well"),
+        (evidence(reason("inner_source_not_allowed", "fe80::1"), reason("quota_reached")), "quota_reached"),
         (evidence(reason("endpoint_contested", "198.51.100.9:1", 2)), "two_devices"),
         (evidence(reason("endpoint_contested", "198.51.100.9:1", 1)), "well"),
         (evidence(reason("transport_not_authentic")), "transport_not_authentic"),

@@ -90,6 +90,7 @@ def test_wg_easy_14(place: Place) -> None:
     found = place.whole()
     peers = by_name(found.whole)
     assert encode_key(found.whole.private_key or b"") == PRIVATE
+    assert found.whole.listen_port == 51820, "the port that it says"
     assert [str(each) for each in found.whole.addresses] == ["10.8.0.1/24"]
     assert allowed(peers["phone"]) == ["10.8.0.2/32"]
     assert encode_key(peers["phone"].preshared_key) == PSK

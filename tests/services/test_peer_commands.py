@@ -320,3 +320,12 @@ def test_the_list_is_what_its_schema_says(files: Files) -> None:
                 continue
             allowed = said["type"] if isinstance(said["type"], list) else [said["type"]]
             assert type(value) in [kinds[each] for each in allowed], key
+
+
+@pytest.mark.parametrize(
+    "words", [("show", "nobody"), ("config", "nobody"), ("show", "lap"), ("rename", "lap", "other")]
+)
+def test_a_peer_that_is_not_there_or_could_be_two_costs_one_line(files: Files, words: tuple[str, ...]) -> None:
+    for name in ("lap1", "lap2"):
+        files.peer("add", name)
+    assert words[1] in files.refused("peer", *words, "-i", str(files.conf))
