@@ -72,6 +72,8 @@ REPORTED_WITHIN = 0.2
 """s between two reports of peers with a quota: as much of their traffic is forgotten when a worker is killed."""
 MOVES_APART = 0.1
 """s between two reports of moved endpoints: a peer can move with each datagram, and key-service serves other peers too."""
+MOVES_AT_ONCE = 8
+"""Reports in a row without that wait: `wg show` tells a move that has just happened."""
 TRAFFIC_BATCH = 1024
 """Peers in one report; the next report has the others."""
 
@@ -227,7 +229,7 @@ class DeviceService:
     def _say_moves(self, now: float) -> None:
         """Tells key-service where each moved peer is by now."""
         moved, self._moved = self._moved, {}
-        self._next_moves = now + MOVES_APART
+        self._next_moves = max(self._next_moves, now - MOVES_AT_ONCE * MOVES_APART) + MOVES_APART
         for event in moved.values():
             self._line.say(event)
 
