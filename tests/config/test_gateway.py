@@ -117,6 +117,21 @@ def test_a_port_forward_to_a_peer_without_an_address_of_its_own_is_said() -> Non
     assert read(f"{INTERFACE}{wide}# stagewire: Forward = tcp 80 10.66.2.1:80\n").warnings == ()
 
 
+@pytest.mark.parametrize("whole", ["", "# stagewire: Forward = udp 4711 10.66.0.2:80\n"])
+def test_no_forward_leads_the_gateways_own_port_away(whole: str) -> None:
+    forward = "" if whole else "# stagewire: Forward = udp 4711 80\n"
+    with pytest.raises(ConfigError, match="UDP port 4711, which is this gateway's ListenPort"):
+        read(f"{INTERFACE}ListenPort = 4711\n{whole}{PEER}{forward}")
+    assert read(f"{INTERFACE}ListenPort = 4712\n{whole}{PEER}{forward}").warnings == ()
+
+
+def test_a_port_that_is_forwarded_twice_is_said() -> None:
+    line = "# stagewire: Forward = tcp 8080 80\n"
+    first = f"{INTERFACE}# stagewire: Forward = tcp 8080 10.66.0.2:80\n{PEER}{line}"
+    [warning] = read(first).warnings
+    assert "Forward of tcp 8080 is given in line" in warning.message
+
+
 def test_a_setting_replaces_all_lines_of_its_key_and_an_empty_one_removes_them() -> None:
     def changed(text: str, key: str, value: str) -> str:
         return carry_out(text, "wg0.conf", SetPeer("anna", (Setting(key, value),)), {}, 0.0).text

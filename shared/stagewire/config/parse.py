@@ -127,6 +127,7 @@ class _Reading:
             self._check_addresses()
             self._check_dns()
             self._check_access()
+            self._check_forwards()
             own = self.interface.private_key
             peers = settle(self.peers, keys.public_key(own) if own else None, findings)
         except TooManyMistakes:
@@ -427,6 +428,21 @@ class _Reading:
             if not own and any(each.to is None for each in peer.access.forwards):
                 what = "Forward leads nowhere: no prefix of AllowedIPs is one address; name one, as in tcp 8080 10.66.0.2:80"
                 self.findings.warning(peer.lines["Forward"], what)
+
+    def _check_forwards(self) -> None:
+        given: dict[tuple[str, int], int] = {}
+        drafts = [(self.interface.access, self.interface.lines), *((peer.access, peer.lines) for peer in self.peers)]
+        for access, lines in drafts:
+            for each in access.forwards:
+                line = lines["Forward"]
+                first = given.setdefault((each.protocol, each.port), line)
+                if (each.protocol, each.port) == ("udp", self.interface.listen_port):
+                    self.findings.mistake(
+                        line, f"Forward leads away UDP port {each.port}, which is this gateway's ListenPort"
+                    )
+                elif first != line:
+                    what = f"Forward of {each.protocol} {each.port} is given in line {first}, which counts"
+                    self.findings.warning(line, what)
 
     def _finished(self, peers: tuple[PeerConfig, ...]) -> InterfaceConfig:
         interface = self.interface
