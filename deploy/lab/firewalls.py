@@ -38,7 +38,7 @@ class Room:
 
     def __enter__(self) -> Self:
         self._bus = self._namespace.popen("unshare", "--mount", "sh", "-c", _SET_UP, "room", PACKAGES)
-        until(Path(f"/proc/{self._bus.pid}/root/run/dbus/system_bus_socket").exists, 10, "the bus in the room")
+        until(Path(f"/proc/{self._bus.pid}", "root", "run/dbus/system_bus_socket").exists, 10, "the bus in the room")
         return self
 
     def __exit__(self, *_: object) -> None:
