@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from ipaddress import ip_interface
 from pathlib import Path
@@ -26,6 +26,8 @@ class Device:
         """Keeps `clones`, descriptors of /dev/net/tun opened as root: often only root may open the file."""
         self._ground = ground
         self._clones = clones
+        self.hear: Callable[[], None] = lambda: None
+        """Reads the kernel's waiting reports: they tell a moved interface from a deleted one."""
         self.link: Link | None = None
         self._raise = Settled() not in ground.ledger
         """Whether to set the interface up: it is new. Later the operator decides."""
@@ -43,6 +45,7 @@ class Device:
         name = ground.interface
         self.link = found = links.find(ground.kernel, name)
         if found is None:
+            self.hear()
             if self._moved or LinkMoved(name) in ground.ledger:
                 ground.index = 0
                 ground.ledger.do(LinkMoved(name))

@@ -164,7 +164,7 @@ class Policy:
             return False
         self._firewall = as_wanted if families else ()
         handle = standing.handle if standing is not None and is_ours else 0
-        kept = None
+        kept = made = None
         if families:
             ground.again("firewall", int(anew))
             ground.ledger.do(NftTableMade(name))
@@ -179,6 +179,8 @@ class Policy:
         for each in [*noted, NftTableMade(name)]:
             if each != kept:
                 ground.ledger.undo(each)
+        if made is not None and kept is None:  # another program made it since our look
+            self._say_anothers(name)
         return True
 
     def _say_anothers(self, name: str) -> None:

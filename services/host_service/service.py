@@ -111,6 +111,7 @@ class HostService:
         # nft is a program of its own: it keeps us silent, and the kernel reports its changes as foreign.
         self._network.before_nft = lambda: stage.slot.expect_silence(LONG_WORK, boot_time())
         self._network.after_nft = watch.forget_nft
+        self._network.device.hear = watch.read
         stage.loop.add_timed(self)
         stage.loop.add_timed(self._network)
         self._denials = Denials(environment.interface, boot_time())

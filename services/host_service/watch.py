@@ -81,6 +81,11 @@ class Watch:
             self._nft = nft
             loop.add(nft.fileno(), self._read_nft)
 
+    def read(self) -> None:
+        """Reads all waiting reports but those on nftables."""
+        while self._drain(self._route, self._tell):
+            pass
+
     def forget_nft(self) -> None:
         """Skips the reports on nftables so far: they tell of our own changes."""
         if self._nft is not None:
@@ -95,12 +100,13 @@ class Watch:
         if self._nft is not None:
             self._drain(self._nft, self._tell_nft)
 
-    def _drain(self, line: socket.socket, tell: Callable[[int, bytes], None]) -> None:
+    def _drain(self, line: socket.socket, tell: Callable[[int, bytes], None]) -> bool:
+        """Reads a turn's share. Returns whether more may wait."""
         for _ in range(_PER_TURN):
             try:
                 data = line.recv(65536)
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
@@ -108,6 +114,7 @@ class Watch:
                 continue
             for found in netlink.messages(data):
                 tell(found.kind, found.body)
+        return True
 
     def _tell(self, kind: int, body: bytes) -> None:
         watched = self._watched

@@ -50,7 +50,8 @@ class Kept:
         ground = Ground("wg0", 0, False, Ledger(directory / "ledger"))
         nothing: Callable[..., None] = lambda *_: None  # noqa: E731
         network = HostNetwork(ground, [], self.prefixes, self.said.append, nothing, nothing, nothing)
-        network.after_nft = Watch(self._loop, network).forget_nft
+        watch = Watch(self._loop, network)
+        network.after_nft, network.device.hear = watch.forget_nft, watch.read
         return ground, network
 
     def begin(self, wanted: Wanted) -> None:

@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.services.disks import full_disk, small_disk
 from tests.services.host_kept import WANTED, Kept, whole
 
+from host_service import firewall
 from host_service.ground import Wanted
-from host_service.ledger import AddressAdded, LinkMoved, RuleAdded, Unwritten
+from host_service.ledger import AddressAdded, LinkMoved, NftTableMade, RuleAdded, Unwritten
 from lab.namespaces import Namespace
+from stagewire.loop import boot_time
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes network devices")
 
@@ -99,6 +102,44 @@ def test_a_table_that_somebody_makes_instead_of_ours_is_said_and_stays(kept: Kep
     kept.until(lambda: "chain preraw" in kept.namespace.run("nft", "list", "ruleset").stdout, "ours to be back")
     kept.until(lambda: not kept.ground.warnings, "the warning to go")
     assert set(kept.said) == {""}
+
+
+def test_a_table_that_another_program_makes_while_ours_is_missing_is_said(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between our look and our try."""
+    made = firewall.make
+
+    def too_late(*given: Any) -> str:
+        kept.namespace.run("nft", "add", "table", *TABLE.split())
+        return made(*given)
+
+    monkeypatch.setattr(firewall, "make", too_late)
+    default = ip_network("0.0.0.0/0")
+    kept.prefixes[default] = None
+    kept.namespace.call(lambda: kept.network.add([default]))
+    kept.until(lambda: not kept.network.busy, "the default route")
+    assert kept.ground.warnings["firewall"].startswith(f"nftables table {TABLE} is not ours; remove it")
+    assert not [each for each in kept.ground.ledger.operations() if isinstance(each, NftTableMade)]
+    monkeypatch.undo()
+    kept.namespace.run("nft", "delete", "table", *TABLE.split())
+    kept.until(lambda: "chain preraw" in kept.namespace.run("nft", "list", "ruleset").stdout, "ours to be made")
+    kept.until(lambda: not kept.ground.warnings, "the warning to go")
+
+
+def test_a_moved_interface_is_none_that_was_deleted_whichever_is_read_first(kept: Kept) -> None:
+    with Namespace("away") as elsewhere:
+        kept.namespace.run("ip", "link", "set", "wg0", "netns", elsewhere.name)
+
+        def looks_before_it_reads() -> None:
+            kept.network.begin(WANTED)
+            kept.network.act(boot_time())
+
+        kept.namespace.call(looks_before_it_reads)
+        assert "was moved to another network namespace" in kept.said[-1]
+        assert "wg0" not in kept.shows("link"), "no other is made"
+        elsewhere.run("ip", "link", "set", "wg0", "netns", kept.namespace.name)
+    kept.until(lambda: whole(kept) and kept.said[-1] == "", "all to be back")
 
 
 def test_a_full_disk_is_said_and_ends_nothing(tmp_path: Path) -> None:
