@@ -17,7 +17,7 @@ from stagewire.history import NAME
 from stagewire.logs import Log
 from status_service import history_file, records
 from status_service.history import DAY, HOUR, JUMP, MAX_WAITING, STEADY_FOR, WRITE_EVERY, History, month_of
-from status_service.history_file import HistoryFile
+from status_service.history_file import HistoryFile, Kept
 from status_service.peers import Peers
 from status_service.presence import Connection
 from status_service.records import Records
@@ -153,6 +153,13 @@ def written(made: Records, folder: Path, now: float = T + 100) -> sqlite3.Connec
     return sqlite3.connect(folder / NAME)
 
 
+def loaded(folder: Path, life: str, now: float, unix: float) -> Kept:
+    file = HistoryFile(folder)
+    found = file.load(life, now, unix)
+    file._close()
+    return found
+
+
 def rows(db: sqlite3.Connection, what: str) -> list[tuple[object, ...]]:
     try:
         return list(db.execute(what))
@@ -176,12 +183,12 @@ def test_rows_by_minute_and_hour_sums_connections_and_events(tmp_path: Path) -> 
         assert list(db.execute("SELECT rx, tx, rx_seen, name FROM peers WHERE name != ''")) == [(10, 2, 10, "Anna")]
         assert list(db.execute("SELECT seconds, endpoint, rx, tx FROM connections")) == [(60.0, "192.0.2.1:5", 5, 7)]
         db.close()
-    again = HistoryFile(tmp_path).load("a", T + 100, UNIX + 100)
+    again = loaded(tmp_path, "a", T + 100, UNIX + 100)
     assert again.seen[KEY] == (10, 2)
     [kept] = again.connections or []
     assert (kept.public_key, kept.rx_bytes, kept.seconds, kept.heard) == (OTHER, 5, 60.0, T + 60)
     assert [event.id for event in again.events] == [7]
-    another = HistoryFile(tmp_path).load("another life", T, UNIX)
+    another = loaded(tmp_path, "another life", T, UNIX)
     assert (again.goes_on, another.goes_on, another.seen) == (True, False, {})
 
 
@@ -276,13 +283,14 @@ def test_old_rows_go_but_not_by_a_clock_that_is_not_to_be_believed(tmp_path: Pat
     for age in (0, DAY - 60, DAY + 60, 93 * DAY, -3 * DAY):
         history.on_peer(report(5), (5, 0), UNIX - age)
     file._commit(history.take(T), None)
-    db = file._open()
+    db = file._connection
+    assert db is not None
     assert db.execute("SELECT count(*) FROM minutes").fetchone() == (5,)
     history_file._tidy(db, UNIX)
     assert db.execute("SELECT count(*) FROM minutes").fetchone() == (2,)
     assert db.execute("SELECT count(*) FROM hours").fetchone() == (3,)
     assert db.execute("SELECT rx FROM peers").fetchone() == (25,)
-    db.close()
+    file._close()
 
 
 def test_the_oldest_of_too_many_rows_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +304,8 @@ def test_the_oldest_of_too_many_rows_go(tmp_path: Path, monkeypatch: pytest.Monk
         history.on_event(Event("connected", number))
         history.on_event(Event("moved", 100 + number))
     file._commit(history.take(T), None)
-    db = file._open()
+    db = file._connection
+    assert db is not None
     assert db.execute("SELECT count(*) FROM minutes").fetchone()[0] == 9
     assert db.execute("SELECT max(at) FROM minutes").fetchone() == (MINUTE + 24 * 60,)
     assert [id_ for (id_,) in db.execute("SELECT id FROM events")] == [22, 23, 24, 122, 123, 124]
