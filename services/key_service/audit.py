@@ -1,6 +1,6 @@
 """Writes down each change of the configuration that an operator asks for: who, when, what. No line holds a secret.
 
-{"when": "2030-12-31T18:00:00Z", "interface": "wg0", "uid": 0, "pid": 4711, "by": "anna", "what": "AddPeers",
+{"when": "2030-12-31T18:00:00Z", "interface": "wg0", "uid": 0, "pid": 4711, "by": "anna", "what": "peer add",
  "changes": ["+ peer phone (vG4mK2Aa…)  AllowedIPs 10.8.0.2/32"]}
 """
 

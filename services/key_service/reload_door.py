@@ -231,7 +231,8 @@ class ReloadDoor:
                 changes = config.difference(self._live.registry.snapshot(), exact)
                 file = operations.in_force(whole, time.time())
                 asker = Asker(os.geteuid(), os.getpid(), "key-service")
-                wanted = _Wanted(before.kept.text, whole, file, None, "go back", changes, asker, exact=exact)
+                what = "back to the file before"
+                wanted = _Wanted(before.kept.text, whole, file, None, what, changes, asker, exact=exact)
                 reason = self._have_made(wanted)["error"]
             except ConfigError as error:
                 reason = str(error)
@@ -317,21 +318,23 @@ class ReloadDoor:
             return {"error": f"{path} has changed since it was read: {mend}, then try again"}
         live = {prefix: peer.public_key for peer in self._live.registry.snapshot().peers for prefix in peer.allowed_ips}
         outcome = operations.carry_out(text, str(path), operation, live, time.time())
+        told = [*outcome.changes, *outcome.unchanged]
         if outcome.text == text:
-            return {"error": "", "warning": "", "difference": []}
-        wanted = self._wanted(text, outcome.text, type(operation).__name__, list(outcome.changes), asker)
+            return {"error": "", "warning": "", "difference": told}
+        wanted = self._wanted(text, outcome.text, operations.called(operation), list(outcome.changes), asker)
         data = outcome.text.encode("utf-8", "surrogateescape")
         _say(connection, {"error": "", "write": len(data)})
         connection.sendall(data)
         if error := _heard(stream)["error"]:
             return {"error": str(error)}
         answer = self._have_made(wanted)
-        return answer if answer["error"] else {**answer, "difference": list(outcome.changes)}
+        return answer if answer["error"] else {**answer, "difference": told}
 
     def _adopt(self, text: str, asker: Asker) -> dict[str, Any]:
         if (what := guard.beyond_peers(self._text.kept.text, text)) is not None:
             return {"error": f"the file differs from the one in force in {what}"}
-        registry, wanted = self._live.registry, self._wanted(self._text.kept.text, text, "adopt", [], asker)
+        registry, kept = self._live.registry, self._text.kept
+        wanted = self._wanted(kept.text, text, "change taken up again", [], asker)
         changes = config.difference(registry.snapshot(), registry.with_file(wanted.file))
         return self._have_made(replace(wanted, changes=changes))
 

@@ -392,7 +392,7 @@ def check(file_or_name: str, strict: bool) -> None:
     except config.ConfigError as error:
         click.echo(f"note: {error}", err=True)  # `up` would refuse the file's name; a copy may have any
     prefixes = sum(len(peer.allowed_ips) for peer in interface.peers)
-    peers, ips = _counted(len(interface.peers), "peer"), _counted(prefixes, "allowed IP")
+    peers, ips = operands.counted(len(interface.peers), "peer"), operands.counted(prefixes, "allowed IP")
     click.echo(f"{file}: no mistakes; {peers}, {ips}")
 
 
@@ -403,10 +403,6 @@ def _print(found: dict[str, Any], lines: list[str], *, as_json: bool) -> None:
         return
     for line in lines:
         operands.tell(line)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _print_key(key: bytes) -> None:

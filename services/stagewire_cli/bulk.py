@@ -1,22 +1,18 @@
 """Adds a peer for each line of a CSV file, all of them or none."""
 
-import csv
-import io
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from stagewire.config import HostPort, decode_key, encode_key, values
-from stagewire.config.operations import AddPeers, NewPeer, Setting
+from stagewire.config import HostPort, InterfaceConfig, decode_key, encode_key
+from stagewire.config.operations import AddPeers, NewPeer
 from stagewire.environment import Environment
-from stagewire_cli import client_config, operands, output_files, peers
+from stagewire_cli import client_config, operands, output_files, peer_options, peers, table
 from stagewire_cli.failures import Failed
 
 _OPTIONS: Final = ("dns", "keepalive", "mtu", "expires", "rate", "quota")
 _LISTS: Final = ("group", "allow")
 COLUMNS: Final = ("name", "public_key", "address", "network", *_OPTIONS, *_LISTS)
-_MAX_SIZE: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,86 +25,84 @@ class _Line:
 
 
 def add(
-    environment: Environment,
-    path: Path,
-    chosen: dict[str, Any],
-    gateway: HostPort | None,
-    settings: Callable[[dict[str, Any]], tuple[Setting, ...]],
+    environment: Environment, path: Path, chosen: dict[str, Any], gateway: HostPort | None, interface: InterfaceConfig
 ) -> None:
     """Adds the peers of a CSV file, and writes a client's configuration for each into the folder of --output."""
     folder = chosen["output"]
     if folder is not None and not folder.is_dir():
-        raise Failed(f"{folder} is no folder: --output needs one for the configurations")
-    lines = []
-    for number, row in _rows(path):
-        try:
-            options = {name: row[name] or chosen[name] for name in _OPTIONS}
-            lists = {name: (row[name],) if row[name] else chosen[name] for name in _LISTS}
-            line = _line(number, row, settings({**chosen, **options, **lists}))
-        except Failed as failed:
-            raise Failed(f"{path}:{number}: {failed}") from None
-        if line.private is not None and folder is None:
-            raise Failed(f"{path}:{number}: without --output nothing can hold the private key of {row['name']!r}")
-        lines.append(line)
+        raise Failed(f"{folder} is no folder: with --from, --output needs one for the configurations")
+    try:
+        lines = _read(path, chosen, interface)
+    except Failed as failed:
+        raise Failed(f"{failed}; nothing is changed") from None
     paths = [folder / f"{_file_name(line.peer.name)}.conf" for line in lines] if folder is not None else []
     with output_files.made(paths) as files:
         try:
             done = peers.carry_out(environment, AddPeers(tuple(line.peer for line in lines)))
         except Failed as failed:
-            beginning = str(failed).partition(": ")[0]
-            at = next((f":{line.number}" for line in lines if beginning == f"peer {line.peer.name}"), "")
-            raise Failed(f"{path}{at}: {failed}; nothing is changed") from None
+            why = f"peer {lines[0].peer.name}: {failed}" if len(lines) == 1 else str(failed)
+            raise Failed(f"{path}{_place(lines, why)}: {why}; nothing is changed") from None
         after = peers.after(done, environment)
         for line, file in zip(lines, files, strict=False):
             peer = peers.added(after, decode_key(line.peer.public_key))
             file.write(client_config.text(after.whole, peer, line.private, gateway))
-    operands.tell(f"added {len(lines)} peers")
+    peers.tell(done)
+    into = f", and wrote their configurations into {folder}" if folder is not None else ""
+    operands.tell(f"added {operands.counted(len(lines), 'peer')}{into}")
 
 
-def _line(number: int, row: dict[str, str], settings: tuple[Setting, ...]) -> _Line:
-    private, public, psk = peers.new_keys()
-    key = row["public_key"] or encode_key(public)
-    addresses, networks = tuple(row["address"].split()), tuple(row["network"].split())
-    new = NewPeer(row["name"], key, encode_key(psk), addresses, networks, settings)
-    return _Line(number, new, None if row["public_key"] else private)
-
-
-def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_SIZE + 1)
-        text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise Failed(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise Failed(f"{path}: is not UTF-8 text") from None
-    if len(data) > _MAX_SIZE:
-        raise Failed(f"{path}: has more than {_MAX_SIZE >> 20} MiB")
-    reader = csv.DictReader(io.StringIO(text), strict=True)
-    found = []
-    try:
-        names = [name.strip().lower() for name in reader.fieldnames or ()]
-        reader.fieldnames = names
-        if "name" not in names or (unknown := [name for name in names if name not in COLUMNS]):
-            what = f"has no column {unknown[0]!r}" if "name" in names else "has no column 'name' in its first line"
-            raise Failed(f"{path}: {what}; there are {', '.join(COLUMNS)}")
-        for row in reader:
-            if None in row or None in row.values():
-                raise Failed(
-                    f"{path}:{reader.line_num}: has {'more' if None in row else 'fewer'} columns than the first line"
-                )
-            found.append((reader.line_num, {name: (row.get(name) or "").strip() for name in COLUMNS}))
-    except csv.Error as error:
-        raise Failed(f"{path}:{reader.line_num}: {error}") from None
-    if not found:
-        raise Failed(f"{path}: has no line with a peer")
+def _read(path: Path, chosen: dict[str, Any], interface: InterfaceConfig) -> list[_Line]:
+    """Reads the file. Raises Failed, which names the line and the column."""
+    lines = []
     seen = dict[str, int]()
-    for number, row in found:
-        first = seen.setdefault(_file_name(row["name"]).casefold(), number)
-        if first != number:
-            name = values.shown(row["name"])
-            raise Failed(f"{path}:{number}: the name {name} stands in line {first} already, or one like it")
-    return found
+    for row in table.read(path, COLUMNS, "name"):
+        try:
+            line = _line(row, chosen, interface)
+            _check(line, seen, chosen)
+        except Failed as failed:
+            raise Failed(f"{path}:{row.number}: {failed}") from None
+        lines.append(line)
+    return lines
+
+
+def _check(line: _Line, seen: dict[str, int], chosen: dict[str, Any]) -> None:
+    """Raises Failed for a name that stood in a line before, and for a private key without a file."""
+    name = line.peer.name
+    first = seen.setdefault(_file_name(name).casefold(), line.number)
+    if first != line.number:
+        raise Failed(f"the name {name!r} stands in line {first} already, or one like it")
+    if line.private is not None and chosen["output"] is None:
+        made = f"{name!r} has no public_key, so a private key is made"
+        raise Failed(f"{made}: give --output FOLDER, which gets its configuration")
+
+
+def _line(row: table.Row, chosen: dict[str, Any], interface: InterfaceConfig) -> _Line:
+    given = row.values
+
+    def named(option: str) -> str:
+        return f"column {option}" if given.get(option) else peer_options.flag(option)
+
+    options = {name: given[name] or chosen[name] for name in _OPTIONS}
+    lists = {name: (given[name],) if given[name] else chosen[name] for name in _LISTS}
+    own = {name: tuple(given[name].split()) for name in ("address", "network")}
+    peer_options.check_name(given["name"])
+    peer_options.check_addresses(own, named)
+    settings = peer_options.settings(interface, {**chosen, **options, **lists}, named)
+    private, public, psk = peers.new_keys()
+    key = given["public_key"] or encode_key(public)
+    try:
+        decode_key(key)
+    except ValueError as error:
+        raise Failed(f"the public_key of {given['name']!r} {error}") from None
+    psk_text = encode_key(psk) if chosen["psk"] else ""
+    new = NewPeer(given["name"], key, psk_text, own["address"], own["network"], settings)
+    return _Line(row.number, new, None if given["public_key"] else private)
+
+
+def _place(lines: list[_Line], why: str) -> str:
+    """Returns `:` and the number of the line that a refusal is about; nothing if it is about none."""
+    about = [line for line in lines if why.startswith(f"peer {line.peer.name}: ")]
+    return f":{max(about, key=lambda line: len(line.peer.name)).number}" if about else ""
 
 
 def _file_name(name: str) -> str:

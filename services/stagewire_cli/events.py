@@ -138,5 +138,6 @@ def _told(event: Event) -> str:
         case "scaled":
             return f"{event.workers} workers, before {event.workers_before}"
         case "reloaded":
-            return "; ".join((event.what, *event.changes))
+            changes = "; ".join(line.strip() for line in event.changes)
+            return f"{event.what}: {changes}" if changes else event.what
     return who

@@ -12,7 +12,7 @@ from stagewire.config.operations import AddPeers, NewPeer
 from stagewire.config.roster import Refused
 from stagewire.environment import Environment
 from stagewire.limits import DEFAULT_PORT
-from stagewire_cli import init, peers
+from stagewire_cli import init, operands, peers
 from stagewire_cli.failures import Failed
 from stagewire_cli.imports import sources
 from stagewire_cli.imports.found import Found, FoundPeer, Unusable
@@ -37,11 +37,12 @@ def take_over(paths: Sequence[Path], environment: Environment, chosen: Chosen, t
     wanted = _named([each for one in found for each in one.peers])
     path = peers.file_of(environment)
     is_new = not path.exists()
+    notes: list[str] = []
     if is_new:
-        text = _new_text(found, environment, chosen, left)
+        text = _new_text(found, environment, chosen, left, notes)
     else:
         text = config.load_text(path)
-        left += _own_key(found, text, path)
+        notes += _own_key(found, text, path)
     try:
         good, bad = operations.sorted_out(text, str(path), [each.peer for each in wanted])
     except Refused as refused:
@@ -51,14 +52,15 @@ def take_over(paths: Sequence[Path], environment: Environment, chosen: Chosen, t
     if good and not chosen.dry_run:
         _write(text, environment, good, is_new=is_new)
     for new in good:
-        tell(f"+ peer {peer_names.label(new.public_key, new.name)}{', out of use' if new.off else ''}")
+        tell(f"+ peer {peer_names.label(new.public_key, new.name)}{' is out of use' if new.off else ''}")
     for line in left:
-        tell(f"not taken: {line}")
+        tell(f"left out: {line}")
+    for line in notes:
+        tell(f"note: {line}")
     if not good:
         raise Failed(f"nothing of {', '.join(map(str, paths))} can be taken; nothing is changed")
-    tell(
-        f"{'would take' if chosen.dry_run else 'took'} {len(good)} peers {'into the new file' if is_new else 'into'} {path}"
-    )
+    into = f"{'into the new file' if is_new else 'into'} {path}"
+    tell(f"{'would take' if chosen.dry_run else 'took'} {operands.counted(len(good), 'peer')} {into}")
 
 
 def _read(path: Path, only: str) -> Found:
@@ -84,8 +86,10 @@ def _write(text: str, environment: Environment, good: list[NewPeer], *, is_new: 
 # --- the gateway -------------------------------------------------------------------------------------------
 
 
-def _new_text(found: Iterable[Found], environment: Environment, chosen: Chosen, left: list[str]) -> str:
-    """Returns a new file's [Interface]; what it can't hold goes to `left`. Raises Failed."""
+def _new_text(
+    found: Iterable[Found], environment: Environment, chosen: Chosen, left: list[str], notes: list[str]
+) -> str:
+    """Returns a new file's [Interface]; what it can't hold goes to `left`, advice to `notes`. Raises Failed."""
     pairs = dict(next((each.gateway for each in found if each.gateway), ()))
     if chosen.endpoint:
         pairs["ClientEndpoint"] = chosen.endpoint
@@ -109,11 +113,11 @@ def _new_text(found: Iterable[Found], environment: Environment, chosen: Chosen, 
                 f"`stagewire init {environment.interface}` first"
             )
     if "ClientEndpoint" not in pairs:
-        left.append(
-            "the gateway: nothing says where clients find it; give --endpoint HOST:PORT, or `peer --gateway` later"
+        notes.append(
+            "nothing says where clients find the gateway: give --endpoint HOST:PORT, or --gateway with `peer add`"
         )
     if "ListenPort" not in pairs:
-        left.append(f"the gateway: nothing says its UDP port, so it gets {DEFAULT_PORT}; give --port for another")
+        notes.append(f"nothing says the gateway's UDP port, so it gets {DEFAULT_PORT}: give --port for another")
         lines.append(f"ListenPort = {DEFAULT_PORT}")
     return "".join(f"{line}\n" for line in lines)
 
@@ -124,7 +128,7 @@ def _own_key(found: Iterable[Found], text: str, path: Path) -> list[str]:
     theirs = {dict(each.gateway).get("PrivateKey") for each in found} - {None}
     if not theirs or (own is not None and theirs == {encode_key(own)}):
         return []
-    return [f"the gateway's private key: {path} has another, so imported clients need that gateway's public key"]
+    return [f"{path} keeps its own private key, so imported clients need that gateway's public key"]
 
 
 # --- peers -------------------------------------------------------------------------------------------------

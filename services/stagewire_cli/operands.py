@@ -31,9 +31,14 @@ def complain(text: str) -> None:
     click.echo(logs.cleaned_lines(f"stagewire: {text}"), err=True)
 
 
-def tell(text: str) -> None:
-    """Writes a line to stdout."""
-    click.echo(logs.cleaned_lines(text))
+def tell(text: str, *, beside: bool = False) -> None:
+    """Writes a line to stdout, or with `beside` to stderr."""
+    click.echo(logs.cleaned_lines(text), err=beside)
+
+
+def counted(count: int, what: str) -> str:
+    """Writes a number of things."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def fail(text: str, status: int = FAILED) -> NoReturn:

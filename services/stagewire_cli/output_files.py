@@ -47,6 +47,8 @@ def _new(path: Path) -> IO[str]:
             os.close(descriptor)
             path.unlink()
             raise
+    except FileExistsError:
+        raise Failed(f"{path} exists already, and stays as it is: give another name; nothing is changed") from None
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}; nothing is changed") from None
     return os.fdopen(descriptor, "w")
@@ -67,6 +69,8 @@ def made_for_bytes(path: Path) -> Iterator[IO[bytes]]:
     """Makes a new file for root alone, which is on the disk afterwards; removes it if that fails. Raises Failed."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise Failed(f"{path} exists already, and stays as it is: give another name; nothing is changed") from None
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}; nothing is changed") from None
     try:

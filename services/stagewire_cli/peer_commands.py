@@ -1,12 +1,11 @@
 """Defines `stagewire peer …`."""
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any
 
 import click
 
@@ -27,10 +26,6 @@ from stagewire.environment import Environment
 from stagewire_cli import completion, operands
 from stagewire_cli.failures import Failed
 from stagewire_cli.later import peer
-
-_UNITS: Final = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
-_AFTER: Final = re.compile(r"([1-9][0-9]{0,5})([mhdw])")
-
 
 # --- options that several commands have --------------------------------------------------------------------
 
@@ -80,51 +75,6 @@ def _output(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _settings(interface: InterfaceConfig, chosen: dict[str, Any]) -> tuple[Setting, ...]:
-    """Turns options into settings of a peer's section."""
-    from stagewire_cli import client_config
-
-    found = []
-    if chosen["full_tunnel"] and chosen["split"]:
-        raise Failed("--full-tunnel and --split contradict one another")
-    if chosen["full_tunnel"] or chosen["split"] or chosen["exclude"]:
-        inside = client_config.inside(interface)
-        if not chosen["full_tunnel"] and not chosen["split"]:
-            inside = interface.client.allowed_ips or inside
-        networks = client_config.EVERYTHING if chosen["full_tunnel"] else inside
-        try:
-            excluded = [values.network(each) for each in chosen["exclude"]]
-        except ValueError as error:
-            raise Failed(f"--exclude {error}") from None
-        left = client_config.without(networks, excluded)
-        if not left:
-            raise Failed("--exclude leaves nothing that the client sends through the tunnel")
-        found.append(Setting("ClientAllowedIPs", ", ".join(map(str, left))))
-    for option, key in (("dns", "ClientDNS"), ("keepalive", "ClientKeepalive"), ("mtu", "ClientMTU")):
-        if chosen[option] is not None:
-            found.append(Setting(key, chosen[option]))
-    if chosen["expires"] is not None:
-        found.append(Setting("Expires", _time(chosen["expires"])))
-    for option, key in (("rate", "Rate"), ("quota", "Quota")):
-        if chosen[option] is not None:
-            found.append(Setting(key, "" if chosen[option] == "none" else chosen[option]))
-    if chosen["endpoint"] is not None:
-        found.append(Setting("Endpoint", chosen["endpoint"]))
-    for option, key in (("group", "Groups"), ("allow", "Allow"), ("forward", "Forward")):
-        if chosen[option]:
-            found.append(Setting(key, "; ".join(chosen[option]).strip()))
-    return tuple(found)
-
-
-def _time(text: str) -> str:
-    """Reads a time, or how long from now on; an empty text for never."""
-    if text in ("never", ""):
-        return ""
-    if after := _AFTER.fullmatch(text):
-        return values.as_time(int(time.time()) + int(after[1]) * _UNITS[after[2]])
-    return text
-
-
 # --- commands ----------------------------------------------------------------------------------------------
 
 
@@ -151,26 +101,36 @@ def add(name: str | None, table: Path | None, interface: str | None, **chosen: A
     if (name is None) == (table is None):
         raise click.UsageError("give the peer's NAME, or --from CSV")
 
+    if table is not None:
+        for option in ("public_key", "addresses", "networks"):
+            if chosen[option]:
+                column = {"addresses": "address", "networks": "network"}.get(option, option)
+                raise click.UsageError(f"with --from, the column {column} says it for each peer")
+
     def action(environment: Environment) -> None:
-        from stagewire_cli import bulk, output_files, peers
+        from stagewire_cli import bulk, output_files, peer_options, peers
 
         whole = peers.read(environment).whole
         _expect_gateway(whole, chosen["gateway"])
         if table is not None:
-            bulk.add(environment, table, chosen, _gateway(chosen["gateway"]), lambda row: _settings(whole, row))
+            bulk.add(environment, table, chosen, _gateway(chosen["gateway"]), whole)
             return
         private, public, psk = peers.new_keys()
         key = chosen["public_key"] or encode_key(public)
+        peer_options.check_name(name or "")
+        peer_options.check_addresses({"address": chosen["addresses"], "network": chosen["networks"]})
         new = NewPeer(
             name or "", key, encode_key(psk) if chosen["psk"] else "", chosen["addresses"], chosen["networks"],
-            _settings(whole, chosen),
+            peer_options.settings(whole, chosen),
         )  # fmt: skip
         try:
             public = config.decode_key(key)
         except ValueError as error:
             raise Failed(f"--public-key {error}") from None
         with output_files.made([chosen["output"]]) as files:
-            after = peers.after(_do(environment, AddPeers((new,))), environment)
+            done = _do(environment, AddPeers((new,)))
+            after = peers.after(done, environment)
+            peers.tell(done, beside=not files)
             _show(after.whole, peers.added(after, public), None if chosen["public_key"] else private, chosen, files)
 
     _upon(interface, action)
@@ -263,9 +223,15 @@ def rotate(who: str, public_key: str | None, interface: str | None, **chosen: An
         private, public, psk = peers.new_keys()
         operation = RotatePeer(who, encode_key(public), encode_key(psk))
         if public_key is not None:
+            try:
+                config.decode_key(public_key)
+            except ValueError as error:
+                raise Failed(f"--public-key {error}") from None
             operation, private = RotatePeer(who, public_key), b""
         with output_files.made([chosen["output"]]) as files:
-            after = peers.after(_do(environment, operation), environment)
+            done = _do(environment, operation)
+            after = peers.after(done, environment)
+            peers.tell(done, beside=not files)
             one = peers.added(after, config.decode_key(operation.public_key))
             _show(after.whole, one, private or None, chosen, files)
 
@@ -281,10 +247,12 @@ def set_(who: str, allowed_ips: str | None, interface: str | None, **chosen: Any
     """Changes settings of a peer. An empty value removes a setting."""
 
     def action(environment: Environment) -> None:
-        from stagewire_cli import peers
+        from stagewire_cli import peer_options, peers
 
-        more = () if allowed_ips is None else (Setting("AllowedIPs", allowed_ips),)
-        settings = (*more, *_settings(peers.read(environment).whole, chosen))
+        settings = peer_options.settings(peers.read(environment).whole, chosen)
+        if allowed_ips is not None:
+            all_ips = peer_options.checked("--allowed-ips", Setting("AllowedIPs", allowed_ips))
+            settings = (all_ips, *settings)
         if not settings:
             raise Failed("say what to change, such as --expires 30d")
         _tell(_do(environment, SetPeer(who, settings)))
@@ -350,8 +318,9 @@ def _do(environment: Environment, operation: Operation) -> Any:
 
 
 def _tell(done: Any) -> None:
-    for line in done.changes or ["nothing differs"]:
-        operands.tell(line)
+    from stagewire_cli import peers
+
+    peers.tell(done)
 
 
 def _expect_gateway(interface: InterfaceConfig, gateway: str | None) -> None:

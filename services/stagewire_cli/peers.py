@@ -12,7 +12,7 @@ from stagewire.config import PeerConfig, operations, roster
 from stagewire.config.operations import Operation
 from stagewire.control import usage
 from stagewire.environment import Environment
-from stagewire_cli import bring_up, key_door, peers_file, the_file
+from stagewire_cli import bring_up, key_door, operands, peers_file, the_file
 from stagewire_cli.failures import Failed
 from stagewire_cli.peers_file import PeersFile
 
@@ -59,7 +59,7 @@ def carry_out(environment: Environment, operation: Operation) -> Done:
         except roster.Refused as refused:
             raise Failed(str(refused)) from None
         file.write(outcome.text)
-        return Done(file.text, list(outcome.changes))
+        return Done(file.text, [*outcome.changes, *outcome.unchanged])
 
 
 def by_key_service(
@@ -87,6 +87,12 @@ def _again(environment: Environment, file: PeersFile) -> tuple[list[str], str]:
                 mend = f"`stagewire reload {environment.interface}` puts it in force"
                 raise Failed(f"{failed}; the change stands in {file.path}: {mend}") from None
         time.sleep(_POLL)
+
+
+def tell(done: Done, *, beside: bool = False) -> None:
+    """Tells of each change. `beside`: on stderr, as a client's configuration goes to stdout."""
+    for line in done.changes:
+        operands.tell(line, beside=beside)
 
 
 def after(done: Done, environment: Environment) -> roster.Roster:

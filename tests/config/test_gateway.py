@@ -72,7 +72,7 @@ def test_a_new_file_says_the_same_and_an_old_one_keeps_its_lines() -> None:
         ("Isolation = 1", "Isolation must be on or off"),
         ("Alow = any", "did you mean Allow?"),
         ("Allow = 10.0.0.0/33", "Allow must be a prefix such as 10.0.0.0/24"),
-        ("Allow = any tcp 70000", "Allow must be a whole number from 1 to 65535"),
+        ("Allow = any tcp 70000", "Allow must have ports from 1 to 65535"),
         ("Allow = any tcp 9-8", "ends before it begins"),
         ("Allow = any 443", "Allow must have the protocol tcp, udp or icmp"),
         ("Allow = any icmp 8", "Allow has ports only with tcp or udp"),

@@ -13,6 +13,7 @@ from stagewire.config.free import free_addresses
 from stagewire.config.guard import beyond_peers
 from stagewire.config.operations import (
     AddPeers,
+    ExpirePeers,
     NewPeer,
     Operation,
     RemovePeers,
@@ -21,6 +22,7 @@ from stagewire.config.operations import (
     SetPeer,
     Setting,
     SwitchPeers,
+    called,
     carry_out,
     in_force,
     secrets_not_in_force,
@@ -273,3 +275,14 @@ def test_limits_are_written_changed_and_taken_away() -> None:
 def test_a_limit_that_makes_no_sense_is_named_with_its_line() -> None:
     with pytest.raises(ConfigError, match=r"wg0.conf:\d+: Rate must be bits/s"):
         parse(f"{TEXT}# stagewire: Rate = 20\n", "wg0.conf", strict=True)
+
+
+def test_an_operation_has_the_name_that_an_operator_types() -> None:
+    all_kinds = (
+        add("a"), RemovePeers(()), SwitchPeers((), on=True), SwitchPeers((), on=False), RenamePeer("a", "b"),
+        SetPeer("a", ()), RotatePeer("a", "b"), ExpirePeers(),
+    )  # fmt: skip
+    assert {type(each) for each in all_kinds} == set(Operation.__args__)
+    assert [called(each).removeprefix("peer ") for each in all_kinds] == [
+        "add", "remove", "enable", "disable", "rename", "set", "rotate", "expiry"
+    ]  # fmt: skip

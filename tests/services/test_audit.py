@@ -18,10 +18,10 @@ def lines(path: Path) -> list[dict[str, object]]:
 
 def test_a_line_names_who_when_and_what(tmp_path: Path) -> None:
     one = Audit(tmp_path / "audit", "wg0")
-    one.write(ANNA, "AddPeers", ["+ peer phone", "~ MTU 1420 -> 1380"])
+    one.write(ANNA, "peer add", ["+ peer phone", "~ MTU 1420 -> 1380"])
     one.write(ANNA, "reload", ["+ PostUp echo SECRET", "- PreDown echo SECRET"])
     first, second = lines(tmp_path / "audit")
-    assert (first["uid"], first["pid"], first["by"], first["what"]) == (0, 4711, "anna", "AddPeers")
+    assert (first["uid"], first["pid"], first["by"], first["what"]) == (0, 4711, "anna", "peer add")
     assert first["changes"] == ["+ peer phone", "~ MTU 1420 -> 1380"]
     assert str(first["when"]).endswith("Z")
     assert second["changes"] == ["+ PostUp", "- PreDown"]

@@ -130,8 +130,8 @@ def peer(number: int) -> PeerConfig:
 
 def test_what_an_operator_changes() -> None:
     both, one = (replace(unconfigured(), peers=peers) for peers in ((peer(1), peer(2)), (peer(1),)))
-    [off] = events_of_change("SwitchPeers", ["- x"], both, one)
-    [on] = events_of_change("SwitchPeers", ["+ x"], one, both)
+    [off] = events_of_change("peer disable", ["- x"], both, one)
+    [on] = events_of_change("peer enable", ["+ x"], one, both)
     assert [(event.kind, event.name) for event in (off, on)] == [("disabled", "peer 2"), ("enabled", "peer 2")]
     [reloaded] = events_of_change("reload", ["x" * 5000] * 100, both, one)
     assert (reloaded.what, len(reloaded.changes), reloaded.changes[-1]) == (

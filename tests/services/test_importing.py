@@ -211,7 +211,7 @@ def test_wireguard_portals_database(place: Place) -> None:
     other = peers[f"peer {KEYS[2][:8]}"]  # its name was its key
     assert allowed(other) == ["10.11.12.3/32", "192.168.7.0/24"]
     assert found.off == {other.public_key}
-    assert f"not taken: {place.folder}/sqlite.db: peer {KEYS[3][:8]}: its pre-shared key is encrypted" in said
+    assert f"left out: {place.folder}/sqlite.db: peer {KEYS[3][:8]}: its pre-shared key is encrypted" in said
 
 
 def test_wireguard_portals_api(place: Place) -> None:
@@ -287,7 +287,7 @@ def test_a_wg_quick_file_with_the_comments_of_several_programs(place: Place) -> 
     assert names == dict(zip(KEYS, ["anna", "old", "phone (work)", "desk", "tv"], strict=True))
     assert {encode_key(key) for key in found.off} == {KEYS[1]}
     assert found.whole.listen_port == 51830
-    assert "not taken" in said
+    assert "left out" in said
     assert "line 5: a command, PostUp" in said
 
 
@@ -342,7 +342,7 @@ def test_a_hostile_record_is_left_out_and_named(place: Place, field: str, value:
     content = easy_14()
     content["clients"]["a"][field] = value
     said = place.run(place.written("wg0.json", content))
-    assert "not taken" in said
+    assert "left out" in said
     assert why in said
     assert set(by_name(place.whole().whole)) == {"desk"}
     assert "PostUp" not in place.conf.read_text()

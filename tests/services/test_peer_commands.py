@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import time
 from pathlib import Path
@@ -167,9 +168,31 @@ def test_each_command_changes_what_it_names(files: Files) -> None:
     shown = json.loads(files.peer("show", "b", "--json"))
     assert (shown["groups"], shown["allow"], shown["forwards"]) == ([], [], ["tcp 80 8080"])
     refused = files.refused("peer", "set", "b", "--allow", "10.0.0.0/24 tcp 99999", "-i", str(files.conf))
-    assert "Allow must be a whole number from 1 to 65535" in refused
+    assert "--allow must have ports from 1 to 65535" in refused
     files.peer("remove", "b", "c")
     assert files.names() == []
+
+
+def test_each_answer_names_the_peer_and_what_happened(files: Files) -> None:
+    def said(*words: str) -> str:
+        done = stagewire("peer", *words, "-i", str(files.conf), env=folders(files.folder))
+        return done.stdout if done.stdout[:1] in "+~=-" else done.stderr
+
+    short = r"\(\S{10}\)"
+    for words, answer in (
+        (("add", "a"), rf"\+ peer a {short}  AllowedIPs 10\.8\.0\.2/32, fd00:8::2/128\n"),
+        (("set", "a", "--rate", "20M"), rf"~ peer a {short}\n    \+ Rate 20M\n"),
+        (("set", "a", "--rate", "20M"), rf"= peer a {short} is set so already\n"),
+        (("rename", "a", "b"), rf"~ peer a {short}\n    ~ Name a -> b\n"),
+        (("rename", "b", "b"), rf"= peer b {short} has this name already\n"),
+        (("enable", "b"), rf"= peer b {short} is in use already\n"),
+        (("disable", "b"), rf"~ peer b {short} is out of use\n"),
+        (("disable", "b"), rf"= peer b {short} is out of use already\n"),
+        (("enable", "b"), rf"~ peer b {short} is in use\n"),
+        (("rotate", "b"), rf"~ peer b {short}\n    ~ PublicKey \S+ -> \S+\n    ~ PresharedKey is another\n"),
+        (("remove", "b"), rf"- peer b {short}  AllowedIPs 10\.8\.0\.2/32, fd00:8::2/128\n"),
+    ):
+        assert re.fullmatch(answer, told := said(*words)), (words, told)
 
 
 def test_a_file_that_says_no_endpoint_adds_nobody(files: Files) -> None:
@@ -193,11 +216,27 @@ def test_what_is_written_is_a_new_file_for_root_alone(files: Files) -> None:
         (("add", "a", "--full-tunnel", "--split"), "contradict"),
         (("add", "a", "--exclude", "0.0.0.0/0", "--exclude", "::/0"), "leaves nothing"),
         (("add", "a", "--exclude", "home"), "--exclude must be"),
-        (("add", "a", "--expires", "soon"), "Expires must be"),
+        (("add", "a", "--expires", "soon"), "--expires must be"),
         (("add", "a\x1b[2J"), "is no peer's name"),
         (("add", "a", "--gateway", "nowhere"), "--gateway must be"),
         (("add", "a", "--output", "/nowhere/at/all"), "/nowhere/at/all"),
         (("add", "a", "--public-key", "short"), "--public-key is not"),
+        (("rotate", "here", "--public-key", "short"), "--public-key is not"),
+        (("add", "a" * 5000), "which has 1 to 64 letters"),
+        (("add", "a", "--mtu", "1"), "--mtu must be a whole number from 576"),
+        (("add", "a", "--dns", "a\nb"), "--dns must be one line"),
+        (("add", "a", "--keepalive", "-1"), "--keepalive must be off, or seconds"),
+        (("add", "a", "--rate", "5"), "--rate must be bits/s from 64K"),
+        (("add", "a", "--quota", "much"), "--quota must be bytes a month"),
+        (("add", "a", "--endpoint", "here"), "--endpoint must be host:port"),
+        (("add", "a", "--group", "a b!"), "--group must name groups"),
+        (("add", "a", "--forward", "tcp 80"), "--forward must be such as tcp 8080 80"),
+        (("add", "a", "--forward", "tcp 80 0"), "--forward must have ports from 1 to 65535"),
+        (("add", "a", "--address", "10.8.0.9/24"), "--address must be a single address, such as 10.8.0.9"),
+        (("add", "a", "--network", "x"), "--network must be a prefix"),
+        (("set", "here", "--allowed-ips", "x"), "--allowed-ips must be a prefix"),
+        (("set", "here", "--allow", "any sctp"), "--allow must have the protocol tcp"),
+        (("add", "a", "--output", "/etc/passwd"), "/etc/passwd exists already"),
         (("remove", "nobody"), "no peer has the name"),
         (("rotate", "nobody"), "no peer has the name"),
         (("set", "nobody", "--mtu", "1300"), "no peer has the name"),
@@ -205,6 +244,8 @@ def test_what_is_written_is_a_new_file_for_root_alone(files: Files) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(files: Files, words: tuple[str, ...], why: str) -> None:
+    if "here" in words:
+        files.peer("add", "here")
     assert why in files.refused("peer", *words, "-i", str(files.conf))
 
 
@@ -256,21 +297,57 @@ def test_a_table_says_what_each_peer_may_reach(files: Files) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "has no column 'name'"),
+        ("", ":1: the first line must name the columns"),
         ("name\n", "has no line with a peer"),
-        ("name,hook\na,b\n", "has no column 'hook'"),
-        ("name,mtu\na\n", ":2: has fewer columns"),
-        ("name\na,b\n", ":2: has more columns"),
-        ("name,mtu\na,many\n", "ClientMTU must be"),
-        ('name\n"a', "unexpected end"),
-        ("name\n\xff\n", "is not UTF-8"),
+        ("\n\nname\na,b\n", ":4: has 2 columns, but the first line has 1"),
+        ("name,hook\na,b\n", ":1: there is no column 'hook'; there are name, "),
+        ("name,private_key\na,b\n", "the gateway keeps no private key of a peer: give public_key"),
+        ("name,networks\na,b\n", "did you mean network?"),
+        ("name,Name\na,b\n", ":1: the first line names the column name twice"),
+        ("mtu\n1300\n", ":1: the first line names no column name"),
+        ("name;mtu\na;1300\n", ":1: separates its columns with semicolons: save it with commas"),
+        ("name\tmtu\na\t1300\n", "with tabs"),
+        ("anna,x\n", ":1: the first line must name the columns, such as name,public_key,address"),
+        ("name,mtu\na\n", ":2: has 1 column, but the first line has 2"),
+        ("name\na,b\n", ":2: has 2 columns"),
+        ("name,\na,b\n", ":2: has 'b' in a column that the first line does not name"),
+        ("name,mtu\na,1300\n\nb,many\n", ":4: column mtu must be a whole number from 576"),
+        ("name,expires\na,soon\n", ":2: column expires must be"),
+        ("name,allow\na,any tcp 0\n", ":2: column allow must have ports"),
+        ("name,public_key\na,short\n", ":2: the public_key of 'a' is not base64"),
+        ("name,public_key\na,OWN\n", ":2: peer a: this is the gateway's own public key"),
+        ("name,address\na,10.8.0.0/24\n", ":2: column address must be a single address, such as 10.8.0.0"),
+        ("name,address\na,\nb: c,10.8.0.1\n", ":3: peer b: c: 10.8.0.1/32 is the gateway's own address"),
+        (f"name\n{'a' * 65}\n", "is no peer's name, which has 1 to 64 letters"),
+        ('name\n"a', ":2: a quotation mark is opened and not closed"),
+        ('name\nb\na"a"\n"a"a\n', ":4: a quotation mark"),
+        ("name\na\n\xff\n", ":3: is not UTF-8 text: save the file as CSV in UTF-8"),
     ],
 )
 def test_a_table_with_a_mistake_changes_nothing(files: Files, text: str, why: str) -> None:
     table = files.folder / "new.csv"
-    table.write_bytes(text.encode("latin-1"))
+    own = config.load(files.conf).private_key or b""
+    table.write_bytes(text.replace("OWN", config.encode_key(config.public_key(own))).encode("latin-1"))
     said = files.refused("peer", "add", "--from", str(table), "--output", str(files.folder), "-i", str(files.conf))
     assert why in said
+    assert said.endswith("; nothing is changed\n")
+
+
+def test_a_table_of_a_spreadsheet_is_read(files: Files) -> None:
+    table = files.folder / "new.csv"
+    rows = ["Name , expires,", "", '"Anna, ""A""",2040-01-01,', ",,", "Zoë , ,", ""]
+    table.write_bytes("\r\n".join(rows).encode("utf-8-sig"))
+    said = files.peer("add", "--from", str(table), "--output", str(files.folder)).splitlines()
+    assert files.names() == ['Anna, "A"', "Zoë"]
+    assert said[0].startswith('+ peer Anna, "A" (')
+    assert said[2] == f"added 2 peers, and wrote their configurations into {files.folder}"
+
+
+def test_a_table_without_a_place_for_private_keys_names_the_peer(files: Files) -> None:
+    table = files.folder / "new.csv"
+    table.write_text("name\nanna\n")
+    said = files.refused("peer", "add", "--from", str(table), "-i", str(files.conf))
+    assert f"{table}:2: 'anna' has no public_key, so a private key is made: give --output FOLDER" in said
 
 
 def test_a_configuration_that_no_qr_code_holds_is_said() -> None:

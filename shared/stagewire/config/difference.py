@@ -18,6 +18,13 @@ def lines(before: InterfaceConfig, after: InterfaceConfig) -> list[str]:
     return [*_of_interface(before, after), *_of_peers(before, after)]
 
 
+def rotation(before: PeerConfig, after: PeerConfig) -> Iterator[str]:
+    """Yields the lines of a peer that has other keys."""
+    yield f"~ peer {title(before)}"
+    yield f"    ~ PublicKey {encode_key(before.public_key)} -> {encode_key(after.public_key)}"
+    yield from (f"    {line}" for line in _of_peer(before, after))
+
+
 def _of_private_key(before: bytes | None, after: bytes | None) -> Iterator[str]:
     if not before or not after:
         if before != after:
@@ -52,13 +59,13 @@ def _of_peers(before: InterfaceConfig, after: InterfaceConfig) -> Iterator[str]:
     new = {peer.public_key: peer for peer in after.peers}
     for key, peer in old.items():
         if key not in new:
-            yield f"- peer {_title(peer)}{_summary(peer)}"
+            yield f"- peer {title(peer)}{_summary(peer)}"
     for key, peer in new.items():
         known = old.get(key)
         if known is None:
-            yield f"+ peer {_title(peer)}{_summary(peer)}"
+            yield f"+ peer {title(peer)}{_summary(peer)}"
         elif (known != peer or known.name != peer.name) and (changes := list(_of_peer(known, peer))):
-            yield f"~ peer {_title(known if known.name else peer)}"
+            yield f"~ peer {title(known if known.name else peer)}"
             yield from (f"    {change}" for change in changes)
 
 
@@ -78,7 +85,8 @@ def _of_peer(before: PeerConfig, after: PeerConfig) -> Iterator[str]:
     yield from _of_access(before.access, after.access)
 
 
-def _title(peer: PeerConfig) -> str:
+def title(peer: PeerConfig) -> str:
+    """Names a peer in a line about a change."""
     key = encode_key(peer.public_key)
     return label(key, peer.name) if peer.name else key
 

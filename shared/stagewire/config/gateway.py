@@ -86,14 +86,18 @@ def _ranges(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def _port(text: str) -> int:
-    return values.whole(text, 1, values.MAX_PORT)
+    try:
+        return values.whole(text, 1, values.MAX_PORT)
+    except ValueError:
+        raise ValueError(f"must have ports from 1 to {values.MAX_PORT}, not {values.shown(text)}") from None
 
 
 def forward(text: str, *, own: bool = False) -> Forward:
     """Reads a port forward. `own`: without an address, the port goes to the peer's own addresses."""
     words = text.split()
     if len(words) != 3 or words[0].lower() not in _PORTED:
-        raise ValueError(f"must be such as tcp 8080 10.66.0.2:80, not {values.shown(text)}")
+        such = "tcp 8080 80: a port of the gateway, then the peer's" if own else "tcp 8080 10.66.0.2:80"
+        raise ValueError(f"must be such as {such}, not {values.shown(text)}")
     address, colon, port = words[2].rpartition(":")
     if not colon and not own:
         raise ValueError(f"must name the address to forward to, such as 10.66.0.2:80, not {values.shown(words[2])}")

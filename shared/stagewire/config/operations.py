@@ -14,6 +14,7 @@ from typing import Final
 
 from stagewire.config import gateway, keys, peer_names, published, roster, values
 from stagewire.config.difference import lines as differences
+from stagewire.config.difference import rotation, title
 from stagewire.config.free import free_addresses
 from stagewire.config.model import ConfigError, InterfaceConfig, Network, PeerConfig
 from stagewire.config.roster import Refused, Roster
@@ -22,6 +23,10 @@ from stagewire.config.write import merge
 Address = IPv4Address | IPv6Address
 MAX_PEERS: Final = 10_000
 """Peers of one operation."""
+MAX_VALUE: Final = 65_536
+"""Letters of a setting's value."""
+MAX_TEXT: Final = 4096
+"""Letters of any other text."""
 _EXPIRES: Final = re.compile(r"^[ \t]*#[ \t]*stagewire[ \t]*:[ \t]*Expires[ \t]*=(.*)", re.IGNORECASE | re.MULTILINE)
 
 
@@ -33,7 +38,7 @@ class Setting:
     """
 
     key: str
-    value: str
+    value: str = field(metadata={"most": MAX_VALUE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class NewPeer:
     peer is out of use.
     """
 
-    name: str
+    name: str = field(metadata={"most": peer_names.MAX_NAME})
     public_key: str
     preshared_key: str = field(default="", repr=False)
     addresses: tuple[str, ...] = ()
@@ -80,7 +85,7 @@ class RenamePeer:
     """Gives a peer another name."""
 
     peer: str
-    name: str
+    name: str = field(metadata={"most": peer_names.MAX_NAME})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +115,15 @@ Operation = AddPeers | RemovePeers | SwitchPeers | RenamePeer | SetPeer | Rotate
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Describes a change that was worked out: the new text, the peers that it names, and a line for each difference."""
+    """Describes a change that was worked out: the new text, the peers that it names, and a line for each difference.
+
+    `unchanged` has a line for each peer that was as asked before.
+    """
 
     text: str = field(repr=False)
     public_keys: tuple[bytes, ...]
     changes: tuple[str, ...]
+    unchanged: tuple[str, ...] = ()
 
 
 def carry_out(text: str, path: str, operation: Operation, live: Mapping[Network, bytes], now: float) -> Outcome:
@@ -146,7 +155,8 @@ def carry_out(text: str, path: str, operation: Operation, live: Mapping[Network,
     after = roster.read(new, path)
     if after.off != off or _by_key(after.whole) != {peer.public_key: peer for peer in change.peers}:
         raise Refused("this can't be written into the file; look at the values")
-    return Outcome(new, change.named, tuple(_changes(before, after)))
+    changes = tuple(_changes(before, after, operation))
+    return Outcome(new, change.named, changes, tuple(_unchanged(before, after, operation, change.named, changes)))
 
 
 def sorted_out(text: str, path: str, wanted: Sequence[NewPeer]) -> tuple[list[NewPeer], list[tuple[NewPeer, str]]]:
@@ -197,11 +207,49 @@ class _Change:
     named: tuple[bytes, ...]
 
 
-def _changes(before: Roster, after: Roster) -> Iterable[str]:
+def _changes(before: Roster, after: Roster, operation: Operation) -> Iterator[str]:
+    if isinstance(operation, RotatePeer):
+        yield from rotation(before.find(operation.peer), after.peers[keys.decode_key(operation.public_key)])
+        return
     yield from differences(before.whole, after.whole)
     for key, peer in after.peers.items():
         if (key in before.off) != (key in after.off):
-            yield f"~ peer {peer_names.label(keys.encode_key(key), peer.name)} {'out of' if key in after.off else 'in'} use"
+            yield f"~ peer {title(peer)} is {'out of use' if key in after.off else 'in use'}"
+
+
+def _unchanged(
+    before: Roster, after: Roster, operation: Operation, named: Iterable[bytes], changes: Sequence[str]
+) -> Iterator[str]:
+    match operation:
+        case SwitchPeers():
+            same = [key for key in dict.fromkeys(named) if (key in before.off) == (key in after.off)]
+            what = f"is {'in' if operation.on else 'out of'} use already"
+        case RenamePeer():
+            same, what = [] if changes else list(named), "has this name already"
+        case SetPeer():
+            same, what = [] if changes else list(named), "is set so already"
+        case _:
+            return
+    yield from (f"= peer {title(after.peers[key])} {what}" for key in same)
+
+
+def called(operation: Operation) -> str:
+    """Names an operation as an operator types it, for events and the audit."""
+    if isinstance(operation, SwitchPeers):
+        return ENABLING if operation.on else DISABLING
+    return _CALLED[type(operation)]
+
+
+ENABLING: Final = "peer enable"
+DISABLING: Final = "peer disable"
+_CALLED: Final = {
+    AddPeers: "peer add",
+    RemovePeers: "peer remove",
+    RenamePeer: "peer rename",
+    SetPeer: "peer set",
+    RotatePeer: "peer rotate",
+    ExpirePeers: "expiry",
+}
 
 
 # --- each operation ----------------------------------------------------------------------------------------
@@ -232,7 +280,7 @@ def _tried(
     free = _free(before, wanted, owners)
     for new in wanted:
         try:
-            _check_name(new.name, names)
+            check_name(new.name, names)
             key = _public_key(new.public_key, known, before)
             prefixes = _prefixes(new, free)
             peer = PeerConfig(key, _preshared_key(new.preshared_key), (), None, 0, False, 0, new.name)
@@ -270,7 +318,7 @@ def _switch(before: Roster, operation: SwitchPeers, now: float) -> _Change:
 def _rename(before: Roster, operation: RenamePeer) -> _Change:
     peer = before.find(operation.peer)
     others = {each.name.casefold() for each in before.whole.peers if each is not peer and each.name}
-    _check_name(operation.name, others)
+    check_name(operation.name, others)
     new = replace(peer, name=operation.name)
     peers = _with(before, peer, new)
     return _Change(_merged(before, peers), peers, before.off, (peer.public_key,))
@@ -322,7 +370,8 @@ def _owners(before: Roster, live: Mapping[Network, bytes]) -> dict[Network, byte
     return {**live, **{prefix: peer.public_key for peer in before.whole.peers for prefix in peer.allowed_ips}}
 
 
-def _check_name(name: str, others: Iterable[str]) -> None:
+def check_name(name: str, others: Iterable[str] = ()) -> None:
+    """Raises Refused for a text that can't be a peer's name, or is one of `others`, which are folded."""
     if not name or name != peer_names.cleaned(name):
         letters = f"1 to {peer_names.MAX_NAME} letters that can be shown"
         raise Refused(f"{values.shown(name)} is no peer's name, which has {letters}, without spaces at its ends")
@@ -438,12 +487,34 @@ SETTINGS: Final = tuple(_SETTINGS)
 """Every key that a Setting may have."""
 
 
+def mistake_in(setting: Setting) -> str:
+    """Says what is wrong with a value, in words that continue the key's name; an empty text if nothing is."""
+    if len(setting.value) > MAX_VALUE:
+        return f"has more than {MAX_VALUE} letters"
+    if "\n" in setting.value or "\0" in setting.value:
+        return "must be one line"
+    try:
+        _value_of(setting, _NOBODY)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+_NOBODY: Final = PeerConfig(keys.NO_KEY, keys.NO_KEY, (), None, 0, False, 0)
+
+
+def _value_of(setting: Setting, peer: PeerConfig) -> PeerConfig:
+    if setting.value:
+        return _SETTINGS[setting.key](peer, setting.value)
+    return _DEFAULTS[setting.key](peer)
+
+
 def _with_settings(peer: PeerConfig, settings: Iterable[Setting]) -> PeerConfig:
     for each in settings:
         if each.key not in _SETTINGS:
             raise Refused(f"a peer has no setting {values.shown(each.key)}; there are {', '.join(SETTINGS)}")
         try:
-            peer = _SETTINGS[each.key](peer, each.value) if each.value else _DEFAULTS[each.key](peer)
+            peer = _value_of(each, peer)
         except ValueError as error:
             raise Refused(f"{each.key} {error}") from None
     return peer
