@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from stagewire.config import InterfaceConfig, operations, values
-from stagewire.config.operations import Setting
 from stagewire.config.roster import Refused
+from stagewire.config.settings import Setting, mistake_in
 from stagewire_cli import client_config
 from stagewire_cli.failures import Failed
 
@@ -54,7 +54,7 @@ def settings(interface: InterfaceConfig, chosen: dict[str, Any], named: Named = 
 
 def checked(name: str, setting: Setting) -> Setting:
     """Returns a setting. Raises Failed for a bad value, which has come by `name`."""
-    if mistake := operations.mistake_in(setting):
+    if mistake := mistake_in(setting):
         raise Failed(f"{name} {mistake}")
     return setting
 

@@ -5,40 +5,27 @@ Values are texts as they stand in a file. `control.operations` puts an operation
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Final
 
-from stagewire.config import gateway, keys, peer_names, published, roster, values
+from stagewire.config import keys, peer_names, published, roster, settings, values
 from stagewire.config.difference import lines as differences
 from stagewire.config.difference import rotation, title
 from stagewire.config.free import free_addresses
 from stagewire.config.model import ConfigError, InterfaceConfig, Network, PeerConfig
 from stagewire.config.roster import Refused, Roster
+from stagewire.config.settings import Setting as Setting  # with the operations that take it
 from stagewire.config.write import merge
 
 Address = IPv4Address | IPv6Address
 MAX_PEERS: Final = 10_000
 """Peers of one operation."""
-MAX_VALUE: Final = 65_536
-"""Letters of a setting's value."""
 MAX_TEXT: Final = 4096
-"""Letters of any other text."""
+"""Letters of a text that no limit of its own has."""
 _EXPIRES: Final = re.compile(r"^[ \t]*#[ \t]*stagewire[ \t]*:[ \t]*Expires[ \t]*=(.*)", re.IGNORECASE | re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """Sets a key of a peer's section, such as `Expires`. An empty value removes the key.
-
-    Semicolons separate the values of a key with several lines, such as `Allow`.
-    """
-
-    key: str
-    value: str = field(metadata={"most": MAX_VALUE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,72 +436,12 @@ def _check_prefix(before: Roster, prefix: Network, owners: Mapping[Network, byte
         raise Refused(f"{prefix} is the gateway's own address")
 
 
-def _of_client(key: str) -> Callable[[PeerConfig, str], PeerConfig]:
-    return lambda peer, text: replace(peer, client=values.CLIENT[key](peer.client, text))
-
-
-def _with_access(key: str, peer: PeerConfig, text: str) -> PeerConfig:
-    return replace(peer, access=gateway.setting(peer.access, key, text))
-
-
-def _of_limits(key: str) -> Callable[[PeerConfig, str], PeerConfig]:
-    return lambda peer, text: replace(peer, limits=values.LIMITS[key](peer.limits, text))
-
-
-_SETTINGS: Final[Mapping[str, Callable[[PeerConfig, str], PeerConfig]]] = {
-    "AllowedIPs": lambda peer, text: replace(peer, allowed_ips=values.networks(text)),
-    "Endpoint": lambda peer, text: replace(peer, endpoint=values.endpoint(text)),
-    "PersistentKeepalive": lambda peer, text: replace(peer, persistent_keepalive=values.keepalive(text)),
-    "Expires": lambda peer, text: replace(peer, expires=values.expires(text)),
-    **{key: _of_limits(key) for key in values.LIMITS},
-    **{key: _of_client(key) for key in values.CLIENT},
-    **{key: partial(_with_access, key) for key in gateway.KEYS},
-}
-_DEFAULTS: Final[Mapping[str, Callable[[PeerConfig], PeerConfig]]] = {
-    "AllowedIPs": lambda peer: replace(peer, allowed_ips=()),
-    "Endpoint": lambda peer: replace(peer, endpoint=None),
-    "PersistentKeepalive": lambda peer: replace(peer, persistent_keepalive=0),
-    "Expires": lambda peer: replace(peer, expires=None),
-    "Rate": lambda peer: replace(peer, limits=replace(peer.limits, rate_to=0, rate_from=0)),
-    "Quota": lambda peer: replace(peer, limits=replace(peer.limits, quota=0)),
-    "ClientAllowedIPs": lambda peer: replace(peer, client=replace(peer.client, allowed_ips=())),
-    "ClientDNS": lambda peer: replace(peer, client=replace(peer.client, dns=())),
-    "ClientMTU": lambda peer: replace(peer, client=replace(peer.client, mtu=None)),
-    "ClientKeepalive": lambda peer: replace(peer, client=replace(peer.client, keepalive=None)),
-    **{key: partial(_with_access, key, text="") for key in gateway.KEYS},
-}
-SETTINGS: Final = tuple(_SETTINGS)
-"""Every key that a Setting may have."""
-
-
-def mistake_in(setting: Setting) -> str:
-    """Says what is wrong with a value, in words that continue the key's name; an empty text if nothing is."""
-    if len(setting.value) > MAX_VALUE:
-        return f"has more than {MAX_VALUE} letters"
-    if "\n" in setting.value or "\0" in setting.value:
-        return "must be one line"
-    try:
-        _value_of(setting, _NOBODY)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-_NOBODY: Final = PeerConfig(keys.NO_KEY, keys.NO_KEY, (), None, 0, False, 0)
-
-
-def _value_of(setting: Setting, peer: PeerConfig) -> PeerConfig:
-    if setting.value:
-        return _SETTINGS[setting.key](peer, setting.value)
-    return _DEFAULTS[setting.key](peer)
-
-
-def _with_settings(peer: PeerConfig, settings: Iterable[Setting]) -> PeerConfig:
-    for each in settings:
-        if each.key not in _SETTINGS:
-            raise Refused(f"a peer has no setting {values.shown(each.key)}; there are {', '.join(SETTINGS)}")
+def _with_settings(peer: PeerConfig, wanted: Iterable[Setting]) -> PeerConfig:
+    for each in wanted:
+        if each.key not in settings.KEYS:
+            raise Refused(f"a peer has no setting {values.shown(each.key)}; there are {', '.join(settings.KEYS)}")
         try:
-            peer = _value_of(each, peer)
+            peer = settings.with_setting(each, peer)
         except ValueError as error:
             raise Refused(f"{each.key} {error}") from None
     return peer
