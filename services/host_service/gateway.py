@@ -10,11 +10,13 @@ from host_service import firewall, forwarding, gateway_table, passes
 from host_service.ground import Ground, NetworkRefused
 from host_service.ledger import ForwardingSet, NftTableMade, PassOpened, RouterAdvertisementsKept
 from host_service.passes import Obstacle
+from stagewire.control import narrower
 from stagewire.control.gateway import NO_RULES, GatewayRules, kept_warning
 from stagewire.linux.nft_names import gateway_table_of
 
 _COMMANDS: Final = 6
 """Commands in a warning."""
+_MEANWHILE: Final = "mend that, host-service tries again; until then peers whose rules became narrower reach nothing"
 
 
 class Gateway:
@@ -25,11 +27,27 @@ class Gateway:
         self.rules = NO_RULES
         self._standing: GatewayRules | None = None
         """The rules of the table that stands; None if that isn't known."""
+        self._handle = 0
+        """The handle of that table."""
+        self.refused = ""
+        """Why the table is not as wanted."""
+        self.unheld: tuple[bytes, ...] = ()
+        """Packed prefixes of the peers that the standing table lets do more than they should."""
 
     def set(self, rules: GatewayRules, *, anew: bool = False) -> bool:
         """Sets all of it. Returns whether nft ran. Raises NetworkRefused."""
         self.rules = rules
-        ran = self._set_table(rules, anew=anew)
+        try:
+            ran = self._set_table(rules, anew=anew)
+        except NetworkRefused as refused:
+            found = self._found(gateway_table_of(self._ground.interface))
+            if found is None or found.handle != self._handle:
+                self._standing = None
+            self.refused, self.unheld = str(refused), narrower.sources(self._standing, rules)
+            if not rules.forwards:  # a host that should forward no more mustn't wait
+                self.set_forwarding()
+            raise
+        self.refused, self.unheld = "", ()
         self.set_forwarding()
         return self.set_passes() or ran
 
@@ -45,17 +63,19 @@ class Gateway:
         if standing is not None and not is_ours and rules != NO_RULES:
             self._give_up(f"nftables table inet {name} is not ours; remove it")
         handle = standing.handle if standing is not None and is_ours else 0
-        self._standing, kept = None, None
+        kept = None
         if rules != NO_RULES:
             ground.again("firewall", int(anew))
             ground.ledger.do(NftTableMade(name))
             self._make(rules, handle)
+            self._standing, self._handle = rules, 0
             if (made := self._found(name)) is not None:
-                kept = NftTableMade(name, made.handle)
+                kept, self._handle = NftTableMade(name, made.handle), made.handle
                 ground.ledger.do(kept)
-            self._standing = rules
         elif handle and (said := firewall.remove(handle)):
             self._give_up(f"nftables table inet {name} can't be removed: {said}")
+        else:
+            self._standing = None
         for each in [*noted, NftTableMade(name)]:
             if each != kept:
                 ground.ledger.undo(each)
@@ -69,7 +89,7 @@ class Gateway:
         except ValueError as error:
             raise NetworkRefused(f"the rules for packets of peers make no sense: {error}") from None
         if said := firewall.run(text):
-            self._give_up(f"the rules for packets of peers are not set: nft says {said}")
+            self._give_up(f"the rules for packets of peers are not set: nft says {said}; {_MEANWHILE}")
 
     def _found(self, name: str) -> firewall.Standing | None:
         with suppress(OSError):  # a kernel without nftables

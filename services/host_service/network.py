@@ -13,7 +13,7 @@ changes again and again.
 """
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Final
 
 from host_service import mtu
@@ -107,7 +107,7 @@ class HostNetwork(Watched):
 
     def follows(self, wanted: Wanted) -> bool:
         """Tells whether `wanted` needs no comparison, which takes seconds for 130,000 routes."""
-        return self._sound and wanted == self._wanted
+        return self._sound and wanted == self._wanted and not self.gateway.refused
 
     def distrust(self) -> None:
         """Ignores additions and removals from now on: a comparison follows."""
@@ -149,7 +149,7 @@ class HostNetwork(Watched):
 
     # --- all of it -----------------------------------------------------------------------------------------
 
-    def _compare(self, wanted: Wanted) -> Iterator[None]:
+    def _compare(self, wanted: Wanted, dirty: Container[str] = ()) -> Iterator[None]:
         ground, device, policy = self._ground, self.device, self.policy
         device.find()
         yield
@@ -169,11 +169,11 @@ class HostNetwork(Watched):
         self.routes.begin(wanted, policy.number, ipv6=ipv6, kept6=self._kept6)
         yield
         if not (renumbered and policy.number):
-            self._set_firewall(wanted, families)
+            self._set_firewall(wanted, families, anew=FIREWALL in dirty)
         policy.set_sysctl(families)
         yield
         # Before the interface has addresses: no packet of a peer passes without its rules.
-        self._set_gateway(lambda: self.gateway.set(wanted.gateway))
+        self._set_gateway(wanted, anew=GATEWAY in dirty)
         yield
         yield from policy.set_rules(families)
         if renumbered and policy.number:
@@ -205,10 +205,16 @@ class HostNetwork(Watched):
         if self.policy.set_firewall(wanted, families, anew=anew):
             self.after_nft()
 
-    def _set_gateway(self, change: Callable[[], bool]) -> None:
+    def _set_gateway(self, wanted: Wanted, *, anew: bool = False) -> None:
+        """Sets the rules for packets of peers. A refusal of theirs ends the work on an interface that isn't up."""
         self.before_nft()
-        if change():
+        try:
+            if self.gateway.set(wanted.gateway, anew=anew):
+                self.after_nft()
+        except NetworkRefused:
             self.after_nft()
+            if self.device.link is None or not self.device.link.up:
+                raise
 
     def _mtu(self, wanted: Wanted, *, ipv6: bool) -> int:
         if wanted.mtu:
@@ -226,7 +232,7 @@ class HostNetwork(Watched):
 
     def _mend(self, dirty: set[str], wanted: Wanted) -> Iterator[None]:
         if ALL in dirty:
-            yield from self._compare(wanted)
+            yield from self._compare(wanted, dirty)
             return
         ipv6 = self.routes.ipv6
         families = self._default_families(wanted)
@@ -234,10 +240,12 @@ class HostNetwork(Watched):
             self._set_firewall(wanted, families, anew=True)
             yield
         if GATEWAY in dirty:
-            self._set_gateway(lambda: self.gateway.set(wanted.gateway, anew=True))
+            self._set_gateway(wanted, anew=True)
             yield
         elif PASSES in dirty:
-            self._set_gateway(self.gateway.set_passes)
+            self.before_nft()
+            if self.gateway.set_passes():
+                self.after_nft()
             yield
         if SYSCTL in dirty:
             self.gateway.set_forwarding()
@@ -357,7 +365,7 @@ class HostNetwork(Watched):
             if self._wanted is None or not dirty:
                 return
             # A refusal left the rest unmade, so mending one part would pass for the whole.
-            self._start(self._mend(dirty if self._sound else {ALL}, self._wanted))
+            self._start(self._mend(dirty if self._sound else {ALL, *dirty}, self._wanted))
         begun = boot_time()
         try:
             while (self._plan is not None or self.routes.busy) and boot_time() < begun + BUDGET:
@@ -372,7 +380,7 @@ class HostNetwork(Watched):
             self.routes.clear()
             fault = str(refused)
         else:
-            fault = ""
+            fault = self.gateway.refused
         self._due = None
         self._say_mended(now)
         self._on_settled(fault)

@@ -41,6 +41,8 @@ from stagewire.proto import prefix
 
 RETRY = 1.0
 """s from a refusal to the next try."""
+RETRY_RULES = 30.0
+"""s that grow from RETRY with each refusal of the rules for packets of peers: each try runs nft."""
 LONG_WORK = 10.0
 """s that nft may take on a busy machine."""
 
@@ -88,6 +90,8 @@ class HostService:
         self._confirm: int | None = None
         """The number of an unanswered Confirm."""
         self._retry: float | None = None
+        self._wait = RETRY
+        """s from the next refusal to its next try."""
         self._faults: dict[str, str] = {}
         self._ground: Ground
         self._network: HostNetwork
@@ -160,7 +164,7 @@ class HostService:
                 assert_never(message)
 
     def _on_settings(self, settings: HostSettings, now: float) -> None:
-        self._settings = settings
+        self._settings, self._wait = settings, RETRY
         if self._named is None:
             self.act(now)
         elif not self._network.follows(_wanted(settings)):
@@ -200,7 +204,8 @@ class HostService:
         self._set_fault("network", fault)
         self._refused = fault
         if fault:
-            self._retry = boot_time() + RETRY
+            self._retry = boot_time() + self._wait
+            self._wait = min(2 * self._wait, RETRY_RULES) if self._network.gateway.refused else RETRY
         elif self._named is None:  # not in the middle of a snapshot
             self._line.applied(self._version)
             if self._link is None:
@@ -262,6 +267,8 @@ class HostService:
             self._put_back_at,
             self._refused,
             self._answered,
+            bool(self._network.gateway.refused),
+            self._network.gateway.unheld,
         )
         if state != self._state_said and self._named is None and self._line.say(state):
             self._state_said = state

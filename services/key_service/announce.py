@@ -11,6 +11,7 @@ from key_service import gateway_rules
 from key_service.moves import Moves
 from key_service.quotas import NO_CAP, Quotas
 from key_service.registry import Delta, Prepared, Registry
+from key_service.withheld import Withheld
 from stagewire.config import InterfaceConfig, Network, PeerConfig
 from stagewire.control.gateway import NO_RULES, GatewayRules
 from stagewire.control.messages import (
@@ -60,6 +61,7 @@ class Announcer:
     host_mark: int = 0
     """The mark that host-service chose for a default route without FwMark; 0 for none."""
     quotas: Quotas | None = None
+    withheld: Withheld | None = None
     _rules: tuple[int, GatewayRules] | None = None
     """The rules after so many commits of the registry."""
 
@@ -129,6 +131,8 @@ class Announcer:
         known, configured = self.handshaker.peers[key], self.registry.peers[key]
         limits = configured.limits
         cap = self.quotas.cap(key, worker) if home and self.quotas is not None else NO_CAP
+        if self.withheld is not None and key in self.withheld.keys:
+            cap = 0
         return WorkerPeer(
             *(key, home, configured.persistent_keepalive, known.endpoint or b"", known.endpoint_set_at),
             *(limits.rate_to, limits.rate_from, cap),

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from key_service.live import LiveConfiguration
@@ -10,6 +11,8 @@ from stagewire.logs import Log
 
 LOOK_INTERVAL: Final = 0.5
 """s between two looks at the wall clock, which may jump."""
+MAX_WAIT: Final = 30.0
+"""s between two attempts that are refused; at first LOOK_INTERVAL."""
 WARN_BEFORE: Final = 86_400
 """s before a peer's time is over in which the operator hears of it once."""
 
@@ -37,7 +40,11 @@ class Expiry:
         """The next time at which a peer needs a warning, or must go."""
         self._warned: dict[bytes, int] = {}
         """The time of each peer that the operator was warned of."""
+        self._said: dict[bytes, int] = {}
+        """The time of each peer whose end was told."""
         self._under_way = False
+        self._not_before, self._wait = 0.0, LOOK_INTERVAL
+        """When to try again after a refusal, and the s that the next refusal adds."""
         self.look_by: Callable[[float], None] = lambda _when: None
         """Has the next look come at a time (s) at the latest; an idle loop looks rarely."""
 
@@ -54,7 +61,7 @@ class Expiry:
         now = time.time()
         if self._soonest is not None:
             self.look_by(at + max(LOOK_INTERVAL, self._soonest - now))
-        if self._soonest is None or self._soonest > now or self._under_way:
+        if self._soonest is None or self._soonest > now or self._under_way or at < self._not_before:
             return
         self._known = -1  # each peer found below has another time to wait for, or goes
         over = [peer for peer in peers.values() if peer.expires is not None and peer.expires <= now]
@@ -66,7 +73,7 @@ class Expiry:
             ]
         )
         if over:
-            self._remove(over)
+            self._remove(over, at)
 
     def _due(self, key: bytes, expires: int) -> int:
         """Returns when a peer needs a warning, or must go."""
@@ -80,17 +87,22 @@ class Expiry:
         if soon:
             self._tell("expires_soon", soon)
 
-    def _remove(self, over: list[PeerConfig]) -> None:
-        labels = [peer_names.label(encode_key(peer.public_key), peer.name) for peer in over]
+    def _remove(self, over: list[PeerConfig], at: float) -> None:
+        news = [peer for peer in over if self._said.get(peer.public_key) != peer.expires]
+        labels = [peer_names.label(encode_key(peer.public_key), peer.name) for peer in news]
         for label in labels:
             self._log.info("peer expired", peer=label)
-        self._on_expired([f"~ peer {label} expired" for label in labels])
-        self._tell("expired", over)
+        if news:
+            self._on_expired([f"~ peer {label} expired" for label in labels])
+            self._tell("expired", news)
+        self._said = {peer.public_key: peer.expires or 0 for peer in over}
         self._under_way = True
         gone = tuple(uapi.PeerChange(peer.public_key, 0, remove=True) for peer in over)
-        self._live.change(uapi.Change(peers=gone), self._done)
+        self._live.change(uapi.Change(peers=gone), partial(self._done, at))
 
-    def _done(self, code: int) -> None:
+    def _done(self, at: float, code: int) -> None:
         self._under_way = False
+        self._wait = min(2 * self._wait, MAX_WAIT) if code else LOOK_INTERVAL
         if code:
+            self._not_before = at + self._wait
             self._known = -1  # tries again

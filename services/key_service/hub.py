@@ -33,6 +33,7 @@ from stagewire.linux.uids import Place
 from stagewire.loop import IDLE_INTERVAL
 from stagewire.pipe.names import CONTROL
 from stagewire.process.stage import Stage
+from stagewire.proto import prefix
 from stagewire.proto.endpoint import unpack_untrusted
 from stagewire.proto.events import EndpointMoved
 from stagewire.stages import WORKER
@@ -278,12 +279,20 @@ def _makes_sense(message: FromStage) -> bool:
             return all(_is_place(session.endpoint) for session in listed if session.endpoint)
         case Cleared(worker=worker):
             return 0 <= worker < MAX_WORKERS
-        case HostState(mark=mark):
-            return 0 <= mark <= MAX_MARK
+        case HostState(mark=mark, unheld=unheld):
+            return 0 <= mark <= MAX_MARK and all(map(_is_prefix, filter(None, unheld)))
         case EndpointMoved(endpoint=endpoint) | Nested(endpoint=endpoint) | ChainJudged(endpoint=endpoint):
             return _is_place(endpoint)
         case Resolved(places=places, error=error):
             return bool(places) != bool(error) and all(map(_is_place, places))
+    return True
+
+
+def _is_prefix(packed: bytes) -> bool:
+    try:
+        prefix.unpack_untrusted(packed)
+    except ValueError:
+        return False
     return True
 
 

@@ -27,6 +27,7 @@ from key_service.registry import Delta, Prepared, Registry
 from key_service.snapshots import Snapshots
 from key_service.timestamps import TimestampStore
 from key_service.trial import Trial, Verdict
+from key_service.withheld import Withheld
 from stagewire.config import HostPort, PeerConfig, public_key, uapi
 from stagewire.control.messages import (
     PEER_BATCH,
@@ -104,6 +105,7 @@ class LiveConfiguration:
         self._log = log
         self._show_private_key = show_private_key
         self.trial = Trial(announcer, hub, log)
+        self.withheld = announcer.withheld = Withheld(self.registry, log)
         self._queue: deque[Task] = deque()
         self._work: Iterator[None] | None = None
         """The change under way."""
@@ -160,6 +162,7 @@ class LiveConfiguration:
             if verdict.reason:
                 task.said(verdict.reason)
             if verdict.code:
+                self._hold_back()
                 task.done(verdict.code)
                 return
         yield from self._make(prepared, task, verdict)
@@ -181,6 +184,8 @@ class LiveConfiguration:
 
     def on_host_state(self, message: HostState) -> None:
         """Takes host-service's answer about the network, or its news of the host."""
+        if not self.trial.waits:
+            self.withheld.take(message)
         self._on_answer(message)
 
     def _on_answer(self, message: Listening | HostState) -> None:
@@ -245,6 +250,7 @@ class LiveConfiguration:
             if task.whole:
                 if verdict is not None:
                     yield from self.trial.take_back(prepared, whole=True)
+                    self._hold_back()
                 task.done(error.errno or errno.EIO)
                 return
         self._ready = True
@@ -259,6 +265,7 @@ class LiveConfiguration:
         if delta.gone or any(peer.prefixes_added or peer.prefixes_removed for peer in delta.peers.values()):
             self._on_prefixes()
         self._apply_to_handshakes(delta)
+        self._hold_back()
         # A stage that says hello in between gets a whole snapshot; repeated messages change nothing.
         for _ in self._tell(delta, host=not (tried and task.whole)):
             yield
@@ -277,6 +284,12 @@ class LiveConfiguration:
             sum(_prefixes(delta)),
             host=not tried and self._announcer.managed,
         )
+
+    def _hold_back(self) -> None:
+        """Holds the peers back whose narrower rules host-service could not set in the last trial."""
+        if self.trial.state is not None:
+            self.withheld.take(self.trial.state)
+        self.withheld.look()
 
     def _answer(self, done: Done, key_dropped: bool) -> None:
         done(0)

@@ -97,6 +97,12 @@ class Registry:
         """Tells whether a peer has exactly this prefix."""
         return prefix in self._owners
 
+    def holder_of(self, prefix: Network) -> bytes | None:
+        """Returns the peer that has exactly this prefix; for an address, else the peer whose it is."""
+        key = self._owners.get(prefix)
+        alone = prefix.prefixlen == prefix.max_prefixlen
+        return self.owner_of(prefix.network_address.packed) if key is None and alone else key
+
     def snapshot(self) -> InterfaceConfig:
         """Returns the whole configuration in force."""
         return replace(self.interface, peers=tuple(map(self._named, self.peers.values())))

@@ -183,7 +183,8 @@ class KeyService:
         )
         tell = stage.tell_status if stage.environment.telemetry else None
         self._reports = PeerReports(self._registry, self._handshaker, tell)
-        self._quotas.happened, self._workers.touched = self._reports.happened, self._reports.touch
+        self._quotas.happened = self._live.withheld.happened = self._reports.happened
+        self._workers.touched = self._reports.touch
         if self._wg_listener is not None:
             wg_events = WgEvents(self._registry.label, self._reports.happened)
             self._wg.changed = wg_events.note

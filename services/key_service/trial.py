@@ -2,7 +2,8 @@
 
 1. the sockets: host-service answers once conn-service sends through them
 2. the network, after the prefixes: host-service answers once all is set up, or says what it cannot set up
-3. after a refusal: host-service restores the earlier settings, and key-service waits for that too
+3. after a refusal: host-service restores the earlier settings, and key-service waits for that too; but a change that takes
+   anything from a peer holds without the host's rules, and host-service goes on trying to set them
 
 A host-service that does not answer in time gets all settings again after the commit.
 """
@@ -10,16 +11,19 @@ A host-service that does not answer in time gets all settings again after the co
 import errno
 import os
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from key_service.announce import Announcer
 from key_service.hub import Hub
 from key_service.registry import Prepared
 from stagewire.config import InterfaceConfig, PeerConfig
-from stagewire.control.messages import HostState, Listening
+from stagewire.control import narrower
+from stagewire.control.gateway import EVERY_PEER
+from stagewire.control.messages import HostSettings, HostState, Listening
 from stagewire.logs import Log
 from stagewire.loop import boot_time
+from stagewire.proto import prefix
 
 WITHIN: Final = 2.0
 """s for host-service to answer."""
@@ -133,12 +137,42 @@ class Trial:
         said = yield from self._have(prepared.settings, prepared.peers, within)
         if not isinstance(said, HostState):
             return self._unanswered()
-        if not (reason := _refusal(said, before, whole=whole)):
+        reason = _refusal(said, before, whole=whole)
+        rules_alone = self._rules_alone(prepared)
+        if rules_alone and said.rules_unset:
+            reason = reason or said.fault  # a change that widens the rules waits for them, however old the fault is
+        if not reason:
             return Verdict()
         self._log.warning("host-service refuses a change", reason=reason)
+        if rules_alone and said.fault and self._narrows(prepared):
+            return Verdict(reason=f"in force, but not all of it on this host: {said.fault}")
         if not (yield from self.take_back(prepared, whole=whole)):
             reason += "; host-service does not confirm the earlier settings, see `stagewire status`"
         return Verdict(errno.EBUSY, reason)
+
+    def _rules_alone(self, prepared: Prepared) -> bool:
+        """Tells whether a change concerns the host's rules for packets of peers, or routes, and nothing else of the host."""
+        now, wanted = self._host_settings(prepared)
+        return replace(wanted, gateway=now.gateway) == now and not (prepared.delta.listen_port or prepared.delta.fwmark)
+
+    def _host_settings(self, prepared: Prepared) -> tuple[HostSettings, HostSettings]:
+        """Returns host-service's settings in force, and those of a change."""
+        announcer, registry = self._announcer, self._announcer.registry
+        return (
+            announcer.host_settings(registry.interface, registry.peers),
+            announcer.host_settings(prepared.settings, prepared.peers),
+        )
+
+    def _narrows(self, prepared: Prepared) -> bool:
+        """Tells whether a change takes anything from a peer: then it must hold, whatever host-service can't set."""
+        delta, registry = prepared.delta, self._announcer.registry
+        now, wanted = (each.gateway for each in self._host_settings(prepared))
+        if delta.gone or any(each.prefixes_removed for each in delta.peers.values()):
+            return True
+        if {*now.ports} - {*wanted.ports} or {*now.forwards} - {*wanted.forwards}:
+            return True
+        less = narrower.sources(now, wanted)
+        return any(each == EVERY_PEER or registry.is_allowed(prefix.unpack_untrusted(each)) for each in less)
 
     def _unanswered(self) -> Verdict:
         reason = "host-service does not answer: it will make the change later, see `stagewire status`"
@@ -146,9 +180,9 @@ class Trial:
         return Verdict(reason=reason, answered=False)
 
     def _changes_network(self, prepared: Prepared, *, whole: bool) -> bool:
-        announcer, delta, registry = self._announcer, prepared.delta, self._announcer.registry
-        now = announcer.host_settings(registry.interface, registry.peers)
-        if announcer.host_settings(prepared.settings, prepared.peers) != now:
+        announcer, delta = self._announcer, prepared.delta
+        now, wanted = self._host_settings(prepared)
+        if wanted != now:
             return True
         changes = (each.prefixes_added or each.prefixes_removed for each in delta.peers.values())
         return whole and announcer.managed and (bool(delta.prefixes_gone) or any(changes))

@@ -70,6 +70,7 @@ class Workers:
         self._log = log
         self._quotas = quotas
         quotas.carried, quotas.tell = self.carried, self.tell_again
+        live.withheld.tell = self.tell_again
         self._began = boot_time()
         self.moves.earlier = worker_count.earlier(self._run, self._configured)
         self._traffic: dict[tuple[bytes, int], tuple[Peer, int, int, int]] = {}

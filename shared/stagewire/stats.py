@@ -141,8 +141,9 @@ COUNTERS: Final = {
     ),
     "quota_reached": Counted(
         DROP,
-        "the peer has used up its Quota of this month",
-        "wait for the next month (UTC), or raise the quota with `stagewire peer set --quota`",
+        "the peer has used up its Quota of this month, or the host's narrower rules for it are not set",
+        "wait for the next month (UTC), or raise the quota with `stagewire peer set --quota`; "
+        "`stagewire status` says whether the rules are set",
     ),
     "grant_malformed": Counted(
         DROP,

@@ -22,8 +22,10 @@ class Live:
     def __init__(self, *peers: PeerConfig) -> None:
         self.registry = Registry(replace(unconfigured(), peers=peers))
         self.refuses = False
+        self.tries = 0
 
     def change(self, change: uapi.Change, done: Any) -> None:
+        self.tries += 1
         if not self.refuses:
             self.registry.commit(self.registry.prepare(change))
         done(5 if self.refuses else 0)
@@ -72,13 +74,16 @@ def test_a_clock_that_jumps_over_the_time_and_back_brings_nobody_back(clock: Sim
 
 def test_a_refused_removal_is_tried_again(clock: SimpleNamespace) -> None:
     live = Live(peer(A, 1))
-    one, _ = looking(live)
+    one, said = looking(live)
     live.refuses = True
-    one.look(0)
+    for at in range(100):
+        one.look(at)
+    assert live.tries < 10, "each try waits longer"
     assert live.registry.peers
     live.refuses = False
-    one.look(0)
+    one.look(100 + expiry.MAX_WAIT)
     assert not live.registry.peers
+    assert len(said) == 1
 
 
 def test_a_time_that_is_set_anew_counts(clock: SimpleNamespace) -> None:

@@ -191,6 +191,27 @@ def test_traffic_ends_within_a_second_and_no_other_peer_loses_a_packet(network: 
             until(lambda: passes(network), 15, "traffic again")
 
 
+def test_a_peer_ends_and_reaches_no_more_though_the_host_refuses_its_rules(network: Topology, hub: WgHub) -> None:
+    client, table = add(hub, "goes", "--allow", "any"), f"inet stagewire-{hub.name}/gateway"
+    with client.runs(network):
+        until(lambda: passes(network), 10, "traffic")
+        network.b.run("nft", f"delete table {table}; add table {table}")  # another program has the name now
+        until(lambda: hub.gateway.command("status", hub.name, check=False).returncode == 4, 5, "the fault to be said")
+        assert (
+            "is not ours"
+            in hub.gateway.command("peer", "set", "goes", "--allow", "192.0.2.0/24", "-i", hub.name).stderr
+        )
+        assert not passes(network), "the rules that nft did not take hold"
+        wider = hub.gateway.command("peer", "set", "goes", "--allow", "any", "-i", hub.name, check=False)
+        assert (wider.returncode, "is not ours" in wider.stderr) == (1, True), "what widens waits"
+        assert f"nftables table {table} is not ours" in hub.gateway.command("doctor", hub.name, check=False).stdout
+        peer(hub, "disable", "goes")
+        assert listed(hub)["goes"]["state"] == "disabled"
+        until(lambda: hub.gateway.command("status", hub.name, check=False).returncode == 0, 5, "no need of rules")
+        assert hub.gateway.command("events", hub.name).stdout.count("rules_refused") == 1
+        network.b.run("nft", f"delete table {table}")
+
+
 def test_bad_input_and_the_same_file_again_cost_the_tunnel_nothing(
     network: Topology, hub: WgHub, tmp_path: Path
 ) -> None:

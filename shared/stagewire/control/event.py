@@ -80,6 +80,12 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "expires_soon": Kind("a peer's time is over within a day", _PEER, by_key_service=True),
     "expired": Kind("a peer's time is over, and the peer is out of force", _PEER, by_key_service=True),
+    "rules_refused": Kind(
+        "the host's rules for packets of peers could not be set; peers whose rules became narrower reach nothing",
+        ("reason",),
+        by_key_service=True,
+    ),
+    "rules_set": Kind("the host's rules for packets of peers are as wanted again", (), by_key_service=True),
 }
 """Every kind of event. `docs/schema/event.json` has each as well."""
 REFUSALS: Final = frozenset(

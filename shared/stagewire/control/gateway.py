@@ -6,6 +6,8 @@ from typing import Final
 
 MAX_PAIRS: Final = 16
 """Pairs of addresses in one PacketsDenied; key-service looks up the peer of each."""
+EVERY_PEER: Final = b""
+"""Stands in HostState's `unheld` for each peer with access rules."""
 KEPT: Final = "what peers send through this host"
 """What chains of other tables drop, in host-service's warning: `kept` finds that warning again."""
 _KEPT: Final = re.compile(rf"(chain .* drops? {KEPT}): (.*)")

@@ -374,7 +374,8 @@ class HostState:
 
     `warnings` tells the operator which optional things failed, a line for each. `put_back` says what others undid and
     host-service made again, how often, and when last (unix s, 0 for never). `request` is that of the newest settings that
-    are in force or refused. `fault` says why settings were refused, or is empty.
+    are in force or refused. `fault` says why settings were refused, or is empty. `rules_unset`: the rules for packets of
+    peers were refused; `unheld` has the packed prefixes of peers that earlier rules let do more, or EVERY_PEER.
     """
 
     mark: int
@@ -383,6 +384,8 @@ class HostState:
     put_back_unix_s: int
     fault: str = ""
     request: int = 0
+    rules_unset: bool = False
+    unheld: tuple[bytes, ...] = ()
 
 
 # --- which party says what -----------------------------------------------------------------------------------

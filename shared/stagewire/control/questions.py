@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-VERSION: Final = 10
+VERSION: Final = 11
 """Version of all control messages."""
 
 
