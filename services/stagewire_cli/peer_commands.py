@@ -19,9 +19,9 @@ from stagewire.config.operations import (
     RenamePeer,
     RotatePeer,
     SetPeer,
-    Setting,
     SwitchPeers,
 )
+from stagewire.config.settings import Setting
 from stagewire.environment import Environment
 from stagewire_cli import completion, operands
 from stagewire_cli.failures import Failed

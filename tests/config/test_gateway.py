@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from stagewire.config import ConfigError, InterfaceConfig, encode_key, gateway, merge, parse
 from stagewire.config.model import Access, Forward, Reach
-from stagewire.config.operations import SetPeer, Setting, carry_out
+from stagewire.config.operations import SetPeer, carry_out
 from stagewire.config.roster import Refused
+from stagewire.config.settings import Setting
 
 KEYS = [encode_key(bytes([number]) * 32) for number in (1, 2)]
 INTERFACE = f"[Interface]\nPrivateKey = {KEYS[0]}\nAddress = 10.66.0.1/24, fd66::1/64\n"

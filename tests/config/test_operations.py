@@ -20,7 +20,6 @@ from stagewire.config.operations import (
     RenamePeer,
     RotatePeer,
     SetPeer,
-    Setting,
     SwitchPeers,
     called,
     carry_out,
@@ -28,6 +27,7 @@ from stagewire.config.operations import (
     secrets_not_in_force,
 )
 from stagewire.config.roster import Refused
+from stagewire.config.settings import Setting
 
 NOW = 1_900_000_000.0
 KEYS = [encode_key(bytes([number]) * 32) for number in range(1, 9)]

@@ -12,9 +12,9 @@ from stagewire.config.operations import (
     Operation,
     RotatePeer,
     SetPeer,
-    Setting,
     SwitchPeers,
 )
+from stagewire.config.settings import Setting
 from stagewire.control.operations import BadOperation, from_json_untrusted, schema, to_json
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "schema" / "operations.json"

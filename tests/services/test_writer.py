@@ -13,6 +13,7 @@ from tests.services.test_peers_file import key_service, left, made, writes
 
 from stagewire.config import encode_key, operations
 from stagewire.config.operations import ExpirePeers, RenamePeer
+from stagewire.config.settings import Setting
 from stagewire.control.operations import BadOperation, to_json
 from stagewire.environment import Environment
 from stagewire_cli import writer
@@ -97,7 +98,7 @@ def test_what_agrees_already_is_not_written(environment: Environment, file: Path
         b'{"version": 2, "do": "ExpirePeers"}\n', b'{"version": 1, "do": "ExpirePeers", "text": "[Interface]"}\n',
         request(RenamePeer("stays", "mine")), request(operations.RemovePeers(("stays",))),
         request(operations.AddPeers((operations.NewPeer("mine", KEYS[3], addresses=("0.0.0.0/0",)),))),
-        request(operations.SetPeer("gone", (operations.Setting("Expires", ""),))),
+        request(operations.SetPeer("gone", (Setting("Expires", ""),))),
     ],
 )  # fmt: skip
 def test_any_other_request_is_refused_unread(

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from stagewire.config import values
-from stagewire.config.operations import Setting
+from stagewire.config.settings import Setting
 from stagewire_cli.imports.found import Unusable
 
 _MAX_TEXT: Final = 4096

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_interface
 from typing import Any, Final
 
-from stagewire.config.operations import NewPeer, Setting
+from stagewire.config.operations import NewPeer
+from stagewire.config.settings import Setting
 from stagewire_cli.imports.fields import Fields, pair, setting
 from stagewire_cli.imports.found import Found, FoundPeer, Unusable
 

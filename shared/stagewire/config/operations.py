@@ -17,7 +17,7 @@ from stagewire.config.difference import rotation, title
 from stagewire.config.free import free_addresses
 from stagewire.config.model import ConfigError, InterfaceConfig, Network, PeerConfig
 from stagewire.config.roster import Refused, Roster
-from stagewire.config.settings import Setting as Setting  # with the operations that take it
+from stagewire.config.settings import Setting
 from stagewire.config.write import merge
 
 Address = IPv4Address | IPv6Address
