@@ -87,7 +87,7 @@ class DeviceService:
         self._worker.drops = stage.counters
         self._named: set[bytes] | None = None
         """Peers that a snapshot has named so far, or None."""
-        self._reported: dict[bytes, tuple[int, int]] = {}
+        self._reported: dict[bytes, tuple[int, int, int]] = {}
         self._handshake_times: dict[int, int] = {}
         self._moved: dict[bytes, EndpointMoved] = {}
         """Where peers are that have moved since the last report."""
@@ -276,8 +276,8 @@ class DeviceService:
         """Reports traffic that has changed; returns of how many peers."""
         changed: list[Traffic] = []
         for tunnel in tunnels:
-            totals = (tunnel.tx_bytes, tunnel.rx_bytes)
-            if self._reported.get(tunnel.public_key, (0, 0)) != totals and len(changed) < TRAFFIC_BATCH:
+            totals = (tunnel.tx_bytes, tunnel.rx_bytes, tunnel.refused)
+            if self._reported.get(tunnel.public_key, (0, 0, 0)) != totals and len(changed) < TRAFFIC_BATCH:
                 self._reported[tunnel.public_key] = totals
                 changed.append(Traffic(tunnel.public_key, *totals))
         if changed:

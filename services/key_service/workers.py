@@ -73,10 +73,10 @@ class Workers:
         live.withheld.tell = self.tell_again
         self._began = boot_time()
         self.moves.earlier = worker_count.earlier(self._run, self._configured)
-        self._traffic: dict[tuple[bytes, int], tuple[Peer, int, int, int]] = {}
+        self._traffic: dict[tuple[bytes, int], tuple[Peer, int, int, int, int]] = {}
         self.touched: Callable[[bytes], None] = lambda _key: None
         """Hears of each peer with new traffic."""
-        self._traffic_before: dict[tuple[bytes, int], tuple[Peer, int, int, int]] = {}
+        self._traffic_before: dict[tuple[bytes, int], tuple[Peer, int, int, int, int]] = {}
         self._settled: deque[tuple[float, tuple[bytes, ...]]] = deque()
         """Peers that have moved, and when their last packets from the worker that they left have arrived."""
 
@@ -148,7 +148,7 @@ class Workers:
         for public_key in public_keys:
             # The worker will still report this peer's last traffic.
             peer = self._handshaker.peers[public_key]
-            self._traffic.setdefault((public_key, worker), (peer, self.up.get(worker, 0), 0, 0))
+            self._traffic.setdefault((public_key, worker), (peer, self.up.get(worker, 0), 0, 0, 0))
         for message in self._announcer.move_out(public_keys, worker):
             self._hub.tell("device", worker, message)
 
@@ -255,7 +255,7 @@ class Workers:
                 if place not in known or known[place][1] != member.generation:
                     known[place] = self._traffic.pop(place)
                     known = self._traffic
-            counted, _, tx, rx = known.get(place, (peer, member.generation, 0, 0))
+            counted, _, tx, rx, _ = known.get(place, (peer, member.generation, 0, 0, 0))
             if counted is not peer or traffic.tx_bytes < tx or traffic.rx_bytes < rx:
                 tx = rx = 0
             # A hostile worker may say anything, and the sums are packed and printed.
@@ -265,14 +265,14 @@ class Workers:
             rates.take(peer, traffic.rx_bytes - rx, traffic.tx_bytes - tx, now)
             if traffic.rx_bytes > rx:
                 peer.heard_at = now
-            known[place] = (peer, member.generation, traffic.tx_bytes, traffic.rx_bytes)
-            total = min(max(traffic.tx_bytes + traffic.rx_bytes, 0), MAX_COUNT)
+            total = min(max(traffic.tx_bytes + traffic.rx_bytes - traffic.refused, 0), MAX_COUNT)
+            known[place] = (peer, member.generation, traffic.tx_bytes, traffic.rx_bytes, total)
             self._quotas.on_traffic(traffic.public_key, member.number, member.generation, total)
 
     def carried(self, public_key: bytes) -> dict[int, tuple[int, int]]:
-        """Returns what a peer's tunnels have reported: generation and bytes, by worker."""
+        """Returns what a peer's tunnels have reported: generation and the bytes that count towards a quota, by worker."""
         found = {number: self._traffic.get((public_key, number)) for number in self.moves.homes(public_key)}
-        return {number: (each[1], each[2] + each[3]) for number, each in found.items() if each is not None}
+        return {number: (each[1], each[4]) for number, each in found.items() if each is not None}
 
     def tell_again(self, public_keys: Iterable[bytes]) -> None:
         """Sends peers' settings to their home workers."""

@@ -147,6 +147,24 @@ def test_a_worker_lets_a_flood_from_a_peer_pass_at_the_rate() -> None:
     assert late > 0
 
 
+@pytest.mark.parametrize("rate", [0, RATE])
+def test_what_a_limit_drops_uses_up_no_quota(rate: int) -> None:
+    one, passed, now = limited(rate=rate, cap=100_000), 0, T
+    inner = v4("10.1.0.5", size=SIZE)
+    while now < T + 3:
+        passed += len(receive(one, *[inner] * 20, now=now).packets) + len(one.act(now + 0.004).packets)
+        now += 0.01
+    tunnel = tunnel_of(one)
+    train = 20 * (SIZE + 48)
+    assert tunnel.rx_bytes > 3 * 100_000
+    assert 100_000 <= tunnel.traffic <= 100_000 + train
+    waited = rate / 8 * shaping.HELD
+    assert 100_000 - train - waited <= passed * SIZE <= 100_000 + train
+    assert set(one.drops) <= {"quota_reached", "rate_exceeded"}
+    limit(one)
+    assert tunnel.traffic <= 100_000 + train, "what was dropped stays uncounted"
+
+
 def test_other_peers_notice_nothing() -> None:
     one = limited(rate=64_000)
     limit(one)

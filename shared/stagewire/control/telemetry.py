@@ -62,11 +62,15 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Counts UDP payload bytes of one peer since its worker made the tunnel, without handshakes."""
+    """Counts UDP payload bytes of one peer since its worker made the tunnel, without handshakes.
+
+    `refused` are those of `rx_bytes` that the peer's limits did not let pass.
+    """
 
     public_key: bytes
     tx_bytes: int
     rx_bytes: int
+    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)

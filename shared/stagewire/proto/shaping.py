@@ -26,12 +26,14 @@ _ROUNDING: Final = 1e-6
 """s by which a look must be late, lest rounding leaves the bucket short of a packet."""
 _OVERHEAD: Final = 64
 """Bytes of Python's own for each packet."""
+OVERHEAD: Final = 32
+"""Bytes of a datagram around its packet, without padding (paper, section 5.4.6)."""
 
 
 class Shaper:
     """Lets packets of one direction pass at a rate (bits/s). Times are in s, sizes in bytes."""
 
-    __slots__ = ("_at", "_held", "_queue", "_rate", "_room", "_tokens", "burst")
+    __slots__ = ("_at", "_held", "_queue", "_rate", "_room", "_tokens", "burst", "dropped")
 
     def __init__(self, rate: int, now: float) -> None:
         """Begins with a full bucket."""
@@ -41,6 +43,8 @@ class Shaper:
         self._tokens, self._at = self.burst, now
         self._queue: deque[bytes] = deque()
         self._held = 0
+        self.dropped = 0
+        """Bytes of the datagrams whose packets found the queue full."""
 
     def pass_on(self, packets: Iterable[bytes], now: float) -> tuple[list[bytes], int]:
         """Returns the packets that may pass now, earlier ones first, and how many found the queue full."""
@@ -50,6 +54,7 @@ class Shaper:
                 passed.append(packet)
             elif self._held + len(packet) + _OVERHEAD > self._room:
                 dropped += 1
+                self.dropped += len(packet) + OVERHEAD
             else:
                 queue.append(packet)
                 self._held += len(packet) + _OVERHEAD
@@ -93,15 +98,19 @@ class Shaper:
 
 
 class Limits:
-    """Limits one peer in its worker. At `cap` bytes of the tunnel, both ways, the quota is used up; None for no quota."""
+    """Limits one peer in its worker. At `cap` bytes of the tunnel, both ways, the quota is used up; None for no quota.
 
-    __slots__ = ("_drops", "_from_peer", "_to_peer", "cap", "rates")
+    `refused` counts bytes that came from the peer and did not pass: they use up no quota. What waits has used it up.
+    """
+
+    __slots__ = ("_drops", "_from_peer", "_to_peer", "cap", "rates", "refused")
 
     def __init__(self, rates: tuple[int, int], cap: int | None, drops: Drops, now: float) -> None:
         """Takes the rates to the peer and from the peer in bits/s, 0 for none."""
         self.rates, self.cap = rates, cap
         self._to_peer, self._from_peer = (Shaper(rate, now) if rate else None for rate in rates)
         self._drops = drops
+        self.refused = 0
 
     def divert(self, traffic: int) -> bool:
         """Tells whether packets must go one by one, after so much traffic: there is a rate, or the quota is used up."""
@@ -116,8 +125,15 @@ class Limits:
         return self._pass_on(self._to_peer, packets, traffic, now)
 
     def from_peer(self, packets: Iterable[bytes], traffic: int, now: float) -> list[bytes]:
-        """Returns the packets that may come from the peer now; counts those that may never."""
-        return self._pass_on(self._from_peer, packets, traffic, now)
+        """Returns the packets that may come from the peer now; counts those that may never. `traffic` has all of them."""
+        packets, shaper = list(packets), self._from_peer
+        size = sum(map(len, packets)) + OVERHEAD * len(packets)
+        before = shaper.dropped if shaper is not None else 0
+        if self.used_up(traffic - size):
+            self.refused += size
+        passed = self._pass_on(shaper, packets, traffic - size, now)
+        self.refused += shaper.dropped - before if shaper is not None else 0
+        return passed
 
     def _pass_on(self, shaper: Shaper | None, packets: Iterable[bytes], traffic: int, now: float) -> list[bytes]:
         packets = list(packets)

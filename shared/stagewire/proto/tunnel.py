@@ -89,6 +89,8 @@ class Tunnel:
         """Bytes of UDP payload, without handshakes."""
         self.rx_bytes = 0
         self.limits: Limits | None = None
+        self._refused = 0
+        """Bytes that earlier limits refused."""
         self.staged = Staged(room, drops)
         self._drops = drops
         self._carried = carried.Carried()
@@ -98,9 +100,18 @@ class Tunnel:
         return f"Tunnel({self.public_key.hex()[:8]})"
 
     @property
+    def refused(self) -> int:
+        """Returns the received bytes that the peer's limits did not let pass."""
+        return self._refused + (self.limits.refused if self.limits is not None else 0)
+
+    @property
     def traffic(self) -> int:
-        """Returns the bytes of UDP payload both ways, without handshakes."""
-        return self.tx_bytes + self.rx_bytes
+        """Returns the bytes of UDP payload both ways that count towards a quota, without handshakes."""
+        return self.tx_bytes + self.rx_bytes - self.refused
+
+    def set_limits(self, limits: Limits | None) -> None:
+        """Replaces the peer's limits."""
+        self._refused, self.limits = self.refused, limits
 
     # --- outbound ------------------------------------------------------------------------------------------
 

@@ -261,15 +261,13 @@ class Worker:
 
     def _set_limits(self, tunnel: Tunnel, rates: tuple[int, int], cap: int | None, now: float) -> None:
         """Changes a peer's limits. Packets that wait for an unchanged rate go on waiting."""
-        limits = tunnel.limits
-        if limits is not None and limits.rates == rates:
+        limits, wanted = tunnel.limits, any(rates) or cap is not None
+        if limits is not None and limits.rates == rates and wanted:
             limits.cap = cap
-        elif limits is not None:
-            limits.clear()
-            limits = None
-        if limits is None and (any(rates) or cap is not None):
-            limits = Limits(rates, cap, self.drops.of(tunnel.public_key), now)
-        tunnel.limits = limits
+        else:
+            if limits is not None:
+                limits.clear()
+            tunnel.set_limits(Limits(rates, cap, self.drops.of(tunnel.public_key), now) if wanted else None)
         if cap is None:
             self.capped.pop(tunnel, None)
         else:

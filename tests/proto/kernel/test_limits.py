@@ -55,7 +55,10 @@ def test_a_rate_from_the_network_holds_in_both(rate: int) -> None:
     both = limited(rate=rate)
     for turn in range(3):
         both.cipher_in(cipher_train(LIMITED, 40 * turn, 40), cipher_train(FREE, 40 * turn, 40))
-    assert (both.compiled.counters["rate_exceeded"] > 0) == (rate > 0)
+    dropped = both.compiled.counters["rate_exceeded"]
+    assert (dropped > 0) == (rate > 0)
+    refused = [side.worker.tunnel(NAMES[LIMITED]).refused for side in (both.plain, both.compiled)]  # type: ignore[union-attr]
+    assert refused == [dropped * 1032] * 2, "it uses up no quota"
 
 
 def test_a_quota_ends_in_both_at_the_visit_that_uses_it_up() -> None:
