@@ -437,7 +437,11 @@ class LiveConfiguration:
 
 
 def _without(
-    answer: Iterator[bytes], skipped: tuple[bytes, ...], names: Container[bytes], first: bytes, gone: Iterable[bytes]
+    answer: Iterator[memoryview],
+    skipped: tuple[bytes, ...],
+    names: Container[bytes],
+    first: bytes,
+    gone: Iterable[bytes],
 ) -> Iterator[bytes]:
     named, rest = False, b""
     yield b"set=1\n" + first

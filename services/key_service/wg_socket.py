@@ -92,8 +92,8 @@ class _Client:
         self.working = False
         self.pumping = False
         self.paused = False
-        self.answer: Iterator[bytes] = iter(())
-        self.unsent = b""
+        self.answer: Iterator[bytes | memoryview] = iter(())
+        self.unsent: bytes | memoryview = b""
         self.heard = now
         self.ending = False
 
@@ -193,7 +193,7 @@ class WgSocket:
             self.changed(asker, change)
         self._reply(client, iter((uapi.set_reply(code),)))
 
-    def _reply(self, client: _Client, answer: Iterator[bytes]) -> None:
+    def _reply(self, client: _Client, answer: Iterator[bytes | memoryview]) -> None:
         client.answer = answer
         client.working = False
         self._pump(client)

@@ -8,6 +8,7 @@ one a pipe that fills up; a disk may be full.
 No logging library: it takes more memory than all else in a process, and memory delays a take-over (`process.fd_release`).
 """
 
+import codecs
 import os
 import select
 import time
@@ -24,6 +25,9 @@ _MAX_VALUE: Final = 16_000
 _STDOUT: Final = 1
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _ESCAPED: Final = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+_ESCAPE: Final = codecs.lookup("unicode_escape").encode
+"""Found here: a sandboxed stage may be unable to read the module, for want of rights on the interpreter's folder."""
 
 _prioritized = False
 """Standard output leads to the journal, which takes a line's level from a number before it."""
@@ -120,7 +124,7 @@ def _value(value: object) -> str:
 
 def _shown(letter: str) -> str:
     # Escaped: a control character would move the cursor of the terminal that shows the log.
-    return letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+    return letter if letter.isprintable() else _ESCAPE(letter)[0].decode()
 
 
 def _write(text: str) -> None:

@@ -32,6 +32,21 @@ sweeps.act(AFTER)
 print("swept", flush=True)
 sys.stdin.readline()
 """
+DROPS_LINES = """
+import sys, time
+from key_service.sweeps import AFTER, Sweeps
+sweeps = Sweeps()
+keys = [bytes(byte ^ 255 for byte in bytes.fromhex(word)) for word in sys.argv[1:]]
+texts = [key.ljust(size - 33, b" ") for key, size in zip(keys, range(80, 528, 16))]
+texts += [bytes(bytearray(text)) for text in texts for _ in range(100)]
+sweeps.key_dropped(0.0)
+del keys, texts
+print("dropped", flush=True)
+sys.stdin.readline()
+sweeps.act(AFTER)
+print("swept", flush=True)
+sys.stdin.readline()
+"""
 
 
 @pytest.fixture
@@ -66,9 +81,9 @@ def test_a_whole_sweep_does_for_sessions_as_well(swept: list[str]) -> None:
 
 
 @contextmanager
-def process(*secrets: bytes) -> Iterator["subprocess.Popen[str]"]:
+def process(drops: str, *secrets: bytes) -> Iterator["subprocess.Popen[str]"]:
     """One that derives keys and drops them."""
-    command = [sys.executable, "-c", DROPS_KEYS, *(secret.hex() for secret in secrets)]
+    command = [sys.executable, "-c", drops, *(secret.hex() for secret in secrets)]
     variables = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
@@ -84,7 +99,19 @@ def test_keys_of_sessions_that_were_given_are_in_no_memory_after_the_sweep() -> 
     secrets = [os.urandom(32) for _ in range(HANDSHAKES)]
     pairs = [noise.kdf(secret, b"", 2) for secret in secrets]
     keys = {f"{way} {number}": key for number, pair in enumerate(pairs) for way, key in zip("ab", pair, strict=True)}
-    with process(*secrets) as other:
+    expect_swept(DROPS_KEYS, secrets, keys)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="reads another process's memory")
+def test_keys_within_longer_texts_are_in_no_memory_after_the_sweep() -> None:
+    """In blocks of every size that Python keeps itself."""
+    words = [os.urandom(32) for _ in range(80, 528, 16)]
+    keys = {f"key {number}": bytes(byte ^ 255 for byte in word) for number, word in enumerate(words)}
+    expect_swept(DROPS_LINES, words, keys)  # which turns each byte round: its own words may stay
+
+
+def expect_swept(drops: str, secrets: list[bytes], keys: dict[str, bytes]) -> None:
+    with process(drops, *secrets) as other:
         assert other.stdout is not None
         assert other.stdin is not None
         assert other.stdout.readline() == "dropped\n"

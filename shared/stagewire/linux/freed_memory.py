@@ -17,8 +17,11 @@ _FEW: Final = 4096
 """Blocks of each of those sizes: a handshake frees some 50 of each, which are the first to be taken again."""
 _HEAD: Final = bytes.__basicsize__
 _ENOUGH: Final = 20_000
-"""Blocks of each size: more than a key-service has free."""
-
+"""Blocks of each of those sizes: more than a key-service has free."""
+_LARGER: Final = range(_SIZES.stop, 512 + 1, 16)
+"""Bytes of Python's other blocks: a key may lie in one within a longer text, such as a line with a comment."""
+_SOME: Final = 4000
+"""Blocks of each of those sizes."""
 
 _STACK_PIECE: Final = bytes(1024)
 """What fcntl(2) may get; Python copies it onto the stack first."""
@@ -29,6 +32,7 @@ _DEPTH: Final = 24
 def sweep() -> None:
     """Overwrites the free small blocks, by taking them all, and the free stack."""
     _take(_SIZES, _ENOUGH)
+    _take(_LARGER, _SOME)
     _overwrite_stack(_DEPTH)
 
 
@@ -39,8 +43,9 @@ def sweep_after_handshakes() -> None:
 
 
 def _take(sizes: Iterable[int], count: int) -> None:
-    taken = [bytes(size - _HEAD) for size in sizes for _ in range(count)]
-    del taken
+    for size in sizes:
+        taken = [bytes(size - _HEAD) for _ in range(count)]
+        del taken
 
 
 def _overwrite_stack(depth: int) -> None:

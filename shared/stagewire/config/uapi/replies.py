@@ -9,6 +9,8 @@ from stagewire.config.keys import NO_KEY
 from stagewire.proto.endpoint import Endpoint
 
 _CHUNK: Final = 2**16
+_FILLING: Final = "\0" * 512
+"""Python keeps shorter blocks than this itself, in which a key would outlive its removal."""
 _SECOND_NS: Final = 10**9
 
 
@@ -49,7 +51,7 @@ def get_error(code: int) -> bytes:
     return b"errno=%d\n\n" % code
 
 
-def get_reply(state: InterfaceState) -> Iterator[bytes]:
+def get_reply(state: InterfaceState) -> Iterator[memoryview]:
     """Answers a get, in pieces of some 64 KiB. The state must not change before the last piece."""
     lines: list[str] = []
     size = 0
@@ -57,10 +59,15 @@ def get_reply(state: InterfaceState) -> Iterator[bytes]:
         lines.append(line)
         size += len(line)
         if size >= _CHUNK:
-            yield "".join(lines).encode()
+            yield _piece(lines)
             lines.clear()
             size = 0
-    yield "".join(lines).encode() + get_error(0)
+    lines.append(get_error(0).decode())
+    yield _piece(lines)
+
+
+def _piece(lines: list[str]) -> memoryview:
+    return memoryview("".join([*lines, _FILLING]).encode())[: -len(_FILLING)]
 
 
 def _interface_lines(state: InterfaceState) -> Iterator[str]:
@@ -76,7 +83,9 @@ def _interface_lines(state: InterfaceState) -> Iterator[str]:
 
 def _peer_lines(peer: PeerState) -> Iterator[str]:
     seconds, nanoseconds = divmod(peer.last_handshake_unix_ns, _SECOND_NS)
-    yield f"public_key={peer.public_key.hex()}\npreshared_key={peer.preshared_key.hex()}\nprotocol_version=1\n"
+    yield f"public_key={peer.public_key.hex()}\n"
+    yield f"preshared_key={peer.preshared_key.hex()}\n"
+    yield "protocol_version=1\n"
     if peer.endpoint is not None:
         yield f"endpoint={peer.endpoint}\n"
     yield f"last_handshake_time_sec={seconds}\nlast_handshake_time_nsec={nanoseconds}\n"
