@@ -6,10 +6,10 @@ The table of a gateway's rules counts them (`gateway_table`): in whole by a rule
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final
 
 from host_service.firewall import FAMILIES, NETLINK_NETFILTER
-from host_service.gateway_table import MAX_DENIED
+from host_service.gateway_table import MAX_DENIED, Counts, Pair
 from stagewire.control.gateway import MAX_PAIRS, Denied, PacketsDenied
 from stagewire.linux import netlink
 from stagewire.linux.netlink import Netlink
@@ -24,18 +24,22 @@ _INET: Final = bytes([1, 0, 0, 0])
 _TABLE, _PART = 1, 2
 """The table's name, and that of a chain or a set in it."""
 _RULE_EXPRESSIONS, _ELEMENTS = 4, 3
-_KEY, _VALUE, _EXPRESSION = 1, 1, 7
+_KEY, _VALUE, _EXPIRATION, _EXPRESSION = 1, 1, 5, 7
 _NAME, _DATA = 1, 2
 _BYTES, _PACKETS = 1, 2
-Pair = tuple[bytes, bytes]
+MAX_KEPT: Final = 1024
+"""Pairs that a new table goes on with."""
+_Place = tuple[bytes, bytes]
 """Packed addresses of source and destination."""
 
 
-class Count(NamedTuple):
-    """Counts what was dropped."""
-
-    packets: int
-    bytes: int
+def standing(interface: str) -> Counts:
+    """Returns what an interface's table has counted: the most denied pairs of each family, MAX_KEPT at most."""
+    table = gateway_table_of(interface)
+    with suppress(OSError):  # a kernel without nftables
+        found = sorted(_read_pairs(table), key=lambda pair: -pair.packets)[:MAX_KEPT]
+        return Counts(_read_whole(table), tuple(found))
+    return Counts()
 
 
 class Denials:
@@ -44,11 +48,11 @@ class Denials:
     def __init__(self, interface: str, now: float) -> None:
         """Takes what an earlier process has told, as the counters have it."""
         self._table = gateway_table_of(interface)
-        self._whole, self._told, self._not_before = 0, dict[Pair, int](), now
+        self._whole, self._told, self._not_before = 0, dict[_Place, int](), now
         self._has_more = False
         with suppress(OSError):  # a kernel without nftables
-            self._whole = self._read_whole()
-            self._told = {pair: count.packets for pair, count in self._read_pairs()}
+            self._whole = _read_whole(self._table)
+            self._told = {pair[:2]: pair.packets for pair in _read_pairs(self._table)}
 
     def look(self, say: Callable[[PacketsDenied], bool], now: float) -> bool:
         """Tells what was dropped since the last look. Returns whether there was anything. What can't be said waits."""
@@ -56,10 +60,10 @@ class Denials:
             return False
         begun = time.monotonic()
         try:
-            whole = self._read_whole()
+            whole = _read_whole(self._table)
             if whole == self._whole and not self._has_more:
                 return False
-            found = dict(self._read_pairs())
+            found = {pair[:2]: pair for pair in _read_pairs(self._table)}
         except OSError:
             return False
         before, self._whole = (self._whole if whole >= self._whole else 0), whole
@@ -77,37 +81,41 @@ class Denials:
         self._told |= {pair: found[pair].packets for _, pair in fresh[:MAX_PAIRS]}
         return True
 
-    def _growth(self, pair: Pair, count: Count) -> int:
+    def _growth(self, place: _Place, count: Pair) -> int:
         """Returns how many packets are new. A pair that expired, or whose table is new, counts from zero again."""
-        told = self._told.get(pair, 0)
+        told = self._told.get(place, 0)
         return count.packets - told if count.packets >= told else count.packets
 
-    def _read_whole(self) -> int:
-        whole = 0
-        for found in self._dump(_GET_RULE, "denied"):
-            whole += sum(_counted(each).packets for each in netlink.listed(found.get(_RULE_EXPRESSIONS, b"")))
-        return whole
 
-    def _read_pairs(self) -> Iterator[tuple[Pair, Count]]:
-        for version in FAMILIES:
-            for found in self._dump(_GET_ELEMENTS, f"denied{version}"):
-                for element in map(netlink.attributes, netlink.listed(found.get(_ELEMENTS, b""))):
-                    key = netlink.attributes(element.get(_KEY, b"")).get(_VALUE, b"")
-                    count = _counted(element.get(_EXPRESSION, b""))
-                    if count.packets:
-                        yield (key[: len(key) // 2], key[len(key) // 2 :]), count
-
-    def _dump(self, kind: int, part: str) -> Iterator[dict[int, bytes]]:
-        wanted = netlink.name(_TABLE, self._table) + netlink.name(_PART, part)
-        with Netlink(NETLINK_NETFILTER) as kernel:
-            for bodies in kernel.dump(kind, _INET + wanted):
-                yield from (netlink.attributes(body[len(_INET) :]) for body in bodies)
+def _read_whole(table: str) -> int:
+    whole = 0
+    for found in _dump(table, _GET_RULE, "denied"):
+        whole += sum(_counted(each)[0] for each in netlink.listed(found.get(_RULE_EXPRESSIONS, b"")))
+    return whole
 
 
-def _counted(expression: bytes) -> Count:
-    """Reads an expression of nftables; one that is no counter counts nothing."""
+def _read_pairs(table: str) -> Iterator[Pair]:
+    for version in FAMILIES:
+        for found in _dump(table, _GET_ELEMENTS, f"denied{version}"):
+            for element in map(netlink.attributes, netlink.listed(found.get(_ELEMENTS, b""))):
+                key = netlink.attributes(element.get(_KEY, b"")).get(_VALUE, b"")
+                packets, size = _counted(element.get(_EXPRESSION, b""))
+                if packets:
+                    half, expires = len(key) // 2, int.from_bytes(element.get(_EXPIRATION, b""))
+                    yield Pair(key[:half], key[half:], packets, size, expires)
+
+
+def _dump(table: str, kind: int, part: str) -> Iterator[dict[int, bytes]]:
+    wanted = netlink.name(_TABLE, table) + netlink.name(_PART, part)
+    with Netlink(NETLINK_NETFILTER) as kernel:
+        for bodies in kernel.dump(kind, _INET + wanted):
+            yield from (netlink.attributes(body[len(_INET) :]) for body in bodies)
+
+
+def _counted(expression: bytes) -> tuple[int, int]:
+    """Reads packets and bytes of an expression of nftables; one that is no counter counts nothing."""
     found = netlink.attributes(expression)
     if found.get(_NAME) != b"counter\0":
-        return Count(0, 0)
+        return 0, 0
     data = netlink.attributes(found.get(_DATA, b""))
-    return Count(int.from_bytes(data.get(_PACKETS, b"")), int.from_bytes(data.get(_BYTES, b"")))
+    return int.from_bytes(data.get(_PACKETS, b"")), int.from_bytes(data.get(_BYTES, b""))

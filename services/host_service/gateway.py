@@ -6,7 +6,7 @@ Other tables stay as they are unless the file says `# stagewire: Firewall = open
 from contextlib import suppress
 from typing import Final
 
-from host_service import firewall, forwarding, gateway_table, passes
+from host_service import denials, firewall, forwarding, gateway_table, passes
 from host_service.ground import Ground, NetworkRefused
 from host_service.ledger import ForwardingSet, NftTableMade, PassOpened, RouterAdvertisementsKept
 from host_service.passes import Obstacle
@@ -85,7 +85,9 @@ class Gateway:
         if not firewall.is_installed():
             self._give_up("nft is not installed, and Exit, Isolation, Allow, Groups and Forward need it")
         try:
-            text = "\n".join(gateway_table.lines(self._ground.interface, rules, handle))
+            interface = self._ground.interface
+            counted = denials.standing(interface) if handle else gateway_table.NO_COUNTS
+            text = "\n".join(gateway_table.lines(interface, rules, handle, counted))
         except ValueError as error:
             raise NetworkRefused(f"the rules for packets of peers make no sense: {error}") from None
         if said := firewall.run(text):

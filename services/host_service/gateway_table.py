@@ -9,19 +9,20 @@ Each interface has one such table, made and removed whole, beside the table of i
     srcnat      packets of peers leave with an address of this host; so do forwarded ports' packets to some peers
 
 A peer's answers pass: its rules are for what the peer begins. Each packet that a peer sends is judged anew, so a changed
-rule also holds for connections that exist. A set counts the packets that were denied, by source and destination.
+rule also holds for connections that exist. A set counts the packets that were denied, by source and destination. A new
+table goes on with the counts of the one before, but for those of packets that may pass now.
 """
 
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import ip_address
-from typing import Final
+from ipaddress import ip_address, ip_network
+from typing import Final, NamedTuple
 
 from host_service.firewall import COMMENT, FAMILIES, commented
-from stagewire.control.gateway import Destination, GatewayRules, PortForward
+from stagewire.control.gateway import AccessClass, Destination, GatewayRules, PortForward
 from stagewire.linux.nft_names import gateway_table_of
 from stagewire.proto import prefix
-from stagewire.proto.prefix import Network
+from stagewire.proto.prefix import BITS, Network
 
 FORWARDS: Final = f"{COMMENT}, needs forwarding"
 """The comment of a table whose packets the host must forward."""
@@ -43,10 +44,30 @@ def standing_forwards() -> bool:
         return False
 
 
-def lines(interface: str, rules: GatewayRules, instead_of: int = 0) -> Iterator[str]:
+class Pair(NamedTuple):
+    """Counts the packets that were denied from one packed address to another, and until when (ms from now)."""
+
+    source: bytes
+    destination: bytes
+    packets: int
+    bytes: int
+    expires: int
+
+
+class Counts(NamedTuple):
+    """Counts the packets that a table has denied, in whole and by pair."""
+
+    packets: int = 0
+    pairs: tuple[Pair, ...] = ()
+
+
+NO_COUNTS: Final = Counts()
+
+
+def lines(interface: str, rules: GatewayRules, instead_of: int = 0, denied: Counts = NO_COUNTS) -> Iterator[str]:
     """Yields the lines of one transaction that makes the table. Raises ValueError for rules that make no sense.
 
-    `instead_of` is the handle of our table to replace, 0 for none.
+    `instead_of` is the handle of our table to replace, 0 for none; `denied` is what that table has counted.
     """
     table = f"inet {gateway_table_of(interface)}"
     if instead_of:
@@ -57,7 +78,8 @@ def lines(interface: str, rules: GatewayRules, instead_of: int = 0) -> Iterator[
     if rules.isolates or rules.access:
         for hook in ("input", "forward"):
             yield f"add chain {table} {hook} {{ type filter hook {hook} priority filter; }}"
-        yield from _denied(table)
+        yield from _denied(table, denied.packets)
+        yield from _counted(table, rules, denied.pairs)
     if rules.isolates:
         yield f'add rule {table} forward iifname "{interface}" oifname "{interface}" goto denied comment "isolated"'
     if rules.access:
@@ -89,14 +111,40 @@ def _nfproto(version: int) -> str:
 # --- access -------------------------------------------------------------------------------------------------
 
 
-def _denied(table: str) -> Iterator[str]:
+def _counted(table: str, rules: GatewayRules, pairs: Iterable[Pair]) -> Iterator[str]:
+    owned = {source: each for each in rules.access for source in each.sources} if not rules.isolates else {}
+    for version, family in _SOCKETS.items():
+        told = [
+            f"{socket.inet_ntop(family, each.source)} . {socket.inet_ntop(family, each.destination)} "
+            f"counter packets {each.packets} bytes {each.bytes} expires {each.expires}ms"
+            for each in pairs
+            if len(each.source) == BITS[version] // 8 and each.expires and not (owned and _may_pass(owned, each))
+        ]
+        for start in range(0, len(told), _PER_LINE):
+            yield f"add element {table} denied{version} {{ {', '.join(told[start : start + _PER_LINE])} }}"
+
+
+def _may_pass(owned: Mapping[bytes, AccessClass], pair: Pair) -> bool:
+    """Tells whether the rules let all packets of a pair pass."""
+    around = (ip_network((pair.source, length), strict=False) for length in range(8 * len(pair.source), -1, -1))
+    found = next((owned[packed] for packed in map(prefix.pack, around) if packed in owned), None)
+    if found is None or found.everything:
+        return found is not None
+    to = ip_address(pair.destination)
+    return any(
+        not each.protocol and (not each.prefix or to in prefix.unpack_untrusted(each.prefix))
+        for each in found.destinations
+    )
+
+
+def _denied(table: str, packets: int) -> Iterator[str]:
     yield f"add chain {table} denied"
     for version, family in FAMILIES.items():
         pair = f"type {_ADDRESS[version]} . {_ADDRESS[version]}; size {MAX_DENIED}; flags dynamic,timeout"
         yield f"add set {table} denied{version} {{ {pair}; timeout {_DENIED_FOR}; counter; }}"
         yield f"add rule {table} denied update @denied{version} {{ {family} saddr . {family} daddr }}"
     # A full set ends its own rule alone.
-    yield f"add rule {table} denied counter drop"
+    yield f"add rule {table} denied counter packets {packets} bytes 0 drop"
 
 
 def _access(table: str, interface: str, rules: GatewayRules, instead_of: int) -> Iterator[str]:

@@ -8,7 +8,7 @@ from itertools import count
 import pytest
 from tests.services.test_registry import A, made, peer
 
-from host_service import firewall, gateway_table
+from host_service import denials, firewall, gateway_table
 from host_service.denials import Denials
 from key_service import denials as of_peers
 from lab.namespaces import Namespace
@@ -21,6 +21,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes a network names
 PEER, OTHER, GATEWAY = "10.66.0.2", "10.66.0.3", "10.66.0.1"
 ICMP_ALONE = Destination(b"", 1, ())
 RULES = GatewayRules(access=(AccessClass((prefix.pack(IPv4Network("10.66.0.0/24")),), False, (ICMP_ALONE,)),))
+
+ALLOWED = GatewayRules(access=(AccessClass((prefix.pack(IPv4Network(f"{PEER}/32")),), True, ()), *RULES.access))
 
 
 class House:
@@ -43,15 +45,21 @@ class House:
     def fresh(self) -> Denials:
         return self.host.call(lambda: Denials("wg0", 0.0))
 
-    def make(self) -> None:
+    def make(self, rules: GatewayRules = RULES) -> None:
         standing = self.host.call(lambda: firewall.find(gateway_table_of("wg0")))
-        lines = gateway_table.lines("wg0", RULES, standing.handle if standing is not None else 0)
+        counted = self.host.call(lambda: denials.standing("wg0"))
+        lines = gateway_table.lines("wg0", rules, standing.handle if standing is not None else 0, counted)
         assert self.host.call(lambda: firewall.run("\n".join(lines))) == ""
 
     def send(self, packets: int, source: str = PEER, to: str = GATEWAY) -> None:
         with self.peers.udp_socket(source) as opened:
             for _ in range(packets):
                 opened.sendto(bytes(72), (to, 9))
+
+    def counted(self) -> list[tuple[str, str, int]]:
+        """What a new process, or `why`, finds."""
+        found = self.host.call(lambda: denials.standing("wg0")).pairs
+        return [(str(ip_address(each.source)), str(ip_address(each.destination)), each.packets) for each in found]
 
     def look(self) -> list[tuple[str, str, int]]:
         def say(message: PacketsDenied) -> bool:
@@ -87,7 +95,10 @@ def test_each_packet_is_told_once_whoever_looks_and_whatever_becomes_of_the_tabl
     assert house.look() == [], "the process before has told of these"
     house.make()
     house.send(2)
-    assert house.look() == [(PEER, GATEWAY, 2)], "a new table counts from zero"
+    assert house.look() == [(PEER, GATEWAY, 2)], "a new table goes on counting"
+    assert (PEER, GATEWAY, 6) in house.counted()
+    house.make(ALLOWED)
+    assert house.counted() == [(OTHER, GATEWAY, 2)], "the peer may go there now"
 
 
 @needs_root
