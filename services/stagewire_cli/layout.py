@@ -1,13 +1,14 @@
 """Lays out `stagewire status` as text: wrapped to the terminal and never cut; in a pipe, no line is wrapped."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from stagewire import stats
 from stagewire.config.peer_names import label
+from stagewire_cli import flow
 
 Status = dict[str, Any]
 _SHOWN = {stats.DROP: "  drops:", stats.FAILURE: "  failures:"}
@@ -27,13 +28,13 @@ def lines(status: Status, width: int | None) -> Iterator[str]:
         names = {peer["public_key"]: peer.get("name", "") for peer in status["peers"]}
         of = label(each["public_key"], names.get(each["public_key"], ""))
         told = f"of {of} by {each['by']} for {span(max(0, time.time() - each['since_unix_s']))}: {each['takes']}"
-        yield from _flow("  " + click.style("capture", fg="yellow"), len("  capture"), told.split(" "), width)
+        yield from flow.lines("  " + click.style("capture", fg="yellow"), len("  capture"), told.split(" "), width)
     for warning in status["warnings"]:
-        yield from _flow("  " + click.style("warning:", fg="yellow"), len("  warning:"), warning.split(" "), width)
+        yield from flow.lines("  " + click.style("warning:", fg="yellow"), len("  warning:"), warning.split(" "), width)
     host = status.get("host") or {}
     if host.get("put_back"):
         ago = span(max(0, time.time() - host["put_back_unix_s"])) if host["put_back_unix_s"] else "some time"
-        yield from _flow(f"  put back {ago} ago:", len(f"  put back {ago} ago:"), _listed(host["put_back"]), width)
+        yield from flow.lines(f"  put back {ago} ago:", len(f"  put back {ago} ago:"), flow.listed(host["put_back"]), width)
     yield ""
     yield click.style(f"{'service':17} {'state':{_STATE_WIDTH}} {'pid':>7}  {'up for':8} {'spares':>6}", bold=True)
     for service in status["services"]:
@@ -49,30 +50,30 @@ def _service(service: Status, width: int | None) -> Iterator[str]:
     shown = click.style(f"{state:{_STATE_WIDTH}}", fg=None if service["ready"] else "yellow")
     yield f"{name:17} {shown} {service['pid'] or '-':>7}  {span(service['uptime_s']):8} {service['spares']:>6}"
     if service["fault"]:
-        yield from _flow("  fault:", 8, service["fault"].split(" "), width)
+        yield from flow.lines("  fault:", 8, service["fault"].split(" "), width)
     if service["kernel"]:
-        yield from _flow("  kernel:", 9, service["kernel"].split(" "), width)
+        yield from flow.lines("  kernel:", 9, service["kernel"].split(" "), width)
     for kind, head in _SHOWN.items():
         found = [f"{name} {count:,}" for name, count in service["counters"].items() if stats.kind_of(name) is kind]
         if found:
-            yield from _flow(head, len(head), _listed(found), width)
+            yield from flow.lines(head, len(head), flow.listed(found), width)
 
 
 def _peer(peer: Status, width: int | None) -> Iterator[str]:
     at = peer["last_handshake_unix_s"]
     when = f"handshake {span(max(0, time.time() - at))} ago" if at else "no handshake yet"
-    yield f"{click.style('peer', bold=True)} {_title(peer)}  {when}"
+    yield from flow.lines(click.style("peer", bold=True), 4, [*_title(peer).split(" "), f" {when}"], width)
     items = f"endpoint {_place(peer)};".split(" ")
     items += [f"received {size(peer['rx_bytes'])},", f"sent {size(peer['tx_bytes'])};"]
     if peer["clock_skew_s"] is not None:
         items.append(f"clock skew {peer['clock_skew_s']:+.3f} s;")
-    allowed = _listed(peer["allowed_ips"] or ["(none)"])
+    allowed = flow.listed(peer["allowed_ips"] or ["(none)"])
     if peer.get("endpoint_fault"):
-        yield from _flow("  fault:", 8, f"the endpoint {peer['endpoint_fault']}".split(" "), width)
-    yield from _flow(" ", 1, [*items, f"allowed ips {allowed[0]}", *allowed[1:]], width)
+        yield from flow.lines("  fault:", 8, f"the endpoint {peer['endpoint_fault']}".split(" "), width)
+    yield from flow.lines(" ", 1, [*items, f"allowed ips {allowed[0]}", *allowed[1:]], width)
     found = [each for each in peer.get("reasons", []) if each["kind"] in (stats.DROP, stats.FAILURE)]
     if found:
-        yield from _flow("  reasons:", 10, _listed([_reason(each) for each in found]), width)
+        yield from flow.lines("  reasons:", 10, flow.listed([_reason(each) for each in found]), width)
 
 
 def _reason(found: Status) -> str:
@@ -89,23 +90,6 @@ def _place(peer: Status) -> str:
     if peer.get("unresolved"):
         return f"{peer['endpoint_name']} is not resolved yet ({peer['unresolved']})"
     return peer["endpoint"] or "(unknown)"
-
-
-def _listed(items: Sequence[str]) -> list[str]:
-    """Returns a list's items, each but the last with a comma."""
-    *first, last = items
-    return [*(f"{each}," for each in first), last]
-
-
-def _flow(head: str, head_width: int, items: Iterable[str], width: int | None) -> Iterator[str]:
-    """Yields `head` and the items, wrapped at `width`; later lines are indented."""
-    line, taken, fresh = head, head_width, True
-    for item in items:
-        if width is not None and not fresh and taken + 1 + len(item) > width:
-            yield line
-            line, taken = "   ", 3
-        line, taken, fresh = f"{line} {item}", taken + 1 + len(item), False
-    yield line
 
 
 def span(seconds: float | None) -> str:

@@ -143,7 +143,7 @@ def list_(as_json: bool, interface: str | None) -> None:
     """Lists the peers of the file, also those out of use."""
 
     def action(environment: Environment) -> None:
-        from stagewire_cli import peers
+        from stagewire_cli import peer_layout, peers
 
         found = peers.read(environment)
         used = peers.used(environment)
@@ -151,14 +151,8 @@ def list_(as_json: bool, interface: str | None) -> None:
         if as_json:
             click.echo(json.dumps({"version": 1, "peers": rows}, indent=2))
             return
-        widths = [max([len(str(row[key])) for row in rows], default=0) for key in ("name", "public_key")]
-        for row in rows:
-            ends = f"  until {row['expires']}" if row["expires"] else ""
-            ends += f"  {_share(row)}" if row["quota_bytes"] else ""
-            allowed = ", ".join(row["allowed_ips"])
-            operands.tell(
-                f"{row['name']:<{widths[0]}}  {row['public_key']:<{widths[1]}}  {row['state']:<8}  {allowed}{ends}".strip()
-            )
+        for line in peer_layout.list_lines(rows, peer_layout.width()):
+            operands.tell(line)
 
     _upon(interface, action)
 
@@ -171,7 +165,7 @@ def show(who: str, as_json: bool, interface: str | None) -> None:
     """Shows a peer as the file has it."""
 
     def action(environment: Environment) -> None:
-        from stagewire_cli import peers
+        from stagewire_cli import peer_layout, peers
 
         found = peers.read(environment)
         one = found.find(who)
@@ -179,10 +173,8 @@ def show(who: str, as_json: bool, interface: str | None) -> None:
         if as_json:
             click.echo(json.dumps({"version": 1, **row}, indent=2))
             return
-        for key, value in row.items():
-            if value not in (None, "", [], False):
-                shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-                operands.tell(f"{key.replace('_', ' ')}: {shown}")
+        for line in peer_layout.show_lines(row, peer_layout.width()):
+            operands.tell(line)
 
     _upon(interface, action)
 
@@ -359,12 +351,6 @@ def _show(
         click.echo(text, nl=False)
     if wants_qr:
         click.echo(client_config.qr(text), nl=False)
-
-
-def _share(row: dict[str, Any]) -> str:
-    """Tells what a peer has used of its quota."""
-    used, quota = row["quota_used_bytes"], row["quota_bytes"]
-    return f"used {used / quota:.0%} of {values.as_quota(quota)}"
 
 
 def _row(one: PeerConfig, off: bool, used: dict[bytes, int]) -> dict[str, Any]:
