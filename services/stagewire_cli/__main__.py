@@ -26,7 +26,7 @@ Exit status:
   1  failed, and stderr says why
   2  the command line makes no sense
   3  the interface is not up
-  4  for `status`, `why`, `doctor` and `ready`: the interface is up, but not everything works"""
+  4  for `status`, `why`, `doctor`, `ready`: up, but not everything works"""
 
 _UNWRITABLE: Final = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
 """Errors of a standard output that takes no more."""
@@ -266,7 +266,7 @@ def why(peer: str, file_or_name: str | None, interface: str | None, as_json: boo
 @click.option("--fix", is_flag=True, help="Run the commands that mend what is wrong, and show each.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(file_or_name: str | None, fix: bool, as_json: bool) -> None:
-    """Examines an interface and its host, and says what to mend.
+    """Examines an interface and its host.
 
     Each trouble comes with the exact commands that mend it. What --fix changes lasts until the next boot. Exit status 4
     says that something is wrong; a hint is not.

@@ -24,7 +24,7 @@ from stagewire_cli.failures import Failed
 def init(
     file_or_name: str, endpoint: str | None, network: str | None, dns: str | None, port: int | None, exits: bool | None
 ) -> None:
-    """Makes the configuration file of a new gateway, with a new key.
+    """Makes the file of a new gateway, with a new key.
 
     Asks for what no option gives; without a terminal, it takes what it suggests. Changes nothing else.
     """
@@ -58,7 +58,7 @@ def init(
 def import_(
     paths: tuple[Path, ...], interface: str | None, only: str, endpoint: str, port: int | None, dry_run: bool
 ) -> None:
-    """Takes peers over from another program, and a new gateway too.
+    """Takes peers or a gateway over from another program.
 
     FILE is wg-easy 14's wg0.json, wg-easy 15's database, a database or a JSON export of WireGuard Portal, or any wg-quick
     file, also one of pivpn or wireguard-install. The command says what it doesn't take, and changes nothing in FILE.
@@ -87,10 +87,10 @@ _PASSPHRASE: Final = click.option(
 @click.option("--history", is_flag=True, help="Take the history as well.")
 @_PASSPHRASE
 def backup(file_or_name: str, output: Path, history: bool, passphrase_file: Path | None) -> None:
-    """Puts all of an interface into one file, sealed with a passphrase.
+    """Puts all of an interface into one sealed file.
 
-    The file has the configuration with its keys, and the state that outlives a boot. The interface may be up. Changes
-    by `wg` that were not saved aren't in it.
+    A passphrase opens it. The file has the configuration with its keys, and the state that outlives a boot. The
+    interface may be up. Changes by `wg` that were not saved aren't in it.
     """
     from stagewire_cli import backup as sealing
 
@@ -108,9 +108,9 @@ def backup(file_or_name: str, output: Path, history: bool, passphrase_file: Path
 @click.option("--force", is_flag=True, help="Replace a file that differs, and keep a copy of it beside it.")
 @_PASSPHRASE
 def restore(file: Path, file_or_name: str | None, force: bool, passphrase_file: Path | None) -> None:
-    """Restores an interface from a backup, and says what differs here.
+    """Restores an interface from a backup.
 
-    The interface must be down. Never let two machines run with one key at the same time.
+    Says what differs on this host. The interface must be down. Never let two machines run with one key at the same time.
     """
     from stagewire_cli import backup as sealing
 

@@ -34,7 +34,9 @@ def lines(status: Status, width: int | None) -> Iterator[str]:
     host = status.get("host") or {}
     if host.get("put_back"):
         ago = span(max(0, time.time() - host["put_back_unix_s"])) if host["put_back_unix_s"] else "some time"
-        yield from flow.lines(f"  put back {ago} ago:", len(f"  put back {ago} ago:"), flow.listed(host["put_back"]), width)
+        yield from flow.lines(
+            f"  put back {ago} ago:", len(f"  put back {ago} ago:"), flow.listed(host["put_back"]), width
+        )
     yield ""
     yield click.style(f"{'service':17} {'state':{_STATE_WIDTH}} {'pid':>7}  {'up for':8} {'spares':>6}", bold=True)
     for service in status["services"]:

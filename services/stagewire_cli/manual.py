@@ -13,6 +13,8 @@ PROGRAM: Final = "stagewire"
 SECTION: Final = "1"
 FOLDER: Final = "usr/local/share/man/man1"
 _STATUS: Final = re.compile(r"  (\d+)  (.+)")
+_AS_IT_STANDS: Final = "\b"
+"""Begins a paragraph whose lines are not filled (click)."""
 
 
 def pages(command: click.Command, words: tuple[str, ...] = (PROGRAM,)) -> Iterator[tuple[str, str]]:
@@ -26,19 +28,19 @@ def pages(command: click.Command, words: tuple[str, ...] = (PROGRAM,)) -> Iterat
 def _page(command: click.Command, words: tuple[str, ...], below: dict[str, click.Command]) -> str:
     name, typed = "-".join(words), " ".join(words)
     context = click.Context(command, info_name=typed)
-    first, *paragraphs = _paragraphs(command.help or "")
+    first, *paragraphs = (command.help or "").split("\n\n")
     lines = [
         f'.TH {_text(name.upper())} {SECTION} "" "Stagewire {version(PROGRAM)}" "Stagewire"',
         ".ad l",  # words as long as ours leave holes in adjusted lines
         ".SH NAME",
-        f"{_text(name)} \\- {_text(first.rstrip('.'))}",
+        f"{_text(name)} \\- {_text(_filled(first).rstrip('.'))}",
         ".SH SYNOPSIS",
         f".B {_text(typed)}",
         _text(" ".join(command.collect_usage_pieces(context))),
     ]
     if paragraphs:
         lines.append(".SH DESCRIPTION")
-        lines += [line for text in paragraphs for line in (".PP", _text(text))]
+        lines += [line for text in paragraphs for line in _paragraph(text)]
     if below:
         lines.append(".SH COMMANDS")
         for word, each in below.items():
@@ -62,11 +64,21 @@ def _epilog(text: str) -> Iterator[str]:
         for number, meaning in statuses:
             yield from (".TP", f".B {number}", _text(meaning))
     elif text:
-        yield from (".SH NOTES", *(line for each in _paragraphs(text) for line in (".PP", _text(each))))
+        yield from (".SH NOTES", *(line for each in text.split("\n\n") for line in _paragraph(each)))
 
 
-def _paragraphs(text: str) -> list[str]:
-    return [" ".join(each.split()) for each in text.replace("\b", "").split("\n\n")]
+def _paragraph(text: str) -> Iterator[str]:
+    text = text.strip(" \n")
+    if not text.startswith(_AS_IT_STANDS):
+        yield from (".PP", _text(_filled(text)))
+        return
+    yield from (".PP", ".nf")
+    yield from (_text(line.strip()) for line in text.removeprefix(_AS_IT_STANDS).splitlines() if line.strip())
+    yield ".fi"
+
+
+def _filled(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _text(text: str) -> str:

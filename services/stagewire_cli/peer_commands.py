@@ -35,24 +35,26 @@ def _of_a_peer(command: Callable[..., None]) -> Callable[..., None]:
     options = [
         click.option("--full-tunnel", is_flag=True, help="The client sends everything through the tunnel."),
         click.option("--split", is_flag=True, help="The client sends only the gateway's networks through the tunnel."),
-        click.option("--exclude", multiple=True, metavar="NET", help="The client sends NET past the tunnel."),
-        click.option("--dns", metavar="ADDRESSES", help="DNS servers and search domains of the client."),
-        click.option("--keepalive", metavar="SECONDS", help="Keepalive of the client; off for none."),
-        click.option("--mtu", metavar="BYTES", help="MTU of the client's tunnel."),
-        click.option("--expires", metavar="WHEN", help="30d, 12h, 2030-12-31 or 2030-12-31T18:00Z; never for no end."),
         click.option(
-            "--rate", metavar="BITS", help="At most so many bits/s each way: 20M, or 20M/5M; none for no bound."
+            "--exclude", multiple=True, metavar="NET", help="The client sends NET past the tunnel; may be repeated."
         ),
-        click.option("--quota", metavar="BYTES", help="At most so many bytes a month: 50G; none for no bound."),
+        click.option("--dns", metavar="ADDRESSES", help="DNS servers and search domains of the client, with commas."),
+        click.option("--keepalive", metavar="SECONDS", help="The client sends a packet so often: 25; off for none."),
+        click.option("--mtu", metavar="BYTES", help="MTU of the client's tunnel, such as 1380."),
+        click.option(
+            "--expires", metavar="WHEN", help="30m, 12h, 30d, 8w, or a day or a time in UTC; never for no end."
+        ),
+        click.option(
+            "--rate", metavar="BITS", help="At most so many bits/s: 20M each way, or 20M/5M; none for no bound."
+        ),
+        click.option("--quota", metavar="BYTES", help="At most so many bytes a month, such as 50G; none for no bound."),
         click.option("--endpoint", metavar="HOST:PORT", help="Where the gateway finds the peer."),
+        click.option("--group", multiple=True, metavar="NAME", help="A group of the peer; may be repeated."),
         click.option(
-            "--group", multiple=True, metavar="NAME", help="A group of the peer, to which [Interface] allows more."
+            "--allow", multiple=True, metavar="NET", help="The peer reaches this, and nothing else; may be repeated."
         ),
         click.option(
-            "--allow", multiple=True, metavar="'NET [tcp PORT]'", help="What the peer may reach; nothing else then."
-        ),
-        click.option(
-            "--forward", multiple=True, metavar="'tcp PORT PORT'", help="A port of the gateway that leads to the peer."
+            "--forward", multiple=True, metavar="PORTS", help="A gateway's port leads to the peer; may be repeated."
         ),
     ]
     for option in reversed(options):
@@ -85,18 +87,28 @@ def _output(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--public-key", metavar="KEY", help="The peer made its own key, and this is the public one.")
 @click.option("--psk/--no-psk", default=True, help="Make a pre-shared key; the default.")
-@click.option("--address", "addresses", multiple=True, help="Address of the peer; without it, the next free ones.")
-@click.option("--network", "networks", multiple=True, metavar="NET", help="A network behind the peer.")
+@click.option(
+    "--address", "addresses", multiple=True, metavar="ADDRESS", help="Address of the peer; else the next free ones."
+)
+@click.option("--network", "networks", multiple=True, metavar="NET", help="A network behind the peer; may be repeated.")
 @_of_a_peer
 @_output
 def add(name: str | None, table: Path | None, interface: str | None, **chosen: Any) -> None:
-    """Adds a peer, and prints the configuration of its client.
+    """Adds a peer, and prints its client's configuration.
 
     Makes the client's keys, unless --public-key gives one. The private key is shown once and kept nowhere.
 
-    CSV has a heading line with the columns name, public_key, address, network, dns, keepalive, mtu, expires, rate, quota,
-    group and allow; only name is needed. Semicolons separate several groups or destinations. Then --output names a folder
-    for the configurations.
+    CSV has a line that names the columns: name, public_key, address, network, dns, keepalive, mtu, expires, rate, quota,
+    group, allow. Only name is needed. Commas separate columns, semicolons several groups or destinations in one. With
+    --from, --output names a folder for the configurations.
+
+    \b
+    Examples:
+      stagewire peer add phone
+      stagewire peer add laptop --full-tunnel --expires 30d --output laptop.conf
+      stagewire peer add office --public-key KEY --network 192.168.7.0/24
+      stagewire peer add web --forward 'tcp 8080 80' --allow '10.0.0.0/24 tcp 443'
+      stagewire peer add --from staff.csv --output staff
     """
     if (name is None) == (table is None):
         raise click.UsageError("give the peer's NAME, or --from CSV")
@@ -203,7 +215,7 @@ def config_(who: str, interface: str | None, **chosen: Any) -> None:
 @click.option("--public-key", metavar="KEY", help="The peer made its own key, and this is the public one.")
 @_output
 def rotate(who: str, public_key: str | None, interface: str | None, **chosen: Any) -> None:
-    """Gives a peer new keys, and prints the configuration of its client.
+    """Gives a peer new keys, and prints its configuration.
 
     The old keys are worth nothing from then on. With --public-key the pre-shared key stays.
     """
@@ -236,7 +248,22 @@ def rotate(who: str, public_key: str | None, interface: str | None, **chosen: An
 @_of_a_peer
 @operands.INTERFACE
 def set_(who: str, allowed_ips: str | None, interface: str | None, **chosen: Any) -> None:
-    """Changes settings of a peer. An empty value removes a setting."""
+    """Changes settings of a peer.
+
+    An option replaces what was set before, and settings that no option names stay. So give all values of an option that
+    may be repeated. An empty value removes a setting.
+
+    K, M, G and T stand for thousands. --rate 20M/5M is to the peer and from it. --quota counts both ways together, in
+    months of UTC. --allow takes a network or any, then tcp, udp or icmp, then ports. --forward takes tcp or udp, the
+    gateway's port, then the peer's.
+
+    \b
+    Examples:
+      stagewire peer set phone --expires 30d --rate 20M/5M --quota 50G
+      stagewire peer set phone --allow '10.0.0.0/24 tcp 443' --allow 'any udp 53'
+      stagewire peer set server --forward 'tcp 8080 80' --forward 'udp 53 53'
+      stagewire peer set phone --expires never --quota none --allow ''
+    """
 
     def action(environment: Environment) -> None:
         from stagewire_cli import peer_options, peers
@@ -273,7 +300,10 @@ def remove(who: tuple[str, ...], interface: str | None) -> None:
 @click.argument("who", metavar="PEER...", nargs=-1, required=True, shell_complete=completion.peers)
 @operands.INTERFACE
 def disable(who: tuple[str, ...], interface: str | None) -> None:
-    """Puts peers out of use; they keep their addresses and keys, as comments in the file."""
+    """Puts peers out of use until `enable`.
+
+    They keep their addresses and keys, as comments in the file.
+    """
     _upon(interface, lambda environment: _tell(_do(environment, SwitchPeers(who, on=False))))
 
 

@@ -27,7 +27,8 @@ _CSV: Final = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
     type=click.Choice(list(KINDS)),
     multiple=True,
     envvar="STAGEWIRE_EVENT_KINDS",
-    help="Only this kind; may be repeated.",
+    metavar="KIND",
+    help=f"Only this kind; may be repeated: {', '.join(KINDS)}.",
 )
 @click.option("--json", "as_json_lines", is_flag=True, help="Print a JSON object a line.")
 @click.option(
@@ -47,7 +48,9 @@ def events(
     programs: tuple[str, ...],
     cursor: Path | None,
 ) -> None:
-    """Shows what has happened: which peers came and went, what was refused, replaced and changed.
+    """Shows what has happened.
+
+    Tells which peers came and went, and what was refused, replaced and changed.
 
     --webhook and --exec follow the events, and hand each over as JSON, one after another. What fails is tried again,
     with longer and longer pauses; a webhook's answer from 400 to 499 refuses an event for good. With --cursor, the next
@@ -91,7 +94,9 @@ def events(
 @_JSON
 @_CSV
 def history(about: str, interface: str | None, stage: bool, as_json_object: bool, as_csv: bool) -> None:
-    """Shows how much a peer has received and sent: a day by minute, 92 days by hour, and its connections.
+    """Shows how much a peer has received and sent.
+
+    Shows a day by minute, 92 days by hour, and the peer's connections.
 
     PEER is a peer's name or public key, or the beginning of either. The interface may be down. What happened in the
     last minute may be missing.
@@ -110,7 +115,10 @@ def history(about: str, interface: str | None, stage: bool, as_json_object: bool
 @_JSON
 @_CSV
 def usage(file_or_name: str | None, month: str | None, as_json_object: bool, as_csv: bool) -> None:
-    """Shows how much each peer has received and sent in a month. The interface may be down."""
+    """Shows the bytes of each peer in a month.
+
+    The interface may be down.
+    """
     from stagewire_cli import history as kept
 
     def find(environment: Environment) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from stagewire_cli import flow, peer_layout
 
 
 @pytest.mark.parametrize(
-    ("text", "columns"), [("", 0), ("abc", 3), ("Zoë", 3), ("Zoe\u0308", 3), ("東京", 4), ("ｆｕｌｌ", 8), ("a\u200bb", 2)]
+    ("text", "columns"),
+    [("", 0), ("abc", 3), ("Zoë", 3), ("Zoe\u0308", 3), ("東京", 4), ("\uff46\uff55", 4), ("a\u200bb", 2)],
 )
 def test_wide_letters_take_two_columns_and_marks_none(text: str, columns: int) -> None:
     assert flow.columns(text) == columns

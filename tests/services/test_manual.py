@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from stagewire.control import query
 from stagewire_cli import completion, install, manual, operands
 from stagewire_cli.__main__ import main
 
 PAGES = dict(manual.pages(main))
-MACROS = {".TH", ".ad", ".SH", ".B", ".BR", ".PP", ".TP"}
+MACROS = {".TH", ".ad", ".SH", ".B", ".BR", ".PP", ".TP", ".nf", ".fi"}
 
 
 def commands(command: click.Command, words: tuple[str, ...] = ("stagewire",)) -> dict[str, click.Command]:
@@ -35,12 +36,26 @@ def test_a_page_says_what_the_help_says(name: str) -> None:
             assert all(option in plain for option in param.opts)
             assert (param.help or "") in plain
     for paragraph in (command.help or "").split("\n\n"):
-        words = " ".join(paragraph.replace("\b", "").split()).rstrip(".")
-        assert words in plain
+        lines = paragraph.splitlines()[1:] if "\b" in paragraph else [" ".join(paragraph.split()).rstrip(".")]
+        assert all(line.strip() in plain for line in lines)
     assert plain.split("\n")[0].startswith(f'.TH {name.upper()} 1 "" "Stagewire ')
     for line in page.splitlines():
         assert not line.startswith("'")
         assert not line.startswith(".") or line.split()[0] in MACROS, line
+
+
+@pytest.mark.parametrize("name", commands(main))
+def test_no_help_is_wider_than_80_columns_or_cut(name: str) -> None:
+    words = ["install-service"] if name.endswith("service") else name.split("-")[1:]
+    said = CliRunner(env={"COLUMNS": "200"}).invoke(main, [*words, "--help"], prog_name="stagewire").output
+    assert said.startswith("Usage: stagewire ")
+    cut = re.compile(r"  \S+  .*\.\.\.")
+    assert [line for line in said.splitlines() if len(line) > 80 or cut.fullmatch(line)] == []
+
+
+def test_an_example_keeps_its_lines() -> None:
+    page = PAGES["stagewire-peer-set.1"]
+    assert ".nf\nExamples:\nstagewire peer set phone" in page
 
 
 def test_the_programs_page_has_the_exit_statuses_and_each_command() -> None:
