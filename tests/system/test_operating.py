@@ -48,7 +48,7 @@ class Story:
     def __init__(self, folder: Path, machines: dict[str, Machine]) -> None:
         self._folder, self.machines = folder, machines
         self.said: dict[str, list[str]] = {}
-        self._office = new_key_pair().public
+        self._branch = new_key_pair().public
 
     def page(self, name: str) -> list[str]:
         """Types what is on a page, and on those before it unless that was done; returns what each block has said."""
@@ -65,8 +65,16 @@ class Story:
             self._install_by_copying(machine)
         if block.machine == "new machine" and not machine.path(ARCHIVE).exists():
             shutil.copy(self.machines["gateway"].path(ARCHIVE), machine.path(ARCHIVE))
+        carried = f"{HOME}/laptop.conf"
+        if block.machine == "laptop" and not machine.path(carried).exists():
+            shutil.copy(self.machines["gateway"].path(carried), machine.path(carried))
         text = block.text
-        for word, key in (("GATEWAY", self._public), ("LAPTOP", self._public), ("OFFICE", lambda _: self._office)):
+        for word, key in (
+            ("GATEWAY", self._of_file),
+            ("LAPTOP", self._of_file),
+            ("OFFICE", self._of_office),
+            ("BRANCH", lambda _: self._branch),
+        ):
             if (placeholder := f"PUBLIC-KEY-OF-THE-{word}") in text:
                 text = text.replace(placeholder, key(word.lower()))
         done = machine.run("bash", "-euc", f"cd {HOME}\n{text}", check=False, timeout=150, env=FRUGAL | OFFLINE)
@@ -74,8 +82,12 @@ class Story:
             raise AssertionError(f"{block.page}: {text}\nended with {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout
 
-    def _public(self, machine: str) -> str:
-        return self.machines[machine].run("sh", "-c", f"stagewire pubkey < /etc/stagewire/{machine}.key").stdout.strip()
+    def _of_file(self, machine: str) -> str:
+        key = "sed -n 's/^PrivateKey = //p' /etc/stagewire/wg0.conf"
+        return self.machines[machine].run("sh", "-c", f"{key} | stagewire pubkey").stdout.strip()
+
+    def _of_office(self, _: str) -> str:
+        return self.machines["laptop"].run("sh", "-c", "stagewire pubkey < /etc/stagewire/office.key").stdout.strip()
 
     def _install_by_copying(self, machine: Machine) -> None:
         shutil.copytree(self.machines["gateway"].path("/opt/stagewire"), machine.path("/opt/stagewire"), symlinks=True)
@@ -111,13 +123,17 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 
 
 def installs(story: Story, said: list[str]) -> None:
-    assert "wg0: up" in said[-2]
+    assert "wg0: up" in said[1]
+    assert "no mistakes" in said[2]
     assert "net.ipv4.ip_forward = 1" in said[-1]
 
 
 def adds_a_peer(story: Story, said: list[str]) -> None:
-    assert "3 received" in said[3]
-    assert "handshake" in said[4]
+    assert "PrivateKey" in said[0]
+    assert "3 received" in said[2]
+    assert "handshake" in said[3]
+    assert said[4].splitlines()[0].startswith("~ peer phone (")
+    assert "+ peer office (" in said[6]
 
 
 def passes_on(story: Story, _said: list[str]) -> None:
