@@ -72,7 +72,7 @@ dist:
 	.venv/bin/python deploy/supply.py wheel dist
 	.venv/bin/python deploy/supply.py bill dist
 	.venv/bin/python -m stagewire_cli.manual dist/man
-	cp deploy/requirements.lock dist/
+	cp deploy/requirements.lock deploy/top.lock dist/
 
 clean:
 	rm -rf .venv dist build *.egg-info shared/stagewire/*/*.c shared/stagewire/*/*.so shared/stagewire/proto/kernel/*.c shared/stagewire/proto/kernel/*.so .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

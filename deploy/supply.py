@@ -17,11 +17,12 @@ OLDEST: Final = "3.11"
 """Python version from which on the pins hold."""
 LOCKS: Final = {
     "requirements.lock": ("pyproject.toml",),
-    "dev.lock": ("pyproject.toml", "--group", "dev"),
+    "top.lock": ("pyproject.toml", "--extra", "top"),
+    "dev.lock": ("pyproject.toml", "--extra", "top", "--group", "dev"),
     "fuzz.lock": ("--group", "fuzz"),
     "tools.lock": ("--group", "tools"),
 }
-"""What each file pins: a gateway, the checkout's .venv, the fuzzer, these tools."""
+"""What each file pins: a gateway, a gateway with `stagewire[top]`, the checkout's .venv, the fuzzer, these tools."""
 HEADER: Final = (
     "# `make lock` makes this file. It pins each wheel and source archive by its hash, for every platform.\n"
 )

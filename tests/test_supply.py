@@ -19,10 +19,12 @@ import supply
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUN = PROJECT["project"]["dependencies"]
+TOP = [*RUN, *PROJECT["project"]["optional-dependencies"]["top"]]
 GROUPS = PROJECT["dependency-groups"]
 LOCKS = {
     "requirements": RUN,
-    "dev": [*RUN, *GROUPS["dev"], *PROJECT["build-system"]["requires"]],
+    "top": TOP,
+    "dev": [*TOP, *GROUPS["dev"], *PROJECT["build-system"]["requires"]],
     "fuzz": GROUPS["fuzz"],
     "tools": GROUPS["tools"],
 }
@@ -65,9 +67,10 @@ def test_what_the_project_asks_for_is_pinned_for_every_python(name: str, python:
             assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), wanted
 
 
-def test_a_gateway_and_the_tests_run_the_same_versions() -> None:
-    tested = {str(requirement): hashes for requirement, hashes in pins("dev")}
-    for requirement, hashes in pins("requirements"):
+@pytest.mark.parametrize(("name", "beside"), [("requirements", "dev"), ("top", "dev"), ("requirements", "top")])
+def test_a_gateway_and_the_tests_run_the_same_versions(name: str, beside: str) -> None:
+    tested = {str(requirement): hashes for requirement, hashes in pins(beside)}
+    for requirement, hashes in pins(name):
         assert tested[str(requirement)] == hashes
 
 

@@ -58,8 +58,9 @@ def main(folder: Path) -> None:
                 terminal.watch(7)
                 hub.gateway.kill("device", signal.SIGKILL)
                 terminal.watch(4)
-                terminal.press("s")
-                terminal.watch(1)
+                for keys, seconds in (("/printer\r", 1.5), ("\r", 3), ("\x1b", 1.5), ("s", 1.5)):
+                    terminal.press(keys)
+                    terminal.watch(seconds)
                 terminal.press("q")
                 terminal.end()
                 terminal.record(folder / f"top-{columns}x{lines}.cast", f"stagewire top, {columns}x{lines}")

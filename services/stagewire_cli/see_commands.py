@@ -54,18 +54,19 @@ def metrics(file_or_name: str | None, targets: bool, textfile: Path | None) -> N
 @click.command(epilog=operands.OPTIONAL)
 @click.argument("file_or_name", metavar="[FILE|NAME]", required=False)
 @click.option("--once", is_flag=True, help="Print one picture with all peers; so does a pipe as output.")
+@click.option("--plain", is_flag=True, help="Draw without textual, as without `stagewire[top]`.")
 @click.option(
     "--interval",
     type=click.FloatRange(0.5, 60),
     metavar="SECONDS",
     help="Time between two looks, 2 without it. A picture by --once shows the last second, or the rates of so long.",
 )
-def top(file_or_name: str | None, once: bool, interval: float | None) -> None:
+def top(file_or_name: str | None, once: bool, plain: bool, interval: float | None) -> None:
     """Shows live what a gateway does.
 
     Shows the stages with their CPU time, a ● for each process at work, a ○ for each spare, and the bytes that wait between
     them. Below are the peers with their rates, the age of the last handshake, and what was dropped and why. `s` changes the
-    order, `/` filters, `p` pauses, `q` ends.
+    order, `/` filters, `p` pauses, `q` ends. With textual, Enter asks why about the peer under the cursor.
     """
     from stagewire_cli import top
 
@@ -74,7 +75,7 @@ def top(file_or_name: str | None, once: bool, interval: float | None) -> None:
             top.once(environment, interval)
         else:
             with suppress(KeyboardInterrupt):
-                top.live(environment, interval or 2.0)
+                top.live(environment, interval or 2.0, plain=plain)
 
     operands.upon(file_or_name, show)
 

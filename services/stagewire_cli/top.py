@@ -60,8 +60,19 @@ def once(environment: Environment, interval: float | None) -> None:
         console.file.writelines(f"{line}\n" for line in top_view.lines_of_many(model, width))
 
 
-def live(environment: Environment, interval: float) -> None:
-    """Redraws until the operator quits. Raises NotUp once the interface is down."""
+def live(environment: Environment, interval: float, *, plain: bool = False) -> None:
+    """Shows the picture until the operator quits, with textual if it can be had. Raises NotUp once the interface is down."""
+    show = _live
+    if not plain:
+        with suppress(ImportError):  # no textual, or one that is too old
+            from stagewire_cli import top_widgets
+
+            show = top_widgets.live
+    show(environment, interval)
+
+
+def _live(environment: Environment, interval: float) -> None:
+    """Redraws with rich alone."""
     console = Console(highlight=False, emoji=False, markup=False)
     model, view = Model(), View()
     model.take(sample(environment))

@@ -1,7 +1,8 @@
 """Draws `stagewire top`: a head, the pipeline as it is, and the peers, as large as the terminal."""
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from rich.cells import set_cell_size
 from rich.console import Group, RenderableType
@@ -29,7 +30,21 @@ _WAYS: Final = (("in", "cyan", "tun_packets_out"), ("out", "magenta", "tun_packe
 """Name and colour of each way, and the counter of its packets."""
 _BESIDE: Final = ("key", "host", "resolver", "status")
 _BUSY, _FULL = 0.5, 0.85
+_NAME: Final = Text("stagewire top ", style="dim")
 _QUEUED, _CROWDED = 64 * 1024, 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Describes a column of the peers: its least width, and its share of what is left, 0 for a column of numbers."""
+
+    name: str
+    least: int
+    ratio: int
+
+    @property
+    def justify(self) -> Literal["left", "right"]:
+        return "left" if self.ratio else "right"
 
 
 def lines_of_many(model: Model, width: int) -> Iterator[str]:
@@ -55,13 +70,10 @@ def lines_of_many(model: Model, width: int) -> Iterator[str]:
 def draw(model: Model, view: View, width: int, height: int | None, *, peers: bool = True) -> RenderableType:
     """Draws everything in `height` lines; all peers with None, unless without `peers`."""
     width = max(width, LEAST_WIDTH)
-    gateway = model.gateway
-    if gateway is None:
-        return Text("key-service does not answer", style="yellow")
-    above = [*_head(model, gateway, width), *_pipeline(model, width, 4 if height is not None and height < 30 else 8)]
-    below = [_foot(view, width)] if height is not None else []
-    if not peers:
+    above = above_peers(model, width, height, _NAME)
+    if not peers or model.gateway is None:
         return Group(*above)
+    below = [_foot(view, width)] if height is not None else []
     rows = model.peers(view)
     room = len(rows) if height is None else max(1, height - len(above) - len(below) - 1)
     first = max(0, min(view.first, len(rows) - room))
@@ -69,22 +81,34 @@ def draw(model: Model, view: View, width: int, height: int | None, *, peers: boo
     padding = [Text("") for _ in range(0 if height is None else room - len(shown))]
     if not rows:
         padding[:1] = [Text("  no peer matches the filter" if view.filter else "  no peers", style="dim")]
-    for line in (*above, *padding, *below):
+    for line in (*padding, *below):
         line.no_wrap, line.overflow = True, "crop"
     return Group(*above, _peers(shown, width), *padding, *below)
+
+
+def above_peers(model: Model, width: int, height: int | None, corner: Text) -> list[Text]:
+    """Draws all but the peers, with `corner` at the right of the first line. A terminal of few lines shows less workers."""
+    gateway = model.gateway
+    if gateway is None:
+        return [Text("key-service does not answer", style="yellow")]
+    most = 8 if height is None or height >= 30 else 4
+    lines = [*_head(model, gateway, width, corner), *_pipeline(model, width, most)]
+    for line in lines:
+        line.no_wrap, line.overflow = True, "crop"
+    return lines
 
 
 # --- head ---------------------------------------------------------------------------------------------------
 
 
-def _head(model: Model, gateway: GatewayStatus, width: int) -> Iterator[Text]:
+def _head(model: Model, gateway: GatewayStatus, width: int, corner: Text) -> Iterator[Text]:
     state = ("up", "green") if gateway.ready and gateway.link_up is not False else ("degraded", "yellow")
     shaken = sum(1 for peer in gateway.peers if _is_up(model, peer.last_handshake_unix_s))
     left = Text.assemble(
         " ", (gateway.interface, "bold"), " ", state, f"   port {gateway.listen_port or '?'}   ",
         f"{shaken} of {len(gateway.peers)} peers with a session",
     )  # fmt: skip
-    yield _both_ends(left, Text("stagewire top ", style="dim"), width)
+    yield _both_ends(left, corner, width)
     graph = width // 2 - 33
     line = Text()
     for position, (name, style, counter) in enumerate(_WAYS):
@@ -206,23 +230,36 @@ def _arrow(queued: int | None, gap: int, *, out: bool) -> Text:
 # --- peers --------------------------------------------------------------------------------------------------
 
 
+def columns(width: int) -> list[Column]:
+    """Returns the columns of the peers."""
+    found = [
+        Column("peer", 16, 3), Column("in bit/s", 8, 0), Column("out bit/s", 9, 0), Column("handshake", 9, 0),
+        Column("lost/s", 6, 0), Column("reasons of late", 15, 4),
+    ]  # fmt: skip
+    return [found[0], Column("endpoint", 16, 3), *found[1:]] if width >= WIDE else found
+
+
+def cells(row: PeerRow, width: int) -> list[Text]:
+    """Draws one peer, a text for each column."""
+    wide = width >= WIDE
+    return [
+        _named(row, wide),
+        *([Text(row.endpoint or "-", style="dim")] if wide else ()),
+        *(_speed(row.received), _speed(row.sent), _age(row.shaken)),
+        Text(f"{row.lost:,.1f}" if row.lost else "-", style="red" if row.lost else "dim"),
+        Text(", ".join(row.reasons), style="yellow"),
+    ]
+
+
 def _peers(rows: Sequence[PeerRow], width: int) -> Table:
     table = Table(box=None, expand=True, padding=(0, 1, 0, 1), header_style="bold reverse")
-    wide = width >= WIDE
-    table.add_column("peer", no_wrap=True, overflow="ellipsis", ratio=3, min_width=16)
-    if wide:
-        table.add_column("endpoint", no_wrap=True, overflow="ellipsis", ratio=3)
-    for name, least in (("in bit/s", 8), ("out bit/s", 9), ("handshake", 9), ("lost/s", 6)):
-        table.add_column(name, justify="right", no_wrap=True, min_width=least)
-    table.add_column("reasons of late", no_wrap=True, overflow="ellipsis", ratio=4)
+    for each in columns(width):
+        share = each.ratio or None
+        table.add_column(
+            each.name, justify=each.justify, no_wrap=True, overflow="ellipsis", ratio=share, min_width=each.least
+        )
     for row in rows:
-        cells = [_named(row, wide)]
-        if wide:
-            cells.append(Text(row.endpoint or "-", style="dim"))
-        cells += [_speed(row.received), _speed(row.sent), _age(row.shaken)]
-        cells.append(Text(f"{row.lost:,.1f}" if row.lost else "-", style="red" if row.lost else "dim"))
-        cells.append(Text(", ".join(row.reasons), style="yellow"))
-        table.add_row(*cells)
+        table.add_row(*cells(row, width))
     return table
 
 
@@ -259,10 +296,14 @@ def _foot(view: View, width: int) -> Text:
         return _fitted(
             Text.assemble((" filter: ", "bold"), view.filter, ("█", "blink"), ("  Enter ends", "dim")), width
         )
+    return _both_ends(Text(f" {KEYS}", style="dim"), chosen(view), width)
+
+
+def chosen(view: View) -> Text:
+    """Tells the operator's choices."""
     told = f"by {view.sort}{' reversed' if view.reverse else ''}"
     told += f"  filter {view.filter!r}" if view.filter else ""
-    right = Text.assemble(("PAUSED  " if view.paused else "", "bold yellow"), (f"{told} ", "bold"))
-    return _both_ends(Text(f" {KEYS}", style="dim"), right, width)
+    return Text.assemble(("PAUSED  " if view.paused else "", "bold yellow"), (f"{told} ", "bold"))
 
 
 def _both_ends(left: Text, right: Text, width: int) -> Text:

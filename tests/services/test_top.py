@@ -31,7 +31,7 @@ NAMES = ["Anna's phone", "laptop", "", "office Basel", "日本語の名前", "ba
 
 
 def key(number: int) -> str:
-    return b64encode(sha256(bytes([number])).digest()).decode()
+    return b64encode(sha256(b"%d" % number).digest()).decode()
 
 
 def peer(number: int, at: float, name: str) -> PeerStatus:
@@ -209,7 +209,7 @@ def test_a_hostile_name_breaks_no_line(names: list[str]) -> None:
 def test_a_capture_is_shown_with_its_peer_and_who_wants_it() -> None:
     at_work = sample(2)
     assert at_work.counted is not None
-    captured = CaptureReport(sha256(bytes([1])).digest(), "martin", NOW, "headers", 1, 0)
+    captured = CaptureReport(sha256(b"1").digest(), "martin", NOW, "headers", 1, 0)
     services = (replace(at_work.counted.services[0], captures=(captured,)), *at_work.counted.services[1:])
     model = made(sample(0), replace(at_work, counted=CountersStatus(services)))
     assert f" packets are captured: laptop ({key(1)[:10]}) by martin" in "\n".join(drawn(model, View(), 80, 24))

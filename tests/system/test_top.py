@@ -51,8 +51,9 @@ def run(hub: Hub, *options: str) -> Terminal:
     return Terminal(argv, 80, 24, hub.gateway.env)
 
 
-def test_keys_sort_filter_pause_and_quit_and_the_terminal_is_as_before(hub: Hub) -> None:
-    with run(hub) as terminal:
+@pytest.mark.parametrize("options", [[], ["--plain"]], ids=["textual", "plain"])
+def test_keys_sort_filter_pause_and_quit_and_the_terminal_is_as_before(hub: Hub, options: list[str]) -> None:
+    with run(hub, *options) as terminal:
         terminal.until("by rate", 10)
         terminal.press("s")
         terminal.until("by in", 5)
@@ -63,15 +64,23 @@ def test_keys_sort_filter_pause_and_quit_and_the_terminal_is_as_before(hub: Hub)
         terminal.press("\x1b")
         terminal.until("Anna's phone", 5)
         assert not terminal.is_restored()
+        if not options:
+            terminal.press("\r")
+            terminal.until("Anna's phone (", 5)
+            terminal.until("all is well from here", 5)
         terminal.press("q")
         assert terminal.end() == 0
         assert terminal.is_restored()
-        assert "\x1b[?25h" in terminal.text[-40:]  # the cursor is back
+        assert "\x1b[?25h" in terminal.text[-400:]  # the cursor is back
+        assert "\x1b[?1049l" in terminal.text[-400:]  # and what was on the screen before
 
 
+@pytest.mark.parametrize("options", [[], ["--plain"]], ids=["textual", "plain"])
 @pytest.mark.parametrize("ended_by", ["\x03", signal.SIGTERM])
-def test_an_interrupted_top_leaves_the_terminal_as_before(hub: Hub, ended_by: str | signal.Signals) -> None:
-    with run(hub) as terminal:
+def test_an_interrupted_top_leaves_the_terminal_as_before(
+    hub: Hub, ended_by: str | signal.Signals, options: list[str]
+) -> None:
+    with run(hub, *options) as terminal:
         terminal.until("by rate", 10)
         if isinstance(ended_by, str):
             terminal.press(ended_by)
