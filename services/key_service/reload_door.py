@@ -34,7 +34,7 @@ from key_service.live import LiveConfiguration, Task
 from key_service.registry import Prepared
 from key_service.trial_run import Before
 from stagewire import config, files, logs
-from stagewire.config import ConfigError, InterfaceConfig, accepted, guard, operations
+from stagewire.config import ConfigError, InterfaceConfig, accepted, encode_key, guard, operations, peer_names
 from stagewire.config.accepted import Accepted
 from stagewire.config.roster import Refused
 from stagewire.control.operations import BadOperation, from_json_untrusted
@@ -303,10 +303,23 @@ class ReloadDoor:
     def _apply(self, text: str, asker: Asker, confirm: int, *, dry_run: bool) -> dict[str, Any]:
         registry, whole = self._live.registry, self._parsed(text)
         file = operations.in_force(whole, time.time())
+        self._expect_ends_to_come(whole)
         changes = config.difference(registry.snapshot(), registry.with_file(file))
         if dry_run:
             return {"error": "", "difference": changes}
         return self._have_made(_Wanted(text, whole, file, None, "reload", changes, asker, confirm))
+
+    def _expect_ends_to_come(self, whole: InterfaceConfig) -> None:
+        """Raises Refused for a peer whose time an edited file sets, and is over."""
+        known = {(peer.public_key, peer.expires) for peer in self._parsed(self._text.kept.text).peers}
+        for peer in whole.peers:
+            if (peer.public_key, peer.expires) not in known:
+                try:
+                    operations.check_end(peer, time.time())
+                except Refused as refused:
+                    raise Refused(
+                        f"peer {peer_names.label(encode_key(peer.public_key), peer.name)}: {refused}"
+                    ) from None
 
     def _operate(
         self, said: object, text: str, asker: Asker, connection: socket.socket, stream: BinaryIO

@@ -86,7 +86,7 @@ def _line(row: table.Row, chosen: dict[str, Any], interface: InterfaceConfig) ->
     lists = {name: (given[name],) if given[name] else chosen[name] for name in _LISTS}
     own = {name: tuple(given[name].split()) for name in ("address", "network")}
     peer_options.check_name(given["name"])
-    peer_options.check_addresses(own, named)
+    peer_options.check_addresses(interface, own, named)
     settings = peer_options.settings(interface, {**chosen, **options, **lists}, named)
     private, public, psk = peers.new_keys()
     key = given["public_key"] or encode_key(public)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -41,10 +42,17 @@ def take_over(paths: Sequence[Path], environment: Environment, chosen: Chosen, t
     if is_new:
         text = _new_text(found, environment, chosen, left, notes)
     else:
+        for option, given in (("--endpoint", chosen.endpoint), ("--port", chosen.port)):
+            if given:
+                raise Failed(
+                    f"{option} is for a new gateway, and {path} exists: leave {option} out; nothing is changed"
+                )
         text = config.load_text(path)
         notes += _own_key(found, text, path)
+    now = time.time()
+    wanted = [_ended(each, now, notes) for each in wanted]
     try:
-        good, bad = operations.sorted_out(text, str(path), [each.peer for each in wanted])
+        good, bad = operations.sorted_out(text, str(path), [each.peer for each in wanted], now)
     except Refused as refused:
         raise Failed(str(refused)) from None
     places = {id(each.peer): each.where for each in wanted}
@@ -132,6 +140,17 @@ def _own_key(found: Iterable[Found], text: str, path: Path) -> list[str]:
 
 
 # --- peers -------------------------------------------------------------------------------------------------
+
+
+def _ended(found: FoundPeer, now: float, notes: list[str]) -> FoundPeer:
+    """Returns a peer, out of use if its time is over."""
+    new = found.peer
+    for setting in new.settings:
+        with suppress(ValueError):  # whoever sorts the peers out says it
+            if setting.key == "Expires" and setting.value and values.expires(setting.value) <= now:
+                notes.append(f"peer {new.name} expired at {setting.value}, so it is out of use")
+                return replace(found, peer=replace(new, off=True))
+    return found
 
 
 def _named(wanted: Iterable[FoundPeer]) -> list[FoundPeer]:

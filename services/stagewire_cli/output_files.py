@@ -49,6 +49,8 @@ def _new(path: Path) -> IO[str]:
             raise
     except FileExistsError:
         raise Failed(f"{path} exists already, and stays as it is: give another name; nothing is changed") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise Failed(f"{path}: there is no folder {path.parent}: make it first; nothing is changed") from None
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}; nothing is changed") from None
     return os.fdopen(descriptor, "w")

@@ -126,11 +126,12 @@ def add(name: str | None, table: Path | None, interface: str | None, **chosen: A
         _expect_gateway(whole, chosen["gateway"])
         if table is not None:
             bulk.add(environment, table, chosen, _gateway(chosen["gateway"]), whole)
+            _warn(whole, chosen)
             return
         private, public, psk = peers.new_keys()
         key = chosen["public_key"] or encode_key(public)
         peer_options.check_name(name or "")
-        peer_options.check_addresses({"address": chosen["addresses"], "network": chosen["networks"]})
+        peer_options.check_addresses(whole, {"address": chosen["addresses"], "network": chosen["networks"]})
         new = NewPeer(
             name or "", key, encode_key(psk) if chosen["psk"] else "", chosen["addresses"], chosen["networks"],
             peer_options.settings(whole, chosen),
@@ -144,6 +145,7 @@ def add(name: str | None, table: Path | None, interface: str | None, **chosen: A
             after = peers.after(done, environment)
             peers.tell(done, beside=not files)
             _show(after.whole, peers.added(after, public), None if chosen["public_key"] else private, chosen, files)
+        _warn(whole, chosen)
 
     _upon(interface, action)
 
@@ -268,13 +270,19 @@ def set_(who: str, allowed_ips: str | None, interface: str | None, **chosen: Any
     def action(environment: Environment) -> None:
         from stagewire_cli import peer_options, peers
 
-        settings = peer_options.settings(peers.read(environment).whole, chosen)
+        whole = peers.read(environment).whole
+        settings = peer_options.settings(whole, chosen)
         if allowed_ips is not None:
+            if not allowed_ips.strip():
+                raise Failed(
+                    "--allowed-ips must name an address at least: `stagewire peer disable` puts a peer out of use"
+                )
             all_ips = peer_options.checked("--allowed-ips", Setting("AllowedIPs", allowed_ips))
             settings = (all_ips, *settings)
         if not settings:
             raise Failed("say what to change, such as --expires 30d")
         _tell(_do(environment, SetPeer(who, settings)))
+        _warn(whole, chosen)
 
     _upon(interface, action)
 
@@ -343,6 +351,13 @@ def _tell(done: Any) -> None:
     from stagewire_cli import peers
 
     peers.tell(done)
+
+
+def _warn(interface: InterfaceConfig, chosen: dict[str, Any]) -> None:
+    from stagewire_cli import peer_options
+
+    for line in peer_options.warnings(interface, chosen):
+        operands.complain(f"warning: {line}")
 
 
 def _expect_gateway(interface: InterfaceConfig, gateway: str | None) -> None:

@@ -5,7 +5,7 @@ A value with a mistake is refused by the name that the operator typed, such as `
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from stagewire.config import InterfaceConfig, operations, values
@@ -48,7 +48,10 @@ def settings(interface: InterfaceConfig, chosen: dict[str, Any], named: Named = 
         if given is None or given == ():
             continue
         text = given if isinstance(given, str) else "; ".join(given).strip()
-        found.append(checked(named(option), Setting(key, _value(option, text))))
+        setting = checked(named(option), Setting(key, _value(option, text, named(option))))
+        if option == "expires" and setting.value and (end := values.expires(setting.value)) <= time.time():
+            raise Failed(f"{named(option)} {values.as_time(end)} is over already: give a time to come")
+        found.append(setting)
     return tuple(found)
 
 
@@ -67,25 +70,47 @@ def check_name(name: str) -> None:
         raise Failed(str(refused)) from None
 
 
-def check_addresses(chosen: dict[str, Any], named: Named = flag) -> None:
-    """Raises Failed if an address or a network of a new peer isn't any."""
-    for option in ("address", "network"):
-        for text in chosen[option]:
-            try:
-                found = values.network(text)
-            except ValueError as error:
-                raise Failed(f"{named(option)} {error}") from None
-            if option == "address" and found.num_addresses > 1:
-                such = f"such as {text.partition('/')[0]}"
-                raise Failed(f"{named(option)} must be a single address, {such}, not {values.shown(text)}")
+def check_addresses(interface: InterfaceConfig, chosen: dict[str, Any], named: Named = flag) -> None:
+    """Raises Failed if an address or a network of a new peer isn't any, or an address lies in no network of the tunnel."""
+    for text in chosen["network"]:
+        try:
+            values.network(text)
+        except ValueError as error:
+            raise Failed(f"{named('network')} {error}") from None
+    for text in chosen["address"]:
+        name, alone = named("address"), text.partition("/")[0]
+        try:
+            found = values.network(text)
+        except ValueError:
+            raise Failed(f"{name} must be an address such as 10.8.0.9 or fd00::9, not {values.shown(text)}") from None
+        if found.num_addresses > 1:
+            raise Failed(f"{name} must be a single address, such as {alone}, not {values.shown(text)}")
+        inside = [each for each in client_config.inside(interface) if each.version == found.version]
+        if any(each.num_addresses > 1 for each in inside) and not any(found.network_address in each for each in inside):
+            raise Failed(
+                f"{name} {alone} lies outside of the tunnel's network {', '.join(map(str, inside))}: "
+                f"give an address in it; {named('network')} is for what lies behind the peer"
+            )
 
 
-def _value(option: str, text: str) -> str:
+def _value(option: str, text: str, name: str) -> str:
     if text == _FOR_NOTHING.get(option):
         return ""
-    if option == "expires" and (after := _AFTER.fullmatch(text)):
-        return values.as_time(int(time.time()) + int(after[1]) * _UNITS[after[2]])
+    if option == "expires" and text:
+        if after := _AFTER.fullmatch(text):
+            return values.as_time(int(time.time()) + int(after[1]) * _UNITS[after[2]])
+        if text.isdecimal():
+            raise Failed(f"{name} must be such as 30d, 12h or 2030-12-31, not {values.shown(text)}: is {text}d meant?")
     return text
+
+
+def warnings(interface: InterfaceConfig, chosen: dict[str, Any]) -> Iterator[str]:
+    """Yields what the operator may have overlooked."""
+    if chosen["full_tunnel"] and interface.exit == "off":
+        yield (
+            "the client will send everything here, but the file has no `# stagewire: Exit = on`: "
+            "this host passes it on only if something else sees to that"
+        )
 
 
 def _client_networks(interface: InterfaceConfig, chosen: dict[str, Any], named: Named) -> tuple[Setting, ...]:
@@ -102,6 +127,13 @@ def _client_networks(interface: InterfaceConfig, chosen: dict[str, Any], named: 
         excluded = [values.network(each) for each in chosen["exclude"]]
     except ValueError as error:
         raise Failed(f"{named('exclude')} {error}") from None
+    for each in excluded:
+        if not any(each.overlaps(other) for other in networks if each.version == other.version):
+            sent = ", ".join(map(str, networks))
+            raise Failed(
+                f"{named('exclude')} {each} excludes nothing, as the client sends {sent} alone through the tunnel: "
+                "is --full-tunnel meant too?"
+            )
     left = client_config.without(networks, excluded)
     if not left:
         raise Failed(f"{named('exclude')} leaves nothing that the client sends through the tunnel")

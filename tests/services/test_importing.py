@@ -364,3 +364,23 @@ def test_one_of_several_interfaces_must_be_chosen(place: Place) -> None:
     source = place.database("sqlite.db", tables)
     assert "has the interfaces wg7, wg8: choose with --only NAME" in place.run(source, status=1)
     assert "took 2 peers" in place.run(source, "--only", "wg7")
+
+
+def test_a_peer_whose_time_is_over_comes_over_out_of_use(place: Place) -> None:
+    content = easy_14()
+    content["clients"]["a"]["expiredAt"] = "2020-01-31T00:00:00.000Z"
+    said = place.run(place.written("wg0.json", content))
+    assert "expired at 2020-01-31" in said
+    assert place.whole().off >= {config.decode_key(content["clients"]["a"]["publicKey"])}
+
+
+def test_an_option_that_means_nothing_here_is_refused(place: Place) -> None:
+    path = place.written("wg0.json", easy_14())
+    assert "leave --only out" in place.run(path, "--only", "wg0", status=1)
+    conf = place.written("other.conf", f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.1.0.1/24\n")
+    assert "leave --only out" in place.run(conf, "--only", "wg0", status=1)
+    place.run(path)
+    before = place.conf.read_text()
+    for option in (("--endpoint", "a.example:1"), ("--port", "99")):
+        assert f"leave {option[0]} out" in place.run(path, *option, status=1)
+    assert place.conf.read_text() == before

@@ -125,6 +125,16 @@ def test_everything_through_the_tunnel_but_what_is_excluded(files: Files) -> Non
     assert values(files.peer("config", "most"))["AllowedIPs"] == said["AllowedIPs"]
 
 
+def test_everything_through_a_gateway_that_passes_nothing_on_is_said(files: Files) -> None:
+    for words in (("add", "full"), ("set", "full")):
+        done = stagewire("peer", *words, "--full-tunnel", "-i", files.conf, env=folders(files.folder))
+        assert done.returncode == 0
+        assert "the file has no `# stagewire: Exit = on`" in done.stderr
+    files.conf.write_text(files.conf.read_text().replace("ListenPort", "# stagewire: Exit = on\nListenPort", 1))
+    done = stagewire("peer", "add", "other", "--full-tunnel", "-i", files.conf, env=folders(files.folder))
+    assert "Exit" not in done.stderr
+
+
 def test_a_peer_with_a_key_of_its_own_shows_it_to_nobody(files: Files) -> None:
     private = config.generate_private_key(os.urandom(32))
     public = config.encode_key(config.public_key(private))
@@ -234,6 +244,17 @@ def test_what_is_written_is_a_new_file_for_root_alone(files: Files) -> None:
         (("add", "a", "--forward", "tcp 80 0"), "--forward must have ports from 1 to 65535"),
         (("add", "a", "--address", "10.8.0.9/24"), "--address must be a single address, such as 10.8.0.9"),
         (("add", "a", "--network", "x"), "--network must be a prefix"),
+        (("add", "a", "--address", "10.8.0.300"), "--address must be an address such as 10.8.0.9"),
+        (("add", "a", "--address", "10.9.0.2"), "--address 10.9.0.2 lies outside of the tunnel's network 10.8.0.0/24"),
+        (("add", "a", "--address", "10.8.0.1"), "10.8.0.1/32 is the gateway's own address"),
+        (("add", "here2", "--address", "10.8.0.2"), "10.8.0.2/32 belongs to peer here"),
+        (("set", "here", "--allowed-ips", ""), "--allowed-ips must name an address"),
+        (("add", "a", "--exclude", "192.168.0.0/16"), "excludes nothing, as the client sends 10.8.0.0/24"),
+        (("add", "a", "--split", "--exclude", "192.168.0.0/16"), "is --full-tunnel meant too?"),
+        (("add", "a", "--expires", "30"), "is 30d meant?"),
+        (("add", "a", "--expires", "2020-01-31"), "--expires 2020-01-31T00:00:00Z is over already"),
+        (("set", "here", "--expires", "2020-01-31"), "--expires 2020-01-31T00:00:00Z is over already"),
+        (("add", "a", "--output", "new/a.conf"), "there is no folder new"),
         (("set", "here", "--allowed-ips", "x"), "--allowed-ips must be a prefix"),
         (("set", "here", "--allow", "any sctp"), "--allow must have the protocol tcp"),
         (("add", "a", "--output", "/etc/passwd"), "/etc/passwd exists already"),
@@ -244,7 +265,7 @@ def test_what_is_written_is_a_new_file_for_root_alone(files: Files) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(files: Files, words: tuple[str, ...], why: str) -> None:
-    if "here" in words:
+    if {"here", "here2"} & {*words}:
         files.peer("add", "here")
     assert why in files.refused("peer", *words, "-i", str(files.conf))
 

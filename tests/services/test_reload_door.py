@@ -10,6 +10,7 @@ from tests.services.surroundings import PATIENCE, Program, Surroundings, surroun
 from tests.services.test_peers_file import TEXT, races
 
 from lab.wait import until
+from stagewire.config import encode_key, public_key
 from stagewire.config.operations import RemovePeers, RenamePeer
 from stagewire.environment import Environment
 from stagewire_cli import key_door, peers, peers_file, reload
@@ -86,6 +87,15 @@ def test_two_at_once_never_give_an_address_twice(one: Door) -> None:
 def test_the_same_file_again_changes_nothing(one: Door) -> None:
     assert one.apply(OTHER) == ["+ MTU 1400"]
     assert one.apply(OTHER) == []
+
+
+def test_a_file_with_a_time_that_is_over_is_refused(one: Door) -> None:
+    key = encode_key(public_key(bytes(range(32))))
+    ended = f"{INTERFACE}[Peer]\nPublicKey = {key}\n# stagewire: Expires = 2020-01-31\n"
+    for tried in (one.apply, one.differs):
+        with pytest.raises(Failed, match=r"peer .*Expires 2020-01-31T00:00:00Z is over already"):
+            tried(ended)
+    one.apply(ended.replace("2020", "2099"))
 
 
 def test_a_reload_never_takes_back_what_another_command_writes_meanwhile(one: Door) -> None:

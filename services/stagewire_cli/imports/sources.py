@@ -30,11 +30,15 @@ def read(path: Path, only: str) -> Found:
     if data.startswith(_SQLITE):
         return _from_database(path, only)
     text = data.decode("utf-8", "surrogateescape")
-    return (
-        _from_json(text, only)
-        if text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[") and not _is_conf(text)
-        else (wg_conf.read(text, str(path)))
-    )
+    if text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[") and not _is_conf(text):
+        return _from_json(text, only)
+    _expect_all(only)
+    return wg_conf.read(text, str(path))
+
+
+def _expect_all(only: str) -> None:
+    if only:
+        raise Unusable("holds one interface, from which --only can't choose: leave --only out")
 
 
 def _is_conf(text: str) -> bool:
@@ -47,6 +51,7 @@ def _from_json(text: str, only: str) -> Found:
     except (ValueError, RecursionError):
         raise Unusable("is no JSON text, or is cut short") from None
     if wg_easy.is_file(content):
+        _expect_all(only)
         return wg_easy.from_file(content)
     if wg_portal.is_export(content):
         return wg_portal.from_export(content, only)

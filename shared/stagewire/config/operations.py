@@ -122,7 +122,7 @@ def carry_out(text: str, path: str, operation: Operation, live: Mapping[Network,
     try:
         match operation:
             case AddPeers():
-                change = _add(before, operation, live)
+                change = _add(before, operation, live, now)
             case RemovePeers():
                 change = _remove(before, operation)
             case SwitchPeers():
@@ -146,11 +146,13 @@ def carry_out(text: str, path: str, operation: Operation, live: Mapping[Network,
     return Outcome(new, change.named, changes, tuple(_unchanged(before, after, operation, change.named, changes)))
 
 
-def sorted_out(text: str, path: str, wanted: Sequence[NewPeer]) -> tuple[list[NewPeer], list[tuple[NewPeer, str]]]:
+def sorted_out(
+    text: str, path: str, wanted: Sequence[NewPeer], now: float
+) -> tuple[list[NewPeer], list[tuple[NewPeer, str]]]:
     """Tells which new peers a file can take, and why not of the others. Raises Refused or ConfigError as `carry_out`."""
     good: list[NewPeer] = []
     bad: list[tuple[NewPeer, str]] = []
-    for new, peer in _tried(roster.read(text, path), wanted, {}):
+    for new, peer in _tried(roster.read(text, path), wanted, {}, now):
         if isinstance(peer, str):
             bad.append((new, peer))
         else:
@@ -161,6 +163,13 @@ def sorted_out(text: str, path: str, wanted: Sequence[NewPeer]) -> tuple[list[Ne
 def is_expired(peer: PeerConfig, now: float) -> bool:
     """Tells whether a peer's time is over."""
     return peer.expires is not None and peer.expires <= now
+
+
+def check_end(peer: PeerConfig, now: float) -> None:
+    """Raises Refused for a peer whose time is over before it begins."""
+    if is_expired(peer, now):
+        end = values.as_time(peer.expires or 0)
+        raise Refused(f"Expires {end} is over already: give a time to come, or `stagewire peer disable` it")
 
 
 def has_expired(text: str, now: float) -> bool:
@@ -242,12 +251,12 @@ _CALLED: Final = {
 # --- each operation ----------------------------------------------------------------------------------------
 
 
-def _add(before: Roster, operation: AddPeers, live: Mapping[Network, bytes]) -> _Change:
+def _add(before: Roster, operation: AddPeers, live: Mapping[Network, bytes], now: float) -> _Change:
     if not 0 < len(operation.peers) <= MAX_PEERS:
         raise Refused(f"one command adds 1 to {MAX_PEERS} peers")
     added: list[PeerConfig] = []
     off = set(before.off)
-    for new, peer in _tried(before, operation.peers, live):
+    for new, peer in _tried(before, operation.peers, live, now):
         if isinstance(peer, str):
             raise Refused(f"peer {new.name}: {peer}" if len(operation.peers) > 1 else peer)
         added.append(peer)
@@ -258,7 +267,7 @@ def _add(before: Roster, operation: AddPeers, live: Mapping[Network, bytes]) -> 
 
 
 def _tried(
-    before: Roster, wanted: Sequence[NewPeer], live: Mapping[Network, bytes]
+    before: Roster, wanted: Sequence[NewPeer], live: Mapping[Network, bytes], now: float
 ) -> Iterator[tuple[NewPeer, PeerConfig | str]]:
     """Yields each new peer with what it becomes, or with a line that says why it can't be added."""
     names = {peer.name.casefold() for peer in before.whole.peers if peer.name}
@@ -272,6 +281,8 @@ def _tried(
             prefixes = _prefixes(new, free)
             peer = PeerConfig(key, _preshared_key(new.preshared_key), (), None, 0, False, 0, new.name)
             peer = _with_settings(replace(peer, allowed_ips=prefixes), new.settings)
+            if not new.off:
+                check_end(peer, now)
             for prefix in peer.allowed_ips:
                 _check_prefix(before, prefix, owners)
         except (Refused, ValueError) as error:
@@ -317,6 +328,11 @@ def _set(before: Roster, operation: SetPeer, live: Mapping[Network, bytes], now:
         new = _with_settings(peer, operation.settings)
     except ValueError as error:
         raise Refused(str(error)) from None
+    keys_set = {each.key for each in operation.settings}
+    if "Expires" in keys_set and new.expires != peer.expires:
+        check_end(new, now)
+    if "AllowedIPs" in keys_set and not new.allowed_ips:
+        raise Refused("AllowedIPs must name an address at least: `stagewire peer disable` puts a peer out of use")
     owners = {prefix: owner for prefix, owner in _owners(before, live).items() if owner != peer.public_key}
     for prefix in new.allowed_ips:
         _check_prefix(before, prefix, owners)
