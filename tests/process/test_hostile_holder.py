@@ -196,3 +196,8 @@ def test_a_slot_that_is_no_file_of_ours_is_an_error_that_names_it(tmp_path: Path
     subprocess.run([*make.split(), path], check=True)
     with pytest.raises(OSError, match=str(path)):
         slots.Slot(tmp_path, "test", 0)
+
+
+def test_a_file_on_a_mount_that_is_in_no_list_is_known_by_its_device() -> None:
+    """A chroot whose root is no mount point sees no mount of its own files."""
+    assert holders._filesystem(77, "no mount's number") == 77

@@ -100,9 +100,12 @@ def _mount_of(descriptor: int) -> str:
 
 @cache
 def _filesystem(told: int, mount: str) -> int:
-    """Returns the device that /proc/locks shows. On overlay and btrfs, stat(2) shows another."""
+    """Returns the device that /proc/locks shows. On overlay and btrfs, stat(2) shows another.
+
+    A mount above a chroot's root is in no list; then what stat(2) shows has to do.
+    """
     for words in (line.split() for line in _lines(Path("/proc/self/mountinfo"))):
-        if words[0] == mount:
+        if words[:1] == [mount]:
             major, minor = words[2].split(":")
             return os.makedev(int(major), int(minor))
     return told
