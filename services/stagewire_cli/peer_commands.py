@@ -112,12 +112,8 @@ def add(name: str | None, table: Path | None, interface: str | None, **chosen: A
     """
     if (name is None) == (table is None):
         raise click.UsageError("give the peer's NAME, or --from CSV")
-
     if table is not None:
-        for option in ("public_key", "addresses", "networks"):
-            if chosen[option]:
-                column = {"addresses": "address", "networks": "network"}.get(option, option)
-                raise click.UsageError(f"with --from, the column {column} says it for each peer")
+        _expect_no_column(chosen)
 
     def action(environment: Environment) -> None:
         from stagewire_cli import bulk, output_files, peer_options, peers
@@ -136,10 +132,7 @@ def add(name: str | None, table: Path | None, interface: str | None, **chosen: A
             name or "", key, encode_key(psk) if chosen["psk"] else "", chosen["addresses"], chosen["networks"],
             peer_options.settings(whole, chosen),
         )  # fmt: skip
-        try:
-            public = config.decode_key(key)
-        except ValueError as error:
-            raise Failed(f"--public-key {error}") from None
+        public = _decoded(key)
         with output_files.made([chosen["output"]]) as files:
             done = _do(environment, AddPeers((new,)))
             after = peers.after(done, environment)
@@ -351,6 +344,20 @@ def _tell(done: Any) -> None:
     from stagewire_cli import peers
 
     peers.tell(done)
+
+
+def _expect_no_column(chosen: dict[str, Any]) -> None:
+    """Raises UsageError for an option that a column of the CSV file stands for."""
+    for option, column in (("public_key", "public_key"), ("addresses", "address"), ("networks", "network")):
+        if chosen[option]:
+            raise click.UsageError(f"with --from, the column {column} says it for each peer")
+
+
+def _decoded(key: str) -> bytes:
+    try:
+        return config.decode_key(key)
+    except ValueError as error:
+        raise Failed(f"--public-key {error}") from None
 
 
 def _warn(interface: InterfaceConfig, chosen: dict[str, Any]) -> None:
