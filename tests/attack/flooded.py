@@ -39,6 +39,8 @@ MARK: Final = "78"
 INNER: Final = ("10.9.0.1", "10.9.0.2", "10.9.0.3")
 SIZE: Final = 1000
 SECONDS: Final = 3.0
+STRANGE_SECONDS: Final = 7.0
+"""s of a stream beside a peer from a new network, which may need a second try."""
 SPENT_WITHIN: Final = 1.0
 """s from a flood's beginning, after which it has spent what the gateway allows at once."""
 MARGIN: Final = 0.5
@@ -100,12 +102,21 @@ class Scene:
         found = re.search(r"time=([\d.]+) ms", said)
         return float(found[1]) / 1000 if found else PATIENCE
 
-    def strange_handshake(self, kind: str, flood_rate: float) -> float:
-        """Returns how long a peer takes beside a flood that comes from a network without any peer so far."""
+    def strange_handshake(self, kind: str, flood_rate: float, rate: float = 0.0) -> float:
+        """Returns how long a peer takes beside a flood that comes from a network without any peer so far.
+
+        With a `rate`, a stream of so many packets a second runs as well.
+        """
         address = f"203.0.{next(self._networks)}.2"
         with Flood(self.far, kind, (GATEWAY, PORT), self.public_key, flood_rate):
+            stream = threading.Thread(target=lambda: self.stream(rate, STRANGE_SECONDS)) if rate else None
+            if stream:
+                stream.start()
             time.sleep(SPENT_WITHIN)
-            return self.handshake(address)
+            took = self.handshake(address)
+            if stream:
+                stream.join()
+            return took
 
     def turn(self, rate: float, kind: str | None, flood_rate: float | None) -> Turn:
         """Measures stream and handshake at once, beside a flood or without."""

@@ -53,6 +53,9 @@ def test_a_flood_costs_a_stream_and_a_new_peer_nothing(gateway: tuple[Scene, flo
         figure("handshake from a new network", statistics.median(strange), "s")
         figure("latest of them", max(strange), "s", most=AT_THE_NEXT_TRY)
         figure("first tries that get in", sum(took <= AT_ONCE for took in strange) / TRIES, "of 1", least=0.4)
+        beside = [at.strange_handshake(kind, RATE, rate) for _ in range(TRIES)]
+        figure("handshake from a new network beside the stream", statistics.median(beside), "s")
+        figure("latest of them beside the stream", max(beside), "s", most=AT_THE_NEXT_TRY)
 
 
 @pytest.mark.timeout(400)
