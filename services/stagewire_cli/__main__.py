@@ -329,7 +329,7 @@ def status(file_or_name: str | None, as_json: bool) -> None:
         click.echo(json.dumps(found[0] if name else found, indent=2))
     if not found:
         if not as_json or name:
-            operands.complain(f"{name} is not up" if name else "no interface is up")
+            operands.complain(operands.not_up(name) if name else operands.NONE_UP)
         sys.exit(operands.NOT_RUNNING)
     if not as_json:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None

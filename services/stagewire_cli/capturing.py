@@ -125,6 +125,8 @@ def opened(output: str) -> Iterator[int]:
         special = path.exists() and not path.is_file()
         flags = os.O_WRONLY if special else os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise Failed(f"{output} exists already, and stays as it is; nothing is captured") from None
     except OSError as error:
         raise Failed(f"{output}: {error.strerror}; nothing is captured") from None
     try:

@@ -41,6 +41,9 @@ def lines(status: Status, width: int | None) -> Iterator[str]:
     yield click.style(f"{'service':17} {'state':{_STATE_WIDTH}} {'pid':>7}  {'up for':8} {'spares':>6}", bold=True)
     for service in status["services"]:
         yield from _service(service, width)
+    if not status["peers"]:
+        yield ""
+        yield "no peer is in use"
     for peer in sorted(status["peers"], key=lambda peer: -(peer["last_handshake_unix_s"] or 0)):
         yield ""
         yield from _peer(peer, width)

@@ -19,22 +19,27 @@ _LIKE_NAMES: Final = frozenset(["plan"])
 _WORD: Final = re.compile(r"[A-Za-z]+(?:[-_][A-Za-z]+)*")
 
 _WORDS: Final = {
-    "`stagewire status`": """show list ls ps peers peer info stat stats statistics state counters dump get view
+    "`stagewire status`": """show ps info stat stats statistics state counters dump get view
         print inspect display describe interfaces interface links link devices device services service ping health
         healthcheck who whoami watch monitor ip route routes address addresses""",
-    "`stagewire up FILE|NAME`": """start add create new init connect enable open activate load launch boot setup attach mk
+    "`stagewire peer list`": "list ls peers",
+    "`stagewire peer add NAME`": "add qr qrcode",
+    "`stagewire peer remove PEER`": "delpeer removepeer revoke",
+    "`stagewire peer set PEER`": "rename rotate disable",
+    "`stagewire up FILE|NAME`": """start create new connect enable open activate load launch boot setup attach mk
         make uo pu""",
     "`stagewire genkey`": "keygen key-gen gen-key genprivkey newkey",
-    "`stagewire down FILE|NAME`": """stop kill end quit exit close delete del remove rm destroy disconnect disable deactivate
+    "`stagewire down FILE|NAME`": """stop kill end quit exit close delete del remove rm destroy disconnect deactivate
         unload terminate shutdown halt detach purge flush clear reset""",
-    "`stagewire reload NAME`": "apply sync refresh rehash config configure conf edit diff replace change modify",
+    "`stagewire reload NAME`": "sync refresh rehash config configure conf edit diff replace change modify",
     "`stagewire check FILE|NAME`": "validate verify test lint checkconf strip",
-    "`stagewire save FILE|NAME`": "store write export backup dumpconf",
+    "`stagewire save FILE|NAME`": "store write dumpconf",
+    "`stagewire backup FILE|NAME`": "export archive",
     "`stagewire restart STAGE|all`": "try-restart reboot respawn renew reexec daemon-reload update upgrade",
     "`wg`, which has this command": "showconf set setconf addconf syncconf genpsk",
-    "the files in /var/log/stagewire/NAME": "log logs journal events trace debug tail",
+    "the files in /var/log/stagewire/NAME": "log logs journal trace debug tail",
     "`stagewire --version`": "version",
-    "`stagewire --help`": """help usage man commands daemon serve exec install uninstall import restore login logout auth cat
+    "`stagewire --help`": """help usage man commands daemon serve exec install uninstall login logout auth cat
         less wg sudo sh bash systemctl supervisorctl docker podman nmcli wireguard stagewire wg-quick wireguard-go all""",
 }
 """Each suggestion, with the words that lead to it."""

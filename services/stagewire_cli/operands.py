@@ -22,6 +22,7 @@ INTERFACE: Final = click.option(
     "-i", "--interface", "interface", metavar="FILE|NAME", help="The gateway; without it, the only one that is up."
 )
 """Names the gateway for a command whose first operand is something else."""
+NONE_UP: Final = "no interface is up: `stagewire up NAME` brings one up"
 _OUR_FILES: Final = Path("/etc/stagewire")
 _WG_QUICK_FILES: Final = Path("/etc/wireguard")
 
@@ -50,9 +51,16 @@ def fail(text: str, status: int = FAILED) -> NoReturn:
 def fail_with(failed: Failed, interface: str) -> NoReturn:
     """Ends the command with the failure's text, which names the interface once."""
     if isinstance(failed, NotUp):
-        fail(str(failed), NOT_RUNNING)
+        fail(not_up(interface), NOT_RUNNING)
     text = str(failed)
     fail(text if text.startswith((f"{interface} ", f"{interface}:")) else f"{interface}: {text}")
+
+
+def not_up(interface: str) -> str:
+    """Says that an interface is not up, and which are."""
+    others = [name for name in interfaces() if name != interface]
+    are = f", but {', '.join(others)} {'is' if len(others) == 1 else 'are'}" if others else ""
+    return f"{interface} is not up{are}"
 
 
 def environment_of(file_or_name: str) -> Environment:
@@ -94,13 +102,15 @@ def mistakes(error: config.ConfigError, path: Path) -> list[str]:
     theirs = _WG_QUICK_FILES / path.name
     if path.parent == _OUR_FILES and not os.path.lexists(path) and theirs.exists():
         return [f"{path}: does not exist, but {theirs} does: give that path"]
+    if path.parent == _OUR_FILES and not os.path.lexists(path):
+        return [f"{path}: does not exist: `stagewire init {path.stem}` makes it"]
     return [str(mistake) for mistake in error.mistakes]
 
 
 def need_root() -> None:
     """Ends the command for every user but root."""
     if os.geteuid() != 0:
-        fail("this needs root")
+        fail("this needs root: try it with sudo")
 
 
 def upon_its_file(file_or_name: str | None, action: Callable[[Environment], None]) -> None:
@@ -114,8 +124,8 @@ def upon_its_file(file_or_name: str | None, action: Callable[[Environment], None
     except Failed as failed:
         fail_with(failed, environment.interface)
     except config.ConfigError as error:
-        for mistake in error.mistakes:
-            complain(str(mistake))
+        for mistake in mistakes(error, environment.config):
+            complain(mistake)
         sys.exit(FAILED)
 
 
@@ -130,8 +140,8 @@ def upon_a_file(file_or_name: str, action: Callable[[Environment], None]) -> Non
     except Failed as failed:
         fail_with(failed, environment.interface)
     except config.ConfigError as error:
-        for mistake in error.mistakes:
-            complain(str(mistake))
+        for mistake in mistakes(error, environment.config):
+            complain(mistake)
         sys.exit(FAILED)
 
 
@@ -188,9 +198,9 @@ def the_one_that_is_up() -> str:
     """Returns the only interface that is up; ends the command when none or several are."""
     names = interfaces()
     if not names:
-        fail("no interface is up", NOT_RUNNING)
+        fail(NONE_UP, NOT_RUNNING)
     if len(names) > 1:
-        fail(f"{len(names)} interfaces are up ({', '.join(names)}); name one")
+        fail(f"{len(names)} interfaces are up ({', '.join(names)}): name one of them")
     return names[0]
 
 
@@ -199,10 +209,10 @@ def the_only_gateway() -> str:
     if not interfaces():
         files = sorted(_OUR_FILES.glob("*.conf"))
         if len(files) != 1:
-            which = (
-                f"{_OUR_FILES} has {len(files)} files" if files else f"{_OUR_FILES} has no file: `stagewire init wg0`"
-            )
-            fail(f"no interface is up, and {which}; name one with --interface")
+            if not files:
+                fail(f"there is no gateway in {_OUR_FILES} yet: `stagewire init wg0` makes one; -i names one elsewhere")
+            names = ", ".join(file.name.removesuffix(".conf") for file in files)
+            fail(f"no interface is up, and {_OUR_FILES} has several ({names}): name one with -i")
         return files[0].name.removesuffix(".conf")
     return the_one_that_is_up()
 

@@ -127,7 +127,7 @@ def test_a_wrong_passphrase_changes_nothing(backup: Path, tmp_path: Path) -> Non
 
 def test_an_existing_file_is_not_overwritten(host: Host, backup: Path) -> None:
     before = backup.read_bytes()
-    assert "File exists" in host.run("backup", host.conf, "--output", backup, status=1)
+    assert "exists already, and stays as it is" in host.run("backup", host.conf, "--output", backup, status=1)
     assert backup.read_bytes() == before
 
 

@@ -8,11 +8,11 @@ from stagewire_cli.__main__ import main
 
 @pytest.mark.parametrize(
     ("word", "meant"),
-    [("show", "status"), ("peers", "status"), ("logs", "/var/log"), ("stop", "down"), ("start", "up"),
+    [("show", "status"), ("peers", "peer list"), ("logs", "/var/log"), ("stop", "down"), ("start", "up"),
      ("Show", "status"), ("statsu", "status"), ("dwon", "down"), ("UP", "up"), ("relaod", "reload"), ("delete", "down"),
-     ("showconf", "wg"), ("help", "--help"), ("version", "--version"), ("list-peers", "status"), ("save_config", "save"),
+     ("showconf", "wg"), ("help", "--help"), ("version", "--version"), ("list-peers", "peer list"), ("save_config", "save"),
      ("shwo", "status"), ("keygen", "genkey"), ("wg-quick", "--help"), ("uo", "up"), ("pu", "up"),
-     ("wg7.conf", "up wg7.conf")],
+     ("wg7.conf", "up wg7.conf"), ("add", "peer add NAME"), ("list", "peer list"), ("export", "backup")],
 )  # fmt: skip
 def test_a_word_that_looks_like_a_command_is_refused_with_a_suggestion(word: str, meant: str) -> None:
     said = mistyped.refusal(word, main.commands)

@@ -17,6 +17,7 @@ from tests.config.example import EXAMPLE
 
 from lab.stagewire import executable
 from stagewire.config import decode_key, encode_key, generate_private_key, public_key
+from stagewire_cli import operands
 
 LONG = 300
 """s that a command may take: these tests give way to those that measure."""
@@ -202,14 +203,14 @@ def test_check_says_which_name_up_would_refuse(folder: Path, name: str) -> None:
 def test_an_ordinary_user_is_told_why_not(folder: Path, command: list[str]) -> None:
     refused = stagewire(*command, "wg0", before=NOT_ROOT, env=folders(folder))
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == "stagewire: this needs root\n"
+    assert refused.stderr == "stagewire: this needs root: try it with sudo\n"
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["status"], "stagewire: no interface is up\n"),
+        (["status"], f"stagewire: {operands.NONE_UP}\n"),
         (["status", "wg7"], "stagewire: wg7 is not up\n"),
         (["status", "--json", "wg7"], "stagewire: wg7 is not up\n"),
     ],
@@ -259,7 +260,7 @@ def test_down_of_what_is_not_up(folder: Path) -> None:
 @pytest.mark.parametrize("arguments", [["restart", "all"], ["scale", "2"]])
 def test_restart_and_scale_when_nothing_is_up(folder: Path, arguments: list[str]) -> None:
     refused = stagewire(*arguments, env=folders(folder))
-    assert (refused.returncode, refused.stderr) == (3, "stagewire: no interface is up\n")
+    assert (refused.returncode, refused.stderr) == (3, f"stagewire: {operands.NONE_UP}\n")
     for name in ("wg7", "/nowhere/wg7.conf"):
         refused = stagewire(*arguments, name, env=folders(folder))
         assert (refused.returncode, refused.stdout, refused.stderr) == (3, "", "stagewire: wg7 is not up\n")
@@ -272,14 +273,14 @@ def test_which_of_two_interfaces_is_not_guessed(folder: Path, arguments: list[st
         (folder / "run" / name / "supervisord.conf").touch()
     refused = stagewire(*arguments, env=folders(folder))
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == "stagewire: 2 interfaces are up (wg0, wg1); name one\n"
+    assert refused.stderr == "stagewire: 2 interfaces are up (wg0, wg1): name one of them\n"
 
 
 @pytest.mark.parametrize("arguments", [["restart", "all"], ["scale", "2"], ["reload"], ["status"]])
 def test_a_folder_that_we_did_not_make_is_no_interface(folder: Path, arguments: list[str]) -> None:
     (folder / "run" / "other" / "inside").mkdir(parents=True)
     refused = stagewire(*arguments, env=folders(folder))
-    assert (refused.returncode, refused.stderr) == (3, "stagewire: no interface is up\n")
+    assert (refused.returncode, refused.stderr) == (3, f"stagewire: {operands.NONE_UP}\n")
 
 
 def test_a_stage_is_also_known_by_the_name_that_status_gives_it(folder: Path) -> None:
@@ -425,7 +426,9 @@ def test_wg_quick_may_call_an_interface_anything(folder: Path, name: str, file: 
 def test_check_takes_a_name(folder: Path) -> None:
     refused = stagewire("check", "wg-not-there", env=folders(folder))
     assert refused.returncode == 1
-    assert refused.stderr == "/etc/stagewire/wg-not-there.conf: does not exist: write it, or name another\n"
+    assert (
+        refused.stderr == "/etc/stagewire/wg-not-there.conf: does not exist: `stagewire init wg-not-there` makes it\n"
+    )
 
 
 def test_save_takes_a_name_and_a_file(folder: Path) -> None:

@@ -162,7 +162,7 @@ def test_a_full_disk_and_bad_operands_get_one_line(network: Topology, hub: Hub, 
     assert works(network.a, ANNA.gateway_inner[0])
     there = shared_directory / "there"
     there.write_text("mine")
-    assert "File exists; nothing is captured" in Capture(hub, "-w", str(there)).said(1)
+    assert "exists already, and stays as it is; nothing is captured" in Capture(hub, "-w", str(there)).said(1)
     assert there.read_text() == "mine"
     assert "--protocol xyz" in Capture(hub, "-w", str(there), "--protocol", "xyz").said(1)
     told = hub.gateway.command("capture", "nobody", "-w", str(shared_directory / "n"), check=False)

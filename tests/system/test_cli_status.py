@@ -126,7 +126,11 @@ def test_a_link_that_is_set_down_is_degraded(hub: Hub) -> None:
 @pytest.mark.parametrize("command", [["status"], ["down"], ["save"], ["reload"], ["restart", "all"], ["scale", "2"]])
 def test_what_is_not_up_is_3(hub: Hub, command: list[str]) -> None:
     refused = hub.gateway.command(*command, "never-was", check=False)
-    assert (refused.returncode, refused.stdout, refused.stderr) == (3, "", "stagewire: never-was is not up\n")
+    assert (refused.returncode, refused.stdout, refused.stderr) == (
+        3,
+        "",
+        f"stagewire: never-was is not up, but {hub.name} is\n",
+    )
 
 
 IN_A_MOUNT_NAMESPACE = """

@@ -3,9 +3,10 @@
 `# Name = Anna's phone` stands in a [Peer], or in the comment lines that touch its header from above.
 """
 
+import difflib
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from stagewire.config import known
@@ -49,6 +50,12 @@ class NotFoundError(ValueError):
     """Says in a line why a text names no peer, or more than one."""
 
 
+def _instead(wanted: str, names: Iterable[str]) -> str:
+    folded = {name.casefold(): name for name in names if name}
+    close = difflib.get_close_matches(wanted.casefold(), folded, n=1, cutoff=0.7)
+    return f"did you mean {folded[close[0]]!r}?" if close else "`stagewire peer list` lists all peers"
+
+
 def find(text: str, names: Mapping[str, str]) -> str:
     """Finds a peer's public key. `names` has each peer's name, or an empty text, by public key (base64).
 
@@ -68,7 +75,7 @@ def find(text: str, names: Mapping[str, str]) -> str:
         case [one]:
             return one
         case []:
-            raise NotFoundError(f"no peer has the name or key {wanted!r}; `stagewire status` lists all peers")
+            raise NotFoundError(f"no peer has the name or key {wanted!r}; {_instead(wanted, names.values())}")
         case _:
             first = ", ".join(label(key, names[key]) for key in found[:_LISTED])
             more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""

@@ -231,7 +231,7 @@ def quota(text: str) -> int:
             found = _amount(words[0])
             if found <= MAX_QUOTA:
                 return found
-    raise ValueError(f"must be bytes a month, such as 50G monthly, not {shown(text)}")
+    raise ValueError(f"must be bytes a month, such as 50G, not {shown(text)}")
 
 
 def as_quota(amount: int) -> str:
