@@ -41,6 +41,7 @@ def gateway() -> Iterator[tuple[Scene, float]]:
         yield made, made.capacity() / 2
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", each_kind())
 def test_a_flood_costs_a_stream_and_a_new_peer_nothing(gateway: tuple[Scene, float], kind: str, figure: Figure) -> None:
     at, rate = gateway
