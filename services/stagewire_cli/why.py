@@ -10,7 +10,7 @@ from stagewire.config import decode_key
 from stagewire.config.peer_names import NotFoundError, find, label
 from stagewire.control import gateway, query
 from stagewire.environment import Environment
-from stagewire_cli import diagnosis, host_facts, ping, show
+from stagewire_cli import diagnosis, host_facts, out_of_use, ping, show
 from stagewire_cli.evidence import RECENT, Evidence, Finding, Path, Tried, host_of
 from stagewire_cli.failures import Failed, NotUp
 from stagewire_cli.probe import Probe
@@ -34,6 +34,8 @@ Status = dict[str, Any]
 def answer(environment: Environment, text: str, *, trying: bool) -> dict[str, Any]:
     """Returns the findings about the peer that `text` names, as the JSON object. Raises Failed."""
     known = status(environment)
+    if (gone := out_of_use.meant(environment, text, known["peers"])) is not None:
+        return _object(label(**gone.named), gone.named, [gone.finding], tried="")
     peer, target = which(text, known["peers"])
     if peer is None:
         return _of_stranger(text, known)

@@ -253,6 +253,11 @@ def test_a_peer_out_of_use_is_a_comment_for_wg(network: Topology, hub: WgHub) ->
     assert len(hub.dump().peers) == 1
     run = hub.gateway.run_directory / hub.name / "key"
     assert not any(client.values["PresharedKey"] in each.read_text(errors="replace") for each in run.glob("accepted*"))
+    for word in ("rests", client.address):
+        said = hub.gateway.command("why", word, "-i", hub.name, check=False)
+        assert said.returncode == 4
+        assert re.search("the peer is disabled since 2", said.stdout), said.stdout
+        assert "`stagewire peer enable rests -i" in said.stdout
     other = add(hub, "other")
     assert other.address != client.address, "a peer out of use keeps its address"
     peer(hub, "enable", "rests")
@@ -271,6 +276,9 @@ def test_a_peer_that_expires_by_itself_is_a_comment_in_the_file_at_once(network:
     read = network.b.run("wg-quick", "strip", path).stdout.splitlines()
     assert [line for line in read if line.startswith("PublicKey")] == [f"PublicKey = {STAYS.keys.public}"]
     assert listed(hub)["guest"]["state"] == "expired"
+    why = hub.gateway.command("why", "guest", "-i", hub.name, check=False).stdout
+    assert "the peer has expired at 2" in why
+    assert "`stagewire peer set guest --expires 30d -i" in why
     assert [each.name for each in path.parent.iterdir() if each.name.startswith(".")] == []
     peer(hub, "set", "guest", "--expires", "never")
     assert OFF not in path.read_text()
