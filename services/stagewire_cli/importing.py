@@ -60,7 +60,7 @@ def take_over(paths: Sequence[Path], environment: Environment, chosen: Chosen, t
     if good and not chosen.dry_run:
         _write(text, environment, good, is_new=is_new)
     for new in good:
-        tell(f"+ peer {peer_names.label(new.public_key, new.name)}{' is out of use' if new.off else ''}")
+        tell(_added(new))
     for line in left:
         tell(f"left out: {line}")
     for line in notes:
@@ -69,6 +69,15 @@ def take_over(paths: Sequence[Path], environment: Environment, chosen: Chosen, t
         raise Failed(f"nothing of {', '.join(map(str, paths))} can be taken; nothing is changed")
     into = f"{'into the new file' if is_new else 'into'} {path}"
     tell(f"{'would take' if chosen.dry_run else 'took'} {operands.counted(len(good), 'peer')} {into}")
+    if is_new and not chosen.dry_run:
+        name = environment.interface
+        tell(f"next: stagewire up {name if operands.has_file(name) else path}")
+
+
+def _added(new: NewPeer) -> str:
+    allowed = ", ".join((*new.addresses, *new.networks))
+    prefixes = f"  AllowedIPs {allowed}" if allowed else ""
+    return f"+ peer {peer_names.label(new.public_key, new.name)}{prefixes}{'  out of use' if new.off else ''}"
 
 
 def _read(path: Path, only: str) -> Found:
@@ -160,7 +169,7 @@ def _named(wanted: Iterable[FoundPeer]) -> list[FoundPeer]:
     for each in wanted:
         name = peer_names.cleaned(each.peer.name)
         if not name or values.MAYBE_KEY.search(name):
-            name = f"peer {each.peer.public_key[:_SHORT_KEY]}"
+            name = f"unnamed {each.peer.public_key[:_SHORT_KEY]}"
         several, number = name, 1
         while several.casefold() in taken:
             number += 1

@@ -4,11 +4,14 @@ from importlib import import_module
 
 import click
 
+from stagewire_cli import hints
+
 
 class _Later(click.Group):
     """Gets its commands from a module, which adds them to the group."""
 
     module = "stagewire_cli.peer_commands"
+    command_class = hints.Command
 
     @property  # type: ignore[override]  # click has a field of this name
     def commands(self) -> dict[str, click.Command]:

@@ -225,6 +225,11 @@ def expect_that_file(environment: Environment, file: Path) -> None:
         _expect_up(environment, file.absolute())
 
 
+def has_file(name: str) -> bool:
+    """Tells whether an interface has a file in our folder."""
+    return (_OUR_FILES / f"{name}.conf").is_file()
+
+
 def interfaces() -> list[str]:
     """Lists the interfaces that have a run folder of ours."""
     folder = Path(os.environ.get("STAGEWIRE_RUN_DIR") or "/run/stagewire")

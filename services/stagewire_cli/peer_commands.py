@@ -83,7 +83,7 @@ def _output(command: Callable[..., None]) -> Callable[..., None]:
 @peer.command()
 @click.argument("name", required=False)
 @click.option(
-    "--from", "table", type=click.Path(path_type=Path), metavar="CSV", help="Add a peer for each line of CSV."
+    "--from", "--csv", "table", type=click.Path(path_type=Path), metavar="CSV", help="Add a peer for each line of CSV."
 )
 @click.option("--public-key", metavar="KEY", help="The peer made its own key, and this is the public one.")
 @click.option("--psk/--no-psk", default=True, help="Make a pre-shared key; the default.")
@@ -137,6 +137,7 @@ def add(name: str | None, table: Path | None, interface: str | None, **chosen: A
             done = _do(environment, AddPeers((new,)))
             after = peers.after(done, environment)
             peers.tell(done, beside=not files)
+            _warn_anew(whole, after.whole)
             _show(after.whole, peers.added(after, public), None if chosen["public_key"] else private, chosen, files)
         _warn(whole, chosen)
 
@@ -273,8 +274,10 @@ def set_(who: str, allowed_ips: str | None, interface: str | None, **chosen: Any
             all_ips = peer_options.checked("--allowed-ips", Setting("AllowedIPs", allowed_ips))
             settings = (all_ips, *settings)
         if not settings:
-            raise Failed("say what to change, such as --expires 30d")
-        _tell(_do(environment, SetPeer(who, settings)))
+            raise Failed("say what to change, such as --expires 30d; `stagewire peer set --help` lists the options")
+        done = _do(environment, SetPeer(who, settings))
+        _tell(done)
+        _warn_anew(whole, peers.after(done, environment).whole)
         _warn(whole, chosen)
 
     _upon(interface, action)
@@ -365,6 +368,14 @@ def _warn(interface: InterfaceConfig, chosen: dict[str, Any]) -> None:
 
     for line in peer_options.warnings(interface, chosen):
         operands.complain(f"warning: {line}")
+
+
+def _warn_anew(before: InterfaceConfig, after: InterfaceConfig) -> None:
+    """Says what is odd in the file only since a change, such as a group that may reach nothing."""
+    known = {warning.message for warning in before.warnings}
+    for warning in after.warnings:
+        if warning.message not in known:
+            operands.complain(f"warning: {warning}")
 
 
 def _expect_gateway(interface: InterfaceConfig, gateway: str | None) -> None:

@@ -101,6 +101,8 @@ def _value(option: str, text: str, name: str) -> str:
             return values.as_time(int(time.time()) + int(after[1]) * _UNITS[after[2]])
         if text.isdecimal():
             raise Failed(f"{name} must be such as 30d, 12h or 2030-12-31, not {values.shown(text)}: is {text}d meant?")
+        if "-" not in text:
+            raise Failed(f"{name} must be such as 30d, 12h, 2030-12-31 or 2030-12-31T18:00Z, not {values.shown(text)}")
     return text
 
 

@@ -208,7 +208,7 @@ def test_wireguard_portals_database(place: Place) -> None:
     assert allowed(peers["Anna's phone"]) == ["10.11.12.2/32"]
     assert peers["Anna's phone"].client.mtu == 1380
     assert peers["Anna's phone"].endpoint is None  # the client's, not the peer's
-    other = peers[f"peer {KEYS[2][:8]}"]  # its name was its key
+    other = peers[f"unnamed {KEYS[2][:8]}"]  # its name was its key
     assert allowed(other) == ["10.11.12.3/32", "192.168.7.0/24"]
     assert found.off == {other.public_key}
     assert f"left out: {place.folder}/sqlite.db: peer {KEYS[3][:8]}: its pre-shared key is encrypted" in said

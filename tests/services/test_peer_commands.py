@@ -8,13 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tests.services.disks import full_disk, small_disk
 from tests.services.test_stagewire_cli import folders, stagewire
 
 from stagewire import config
 from stagewire.config import roster
 from stagewire.control import usage
-from stagewire_cli import client_config
+from stagewire_cli import client_config, operands
+from stagewire_cli.__main__ import main
 from stagewire_cli.failures import Failed
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="these commands need root")
@@ -418,6 +420,37 @@ def test_the_list_is_what_its_schema_says(files: Files) -> None:
                 continue
             allowed = said["type"] if isinstance(said["type"], list) else [said["type"]]
             assert type(value) in [kinds[each] for each in allowed], key
+
+
+def test_a_group_that_reaches_nothing_is_said_once(files: Files) -> None:
+    files.peer("add", "a")
+    said = [
+        stagewire("peer", *words, "-i", str(files.conf), env=folders(files.folder)).stderr
+        for words in (("set", "a", "--group", "staff"), ("set", "a", "--mtu", "1300"))
+    ]
+    assert "no Allow line of [Interface] names the group staff, so it lets this peer reach nothing" in said[0]
+    assert said[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("set", "a", "--allow", "10.0.0.0/24", "tcp", "443"), "put the value of --allow into quotes, as in --allow '"),
+        (("add", "a", "--forward", "tcp", "8080", "80"), "put the value of --forward into quotes"),
+        (("add", "--dns", "10.8.0.1", "example.org", "a"), "put the value of --dns into quotes"),
+        (("list", "nowhere"), "unexpected extra argument (nowhere)\n"),
+    ],
+)
+def test_words_too_many_are_explained(words: tuple[str, ...], hint: str) -> None:
+    done = stagewire("peer", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert hint in done.stderr
+
+
+def test_a_gateway_without_its_option_is_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operands, "interfaces", lambda: ["wg7"])
+    said = CliRunner().invoke(main, ["peer", "list", "wg7"])
+    assert "unexpected extra argument (wg7): -i wg7 names the gateway" in said.output
 
 
 @pytest.mark.parametrize(
