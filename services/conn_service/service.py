@@ -47,7 +47,7 @@ from stagewire.proto.index import is_transport, worker_of_datagram, worker_of_ru
 from stagewire.proto.packets.block import Block
 
 if TYPE_CHECKING:  # it may not be built
-    from stagewire.linux.udp_trains import UdpReader, UdpWriter
+    from stagewire.linux.udp_trains import UdpReader, UdpWriter, Unsent
 
 
 class ConnService:
@@ -225,11 +225,14 @@ class ConnService:
         return partial(self._on_cipher_out, speaker=place)
 
     def _on_cipher_out(self, frames: Sequence[Frame], now: float, speaker: Place | None = None) -> None:
-        writer = self._writer
+        writer, taken = self._writer, False
         for data, start, end in frames:
             if writer is not None and not self._blocked and writer.take(data, start, end, now, trains.MAX_AGE):
-                self._send_train(writer)
+                taken = True
                 continue
+            if writer is not None and taken:
+                self._send_trains(writer)
+                taken = False
             try:
                 lone = trains.lone_run_untrusted(data, now, start, end)
                 runs: Sequence[tuple[bytes, Sequence[bytes]]] = (
@@ -248,8 +251,10 @@ class ConnService:
             self._born = trains.born_of(data, start)
             for endpoint, datagrams in runs:
                 self._send(endpoint, datagrams)
+        if writer is not None and taken:
+            self._send_trains(writer)
 
-    def _send_train(self, writer: "UdpWriter") -> None:
+    def _send_trains(self, writer: "UdpWriter") -> None:
         """Sends all runs that a writer took; those that it can't send go one by one."""
         whole, in_pieces = self._udp.whole, self._udp.in_pieces
         while True:
@@ -257,13 +262,15 @@ class ConnService:
             self._stage.counters["datagrams_out"] += sent
             if odd is None:
                 return
-            endpoint, data, size = odd
-            self._born = writer.born
-            self._send(endpoint, Block(data, size))
+            self._send_odd(odd)
             if self._blocked:
-                for endpoint, data, size in writer.rest():
-                    self._send(endpoint, Block(data, size))
+                for each in writer.rest():
+                    self._send_odd(each)
                 return
+
+    def _send_odd(self, odd: "Unsent") -> None:
+        endpoint, data, size, self._born = odd
+        self._send(endpoint, Block(data, size))
 
     def _send(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
         if self._blocked:

@@ -173,8 +173,75 @@ def test_a_train_for_many_peers_is_one_call_and_a_full_socket_keeps_the_rest(
 
     monkeypatch.setattr(udp.Sockets, "send_run", full)
     side.service._on_cipher_out([(frame, 0, len(frame))], now)
-    assert sum(map(len, far.took())) == 2
-    assert [endpoint for endpoint, _, _ in side.service._blocked] == [endpoint for endpoint, _ in runs[1:]]
+    assert far.took()[0] == [datagram for endpoint, pair in runs if endpoint == far.places[0] for datagram in pair]
+    [(endpoint, kept, _)] = side.service._blocked
+    assert (endpoint, list(kept)) == (far.places[2], [datagram for place, pair in runs if place == endpoint for datagram in pair])
+
+
+RUN = st.tuples(
+    st.integers(0, 3), st.sampled_from([40, 40, 40, 60, 200]), st.integers(1, 12), st.sampled_from([0, 0, 0, 1])
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(RUN, max_size=8), min_size=1, max_size=3))
+def test_trains_of_a_visit_leave_in_order_and_their_runs_joined(visit: list[list[Any]]) -> None:
+    with ExitStack() as stack:
+        far, side = Far(stack), Side(compiled, stack)
+        now, number = boot_time(), 0
+        wanted: list[list[bytes]] = [[] for _ in far.places]
+        frames: list[Any] = []
+        for at, runs in enumerate([[(to, 40, 1, 0) for to in range(4)], *visit]):
+            made = []
+            for to, size, count, shorter in runs:
+                datagrams = [number.to_bytes(4, "little") + bytes([to]) * (size - 4) for number in range(number, number + count)]
+                number += count
+                if shorter:
+                    datagrams[-1] = datagrams[-1][:20]
+                made.append((far.places[to], datagrams))
+                wanted[to] += datagrams
+            frame = train_of(made, now - at * 0.01)
+            frames.append((frame, 0, len(frame)))
+        side.service._on_cipher_out(frames[:1], now)  # learns the ways
+        side.service._on_cipher_out(frames[1:], now)
+        assert far.took() == wanted
+        assert side.counters["datagrams_out"] == number
+        assert not side.counters["runs_in_pieces"]
+
+
+def test_one_call_sends_a_place_one_run_of_several_trains(stack: ExitStack) -> None:
+    far, side = Far(stack), Side(compiled, stack)
+    now = boot_time()
+    far.sockets[0].setsockopt(SOL_UDP, 104, 1)  # UDP_GRO: it gets whole what was sent as one
+    frames = []
+    for number in range(3):
+        runs = [(far.places[0], [bytes([number]) * 60]), (far.places[2], [bytes([number]) * 60])]
+        frames.append(train_of(runs, now))
+    writer = side.service._writer
+    for endpoint in (far.places[0], far.places[2]):
+        side.sockets._known(endpoint)
+    for frame in frames:
+        assert writer.take(frame, 0, len(frame), now, 1.0)
+    assert writer.send(True, {}) == (6, None)
+    joined = b"".join(bytes([number]) * 60 for number in range(3))
+    assert far.took()[0] == [joined]
+    # Where the kernel refuses runs to a place, each stays as it was.
+    for frame in frames:
+        assert writer.take(frame, 0, len(frame), now, 1.0)
+    assert writer.send(True, {far.places[0]: 60}) == (6, None)
+    assert far.took()[0] == [bytes([number]) * 60 for number in range(3)]
+
+
+def test_each_run_that_python_sends_has_the_birth_of_its_oldest_train() -> None:
+    now, places = boot_time(), [bytes([number]) * 44 for number in range(2)]
+    writer = compiled.UdpWriter({})
+    for age, place in ((0.0, 0), (0.2, 1), (0.1, 0)):
+        frame = train_of([(places[place], [bytes(60)])], now - age)
+        assert writer.take(frame, 0, len(frame), now, 1.0)
+    first = writer.send(True, {})[1]
+    assert (first[0], bytes(first[1]), first[2], round(now - first[3], 3)) == (places[0], bytes(120), 60, 0.1)
+    assert [(place, round(now - born, 3)) for place, _, _, born in writer.rest()] == [(places[1], 0.2)]
+    assert writer.rest() == []
 
 
 @pytest.mark.parametrize("module", [compiled, None], ids=["compiled", "Python"])

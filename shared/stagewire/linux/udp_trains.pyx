@@ -3,7 +3,7 @@
 
     CipherRoom   is a train that is being made, as `pipe.train_builder.CipherBuilder` makes it
     UdpReader    receives many runs in one call (recvmmsg(2)), each to the train of the worker that its receiver index names
-    UdpWriter    sends a train's runs, to whatever places, in one call (sendmmsg(2))
+    UdpWriter    sends the runs of a visit's trains, to whatever places, in one call (sendmmsg(2)); a place's runs are joined
     Way          holds what a send to one place takes, ready for the kernel
 
 What is assumed of a caller: the sockets ask for UDP_GRO and for packet info, as host-service's do.
@@ -68,7 +68,16 @@ cdef struct Run:
     Py_ssize_t start
     Py_ssize_t length
     Py_ssize_t size
-    Py_ssize_t count
+    int train
+    int next
+
+cdef struct Message:
+    int first
+    int last
+    int runs
+    Py_ssize_t length
+    Py_ssize_t size
+    double born
 
 
 cdef class CipherRoom:
@@ -356,41 +365,72 @@ cdef class Way:
 
 
 cdef class UdpWriter:
-    """Sends the runs of one train after another."""
+    """Sends the runs of all trains of a visit. Runs to one place become one run where they may: each costs the kernel a send.
 
-    cdef readonly double born
-    """When the oldest datagram of the train was born (s)."""
+    Datagrams to one place stay in order.
+    """
+
     cdef dict _ways
-    cdef object _data
+    cdef list _trains
+    cdef Py_buffer *_buffers
+    cdef int _buffer_room
+    cdef int _buffer_count
+    cdef double *_births
+    cdef int _birth_room
     cdef Run *_runs
     cdef int _room
     cdef int _count
+    cdef bint _joined
+    cdef Message *_found
+    cdef int _found_room
+    cdef int _found_count
+    cdef list _places
     cdef int _next
     cdef mmsghdr _messages[h.MAX_SEGMENTS]
-    cdef iovec _pieces[h.MAX_SEGMENTS]
+    cdef iovec *_pieces
+    cdef int _piece_room
     cdef uint8_t _controls[h.MAX_SEGMENTS][CONTROL]
 
     def __init__(self, dict ways not None):
         """Takes the Way to each endpoint that is known; another run comes back to Python, which may add its way."""
         self._ways = ways
+        self._trains, self._places = [], []
 
     def __dealloc__(self):
+        self._release()
+        PyMem_Free(self._buffers)
+        PyMem_Free(self._births)
         PyMem_Free(self._runs)
+        PyMem_Free(self._found)
+        PyMem_Free(self._pieces)
+
+    # --- trains --------------------------------------------------------------------------------------------
 
     def take(self, data, Py_ssize_t begin, Py_ssize_t end, double now, double max_age) -> bool:
-        """Takes a train to be sent. False without an effect: `trains` must judge it."""
-        cdef Py_buffer buffer
+        """Takes one more train to be sent. False without an effect: `trains` must judge it.
+
+        The train must stay readable until all is sent. Once `send` or `rest` was called, the next train begins a new visit.
+        """
+        cdef Py_buffer *buffer
+        cdef int runs
+        if self._joined:
+            self._forget()
+        runs = self._count
+        self._buffers = <Py_buffer *>h.grown(self._buffers, &self._buffer_room, self._buffer_count, sizeof(Py_buffer))
+        self._births = <double *>h.grown(self._births, &self._birth_room, self._buffer_count, sizeof(double))
+        buffer = &self._buffers[self._buffer_count]
         taken = False
-        PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
+        PyObject_GetBuffer(data, buffer, PyBUF_SIMPLE)
         try:
             if 0 <= begin <= end <= buffer.len:
                 taken = self._read(<const uint8_t *>buffer.buf, begin, end, now, max_age)
         finally:
-            PyBuffer_Release(&buffer)
-        self._next = 0
-        if not taken:
-            self._count = 0
-        self._data = data if taken else None
+            if not taken:
+                self._count = runs
+                PyBuffer_Release(buffer)
+        if taken:
+            self._buffer_count += 1
+            self._trains.append(data)
         return taken
 
     cdef bint _read(self, const uint8_t *frame, Py_ssize_t at, Py_ssize_t end, double now, double max_age) except -1:
@@ -399,13 +439,12 @@ cdef class UdpWriter:
         cdef h.RunHeader said
         cdef Run *run
         cdef uint32_t each
-        self._count = 0
         if end - at < <Py_ssize_t>sizeof(header):
             return False
         memcpy(&header, frame + at, sizeof(header))
         if header.version != h.VERSION or header.kind != h.CIPHER or not now - header.stamp <= max_age:
             return False
-        self.born = header.stamp
+        self._births[self._buffer_count] = header.stamp
         at += sizeof(header)
         for each in range(header.count):
             if end - at < <Py_ssize_t>sizeof(said):
@@ -418,81 +457,142 @@ cdef class UdpWriter:
             run = &self._runs[self._count]
             memcpy(run.endpoint, said.endpoint, h.ENDPOINT_LENGTH)
             run.start, run.length, run.size = at, said.length, said.size
-            run.count = (run.length + run.size - 1) // run.size
+            run.train, run.next = self._buffer_count, -1
             self._count += 1
             at += said.length
         return at == end
 
+    cdef void _release(self) noexcept:
+        while self._buffer_count:
+            self._buffer_count -= 1
+            PyBuffer_Release(&self._buffers[self._buffer_count])
+
+    cdef int _forget(self) except -1:
+        self._release()
+        self._trains.clear()  # one may be a mapping whose other end has gone
+        self._places.clear()
+        self._count = self._found_count = self._next = 0
+        self._joined = False
+        return 0
+
+    # --- messages ------------------------------------------------------------------------------------------
+
+    cdef int _join(self, bint whole, dict in_pieces) except -1:
+        """Makes one message of the runs to a place that may be one run."""
+        cdef int each
+        cdef Run *run
+        cdef Message *message
+        cdef PyObject *found
+        cdef dict latest = {}
+        self._joined = True
+        for each in range(self._count):
+            run = &self._runs[each]
+            endpoint = (<const char *>run.endpoint)[: h.ENDPOINT_LENGTH]
+            found = PyDict_GetItem(latest, endpoint)
+            if found is not NULL and _goes_on(&self._found[<int>(<object>found)], run):
+                message = &self._found[<int>(<object>found)]
+                self._runs[message.last].next = each
+                message.last = each
+                message.runs += 1
+                message.length += run.length
+                message.born = min(message.born, self._births[run.train])
+                continue
+            if whole and self._count > 1 and endpoint not in in_pieces:
+                latest[endpoint] = self._found_count
+            self._found = <Message *>h.grown(self._found, &self._found_room, self._found_count, sizeof(Message))
+            self._found[self._found_count] = Message(
+                first=each, last=each, runs=1, length=run.length, size=run.size, born=self._births[run.train]
+            )
+            self._found_count += 1
+            self._places.append(endpoint)
+        return 0
+
     def send(self, bint whole, dict in_pieces not None) -> tuple:
-        """Sends the runs that are left, up to the first that Python must send: its way is unknown, or the kernel refuses it.
+        """Sends what is left, up to the first run that Python must send: its way is unknown, or the kernel refuses it.
 
         Runs go whole, where `whole` is set and `in_pieces` hasn't the place. Returns (datagrams sent, that run), which is
-        (endpoint, bytes, size) or None at the end.
+        (endpoint, bytes, size, birth in s) or None at the end.
         """
-        cdef Py_buffer buffer
         cdef Py_ssize_t sent = 0
         cdef int ready, done, each
-        if self._next >= self._count:
-            return 0, None
-        PyObject_GetBuffer(self._data, &buffer, PyBUF_SIMPLE)
+        if not self._joined:
+            self._join(whole, in_pieces)
         ways = []
-        try:
-            while self._next < self._count:
-                del ways[:]
-                ready = self._prepare(<uint8_t *>buffer.buf, buffer.len, whole, in_pieces, ways)
-                if not ready:
-                    break
-                done = self._send((<Way>ways[0])._descriptor, ready)
-                for each in range(done):
-                    sent += self._runs[self._next + each].count
-                self._next += done
-                if done < ready:
-                    break
-        finally:
-            PyBuffer_Release(&buffer)
-        odd = self._given() if self._next < self._count else None
-        if self._next >= self._count:
-            self._data = None  # it may be a mapping whose other end has gone
-        return sent, odd
+        while self._next < self._found_count:
+            del ways[:]
+            ready = self._prepare(whole, in_pieces, ways)
+            if not ready:
+                break
+            done = self._send((<Way>ways[0])._descriptor, ready)
+            for each in range(self._next, self._next + done):
+                sent += _datagrams(&self._found[each])
+            self._next += done
+            if done < ready:
+                break
+        if self._next < self._found_count:
+            return sent, self._given()
+        self._forget()
+        return sent, None
 
     def rest(self) -> list:
-        """Takes all runs that are left, each as (endpoint, bytes, size)."""
+        """Takes all runs that are left, each as (endpoint, bytes, size, birth in s)."""
         found = []
-        while self._next < self._count:
+        if not self._joined:
+            self._join(False, {})
+        while self._next < self._found_count:
             found.append(self._given())
-        self._data = None
+        self._forget()
         return found
 
     cdef tuple _given(self):
-        cdef Run *run = &self._runs[self._next]
+        cdef Message *message = &self._found[self._next]
+        cdef Run *run
+        cdef int at = message.first
+        parts = []
+        while at >= 0:
+            run = &self._runs[at]
+            parts.append(memoryview(self._trains[run.train])[run.start : run.start + run.length])
+            at = run.next
+        endpoint = self._places[self._next]
         self._next += 1
-        endpoint = (<const char *>run.endpoint)[: h.ENDPOINT_LENGTH]
-        return endpoint, memoryview(self._data)[run.start : run.start + run.length], run.size
+        return endpoint, parts[0] if len(parts) == 1 else b"".join(parts), message.size, message.born
 
-    cdef int _prepare(self, uint8_t *frame, Py_ssize_t size, bint whole, dict in_pieces, list ways) except -1:
-        """Makes messages of the next runs that go by one socket. Returns their number."""
-        cdef int ready = 0
+    cdef int _prepare(self, bint whole, dict in_pieces, list ways) except -1:
+        """Prepares the next messages that go by one socket. Returns their number."""
+        cdef int ready = 0, pieces = 0, at
+        cdef Message *message
         cdef Run *run
         cdef Way way
         cdef PyObject *found
         cdef msghdr *header
-        while ready < h.MAX_SEGMENTS and self._next + ready < self._count:
-            run = &self._runs[self._next + ready]
-            endpoint = (<const char *>run.endpoint)[: h.ENDPOINT_LENGTH]
+        while self._piece_room < self._count:
+            self._pieces = <iovec *>h.grown(self._pieces, &self._piece_room, self._piece_room, sizeof(iovec))
+        while ready < h.MAX_SEGMENTS and self._next + ready < self._found_count:
+            message = &self._found[self._next + ready]
+            endpoint = self._places[self._next + ready]
             found = PyDict_GetItem(self._ways, endpoint)
-            if found is NULL or run.start + run.length > size:
+            if found is NULL:
                 break
             way = <Way?><object>found
-            if min(run.size, run.length) > way._most or (run.count > 1 and (not whole or endpoint in in_pieces)):
+            if min(message.size, message.length) > way._most:
+                break
+            if message.length > message.size and (not whole or endpoint in in_pieces):
                 break
             if ready and way._descriptor != (<Way>ways[0])._descriptor:
                 break
             ways.append(way)  # its bytes must stay until they are sent
-            self._pieces[ready].iov_base, self._pieces[ready].iov_len = frame + run.start, run.length
             header = &self._messages[ready].msg_hdr
+            header.msg_iov, header.msg_iovlen = &self._pieces[pieces], message.runs
+            at = message.first
+            while at >= 0:
+                run = &self._runs[at]
+                self._pieces[pieces].iov_base = <uint8_t *>self._buffers[run.train].buf + run.start
+                self._pieces[pieces].iov_len = run.length
+                pieces += 1
+                at = run.next
             header.msg_name, header.msg_namelen = PyBytes_AS_STRING(way._name), <uint32_t>len(way._name)
-            header.msg_iov, header.msg_iovlen = &self._pieces[ready], 1
-            header.msg_control, header.msg_controllen = self._controls[ready], _notes(self._controls[ready], way, run)
+            header.msg_control = self._controls[ready]
+            header.msg_controllen = _notes(self._controls[ready], way, message)
             header.msg_flags = 0
             ready += 1
         return ready
@@ -507,13 +607,28 @@ cdef class UdpWriter:
         return max(done, 0)
 
 
-cdef size_t _notes(uint8_t *control, Way way, const Run *run) noexcept:
+cdef bint _goes_on(const Message *message, const Run *run) noexcept nogil:
+    """Tells whether a run may go on where a message ends, as one run: only the last datagram of a run may be shorter."""
+    cdef Py_ssize_t total = message.length + run.length
+    return (
+        message.length % message.size == 0
+        and (run.size == message.size or (run.size < message.size and run.length <= run.size))
+        and total <= h.MAX_DATAGRAM
+        and total <= message.size * h.MAX_SEGMENTS
+    )
+
+
+cdef Py_ssize_t _datagrams(const Message *message) noexcept nogil:
+    return (message.length + message.size - 1) // message.size
+
+
+cdef size_t _notes(uint8_t *control, Way way, const Message *message) noexcept:
     """Copies a way's control messages, and adds the size of a run's datagrams. Returns their length."""
     cdef size_t length = len(way._control)
     cdef cmsghdr note
-    cdef uint16_t size = <uint16_t>run.size
+    cdef uint16_t size = <uint16_t>message.size
     memcpy(control, PyBytes_AS_STRING(way._control), length)
-    if run.count > 1:
+    if message.length > message.size:
         note.cmsg_len, note.cmsg_level, note.cmsg_type = CONTROL_HEADER + 2, SOL_UDP, UDP_SEGMENT
         memset(control + length, 0, CONTROL_HEADER + ALIGNED)
         memcpy(control + length, &note, CONTROL_HEADER)

@@ -134,7 +134,7 @@ def kernels_send_udp(data: bytes) -> None:
         runs = []
     writer = udp_trains.UdpWriter({})
     assert writer.take(data, 0, len(data), T, trains.MAX_AGE) in ({True, False} if not runs else {True})
-    assert [(place, bytes(block)) for place, block, _ in writer.rest()] == runs
+    assert [(place, bytes(block)) for place, block, *_ in writer.rest()] == runs
     if not runs or len(runs) > MOST or {place for place, _ in runs} - set(FAR):
         return
     with ExitStack() as stack:
