@@ -1,6 +1,6 @@
 import mmap
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 class CipherRoom:
     count: int
@@ -27,7 +27,7 @@ class UdpReader:
 class Way:
     def __init__(self, descriptor: int, most: int, name: bytes, control: bytes) -> None: ...
 
-Unsent = tuple[bytes, memoryview | bytes, int, float]
+Unsent: TypeAlias = tuple[bytes, memoryview | bytes, int, float]
 
 class UdpWriter:
     def __init__(self, ways: dict[bytes, Way]) -> None: ...
