@@ -33,6 +33,8 @@ MAX_SLEEP = 5.0
 """s that a turn waits at most."""
 LOOK_INTERVAL = 0.001
 """s between two looks at the deadlines while there is always something to read: a look costs as much as a short train."""
+REST = 0.0001
+"""s; a loop that has waited so long will most likely wait again after what it found."""
 IDLE_INTERVAL = 5.0
 """s between two calls of what is done now and then (`Paced`) while there is no work."""
 FINISH_WITHIN = 0.2
@@ -96,6 +98,10 @@ class Loop:
         self._timed: list[Timed] = []
         self._looked = -math.inf
         """Time (s) of the last look at the deadlines."""
+        self._due: float | None = None
+        """The next deadline (s), if nothing has been done since the last look; None: the loop must look."""
+        self._woke = 0.0
+        """When the last wait ended (s)."""
         self._last: list[tuple[Handler, Callable[[], bool]]] = []
         self._routine: set[Source] = set()
         self.worked = 0
@@ -224,31 +230,49 @@ class Loop:
     def _turn(self) -> None:
         """Serves what is ready. Looks at the deadlines if nothing is, or if LOOK_INTERVAL has passed. hot: bench traffic"""
         now = boot_time()
-        if now < self._looked + LOOK_INTERVAL and self._serve(0.0):
-            return
-        sleep = None if self.gathering.restless or any(self._pauses.values()) else self._sleep
-        due = now + (HEARTBEAT_INTERVAL if sleep is None else MAX_SLEEP)
-        for timed in self._timed:
-            when = timed.next_deadline()
-            if when is not None and when < due:
-                due = when
-        if sleep is not None and due > now + HEARTBEAT_INTERVAL:
-            sleep(due)
+        due, self._due = self._due, None
+        if due is None:
+            if now < self._looked + LOOK_INTERVAL and self._serve(0.0):
+                return
+            due = now + MAX_SLEEP
+            for timed in self._timed:
+                when = timed.next_deadline()
+                if when is not None and when < due:
+                    due = when
+        if self._sleep is None or self.gathering.restless or any(self._pauses.values()):
+            due = min(due, now + HEARTBEAT_INTERVAL)
+        elif due > now + HEARTBEAT_INTERVAL:
+            self._sleep(due)
         # Rounded up: epoll counts in milliseconds, and would spin through the last one.
         self._serve(math.ceil((due - now) * 1000) / 1000 if due > now else 0.0)
+        self._act(rested=self._woke > now + REST)
+
+    def _act(self, *, rested: bool) -> None:
+        """Does all that is due. A loop that has `rested` will most likely wait again, and may take the next deadline over."""
         self._looked = now = boot_time()
+        due, acted = now + MAX_SLEEP, False
         for timed in self._timed:
             when = timed.next_deadline()
-            if when is not None and when <= now:
-                self.worked += not isinstance(timed, Paced)
-                timed.act(now)
+            if when is None or when > due:
+                continue
+            if when > now:
+                due = when
+                continue
+            acted = True
+            self.worked += not isinstance(timed, Paced)
+            timed.act(now)
+        if rested and not acted:
+            self._due = due
         if now >= self.gathering.due:
             self.gathering.look(now)
 
     def _serve(self, wait: float) -> bool:
         """Waits at most so long (s), and calls the handlers of ready sources. Returns False if none was ready."""
-        unsure, self._unsure = self._unsure, {}
-        ready = self._look(unsure)
+        ready: list[tuple[Source, int]] = []
+        unsure = self._unsure
+        if unsure:
+            self._unsure = {}
+            ready = self._look(unsure)
         fired: list[zmq.Socket[bytes]] = []
         for descriptor, events in self._epoll.poll(0.0 if ready else wait):
             source = self._sources.get(descriptor)
@@ -260,7 +284,7 @@ class Loop:
                 self._unsure[source] = None  # its event came just after the look
         if fired:
             ready += self._look(fired)
-        now = boot_time()
+        self._woke = now = boot_time()
         self._heart(now)
         for source, events in ready:
             if source not in self._routine:
