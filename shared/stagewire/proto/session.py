@@ -70,9 +70,9 @@ class Session:
     def __repr__(self) -> str:
         return f"Session({self.index:#010x} -> {self.remote_index:#010x})"
 
-    def may_send(self, now: float) -> bool:
-        """Tells whether the session is young enough and has counters left (paper, section 6.2)."""
-        return now - self.created < c.REJECT_AFTER_TIME and self.send_counter < c.REJECT_AFTER_MESSAGES
+    def may_send(self, now: float, count: int = 1) -> bool:
+        """Tells whether the session is young enough and has `count` counters left (paper, section 6.2)."""
+        return now - self.created < c.REJECT_AFTER_TIME and self.send_counter + count <= c.REJECT_AFTER_MESSAGES
 
     def expire_sending(self) -> None:
         """Ends sending for good; receiving goes on."""

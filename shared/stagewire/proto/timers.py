@@ -112,15 +112,22 @@ class _Timers:
         self._due = [inf] * len(self._table)
 
     def _happens(self, event: str, now: float) -> None:
+        self._take_steps(self._on.get(event, ()), now)
+
+    def _take_steps(self, steps: tuple[_Step, ...], now: float) -> None:
         due = self._due
-        for row, when, anew in self._on.get(event, ()):
+        for row, when, anew in steps:
             if when is None:
                 due[row] = inf
             elif anew or due[row] == inf:
                 due[row] = when(self, now)
 
+    def soonest(self) -> float:
+        """Returns the earliest deadline, `inf` for none. Hot, once per peer of a train."""
+        return min(self._due)
+
     def next_deadline(self) -> Deadline | None:
-        """Returns the earliest deadline and its reason. Hot, once per train."""
+        """Returns the earliest deadline and its reason."""
         when = min(self._due)
         return None if when == inf else (when, self._why(self._due.index(when)))
 
@@ -141,6 +148,8 @@ class SessionTimers(_Timers):
     __slots__ = ("persistent_interval",)
     _table = SESSION
     _on = _steps(SESSION)
+    _at_packet_sent = _on["any_sent"] + _on["data_sent"]
+    _at_packet_received = _on["any_received"] + _on["data_received"]
 
     def __init__(self, jitter: Jitter) -> None:
         super().__init__(jitter)
@@ -154,6 +163,14 @@ class SessionTimers(_Timers):
     def data_received(self, now: float) -> None:
         """Notes a received, authenticated transport message with a packet in it."""
         self._happens("data_received", now)
+
+    def packet_sent(self, now: float) -> None:
+        """Does what `any_sent` and `data_sent` do. Hot, once per peer of a train."""
+        self._take_steps(self._at_packet_sent, now)
+
+    def packet_received(self, now: float) -> None:
+        """Does what `any_received` and `data_received` do. Hot, once per peer of a train."""
+        self._take_steps(self._at_packet_received, now)
 
     def any_sent(self, now: float) -> None:
         """Notes any sent authenticated packet."""

@@ -173,15 +173,16 @@ class Tunnel:
     def ready(self, count: int, now: float) -> Session | None:
         """Returns the session that may seal `count` packets to the endpoint; None if `send` must see to them."""
         session = self.slots.current
-        if session is None or self.endpoint is None or not session.may_send(now) or count > session.counters_left:
+        if session is None or self.endpoint is None or not session.may_send(now, count):
             return None
         return session
 
     def sealed(self, session: Session, size: int, now: float, out: Output) -> None:
         """Notes packets of the OS that were sealed, in datagrams of `size` bytes that `out` doesn't count yet."""
         self.tx_bytes += size
-        self._after_sending(session, now, out)
-        self.timers.data_sent(now)
+        self.timers.packet_sent(now)
+        if self._stale(session, now):
+            self.want("rekey", now, out)
 
     def _send_lone(self, session: Session, packet: Packet, now: float, out: Output) -> bool:
         """Seals the only packet of a train the short way, without a train's costs. Returns False if `send` must do it."""
@@ -290,9 +291,10 @@ class Tunnel:
         self.rx_bytes += size
         if endpoint != self.endpoint:
             self._move(endpoint, out)
-        self.timers.any_received(now)
         if data:
-            self.timers.data_received(now)
+            self.timers.packet_received(now)
+        else:
+            self.timers.any_received(now)
         if session is self.slots.next:
             self._ended(self.slots.promote(), out)
             out.events.append(SessionConfirmed(self.public_key, session.index))
@@ -360,10 +362,10 @@ class Tunnel:
 
     def next_deadline(self) -> float | None:
         """Returns the time (s) of the next `act`, or None."""
-        deadline = self.timers.next_deadline()
+        deadline = self.timers.soonest()
         if self.limits is not None and (passes := self.limits.next_deadline()) is not None:
-            return min(deadline[0], passes) if deadline else passes
-        return deadline[0] if deadline else None
+            return min(deadline, passes)
+        return deadline if deadline < math.inf else None
 
     def _ended(self, sessions: list[Session], out: Output) -> None:
         if sessions:

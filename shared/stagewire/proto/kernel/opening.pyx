@@ -95,6 +95,7 @@ cdef class Opening:
     cdef int _buckets[BUCKETS]
     cdef list _refused
     cdef list _groups
+    cdef dict _group_of
     cdef bytes _last_source
     cdef object _last_owner
     cdef bytearray _made
@@ -272,14 +273,17 @@ cdef class Opening:
         return 0
 
     cdef int _note(self, owner, session, Received *run, Py_ssize_t received, bint data) except -1:
-        """Adds to the summary; what one endpoint sent under one session in a row is one entry."""
+        """Adds to the summary; of an owner's datagrams, what one endpoint sent under one session in a row is one entry."""
         endpoint = _endpoint(run)
-        cdef Py_ssize_t last = len(self._groups) - 1
-        if last >= 0:
+        cdef PyObject *found = PyDict_GetItem(self._group_of, owner)
+        cdef Py_ssize_t last
+        if found is not NULL:
+            last = <object>found
             _, last_session, last_endpoint, before, had_data = self._groups[last]
             if last_session is session and last_endpoint == endpoint:
                 self._groups[last] = (owner, session, endpoint, before + received, bool(had_data or data))
                 return 0
+        self._group_of[owner] = len(self._groups)
         self._groups.append((owner, session, endpoint, received, bool(data)))
         return 0
 
@@ -498,6 +502,7 @@ cdef class Opening:
         self._run_count = self._packet_count = self._flow_count = 0
         self._last_source = self._last_owner = None
         self._groups, self._refused, self._aside = [], [], []
+        self._group_of = {}
 
 
 cdef bytes _endpoint(Received *run):
