@@ -280,6 +280,49 @@ def test_beside_a_source_that_never_runs_dry_deadlines_are_met_and_looked_at_onc
     assert looks <= 2 * ((boot_time() - begun) / LOOK_INTERVAL + 2)
 
 
+def test_what_comes_alone_costs_one_wait_and_one_look_at_the_deadlines(pipe: tuple[int, int]) -> None:
+    loop, looks, turns, count = Loop(sleep=lambda _until: None), 0, 0, 10
+    taken = threading.Semaphore()
+
+    class Far:
+        def next_deadline(self) -> float:
+            nonlocal looks
+            looks += 1
+            return boot_time() + 60
+
+    def take(_now: float) -> None:
+        os.read(pipe[0], 1)
+        taken.release()
+
+    def give() -> None:
+        for _ in range(count):
+            taken.acquire()
+            time.sleep(5 * LOOK_INTERVAL)
+            os.write(pipe[1], b"x")
+
+    loop.add(pipe[0], take)
+    loop.add_timed(Far())  # type: ignore[arg-type]  # it is never due
+    giver = threading.Thread(target=give)
+    giver.start()
+    while giver.is_alive():
+        loop._turn()
+        turns += 1
+    giver.join()
+    assert turns <= count + 3
+    assert looks <= count + 4
+
+
+def test_a_deadline_that_is_added_between_two_turns_is_met(pipe: tuple[int, int]) -> None:
+    loop = Loop(sleep=lambda _until: None)
+    loop.add(pipe[0], lambda _now: None)
+    Once(loop, 0.01)
+    loop._turn()  # it has rested, and found that nothing is due
+    end = Once(loop, 0.01)
+    while not end.met:
+        loop._turn()
+    assert end.met[0] < end.wanted + 1
+
+
 def test_a_wait_is_rounded_up_and_does_not_spin(pipe: tuple[int, int]) -> None:
     """epoll counts in milliseconds: rounded down, the last one would be spent turning."""
     loop, turns = Loop(), 0

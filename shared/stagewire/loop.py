@@ -139,11 +139,12 @@ class Loop:
     def add_timed(self, timed: Timed) -> None:
         """Calls `timed.act` at its deadlines."""
         self._timed.append(timed)
+        self._due = None
 
     def add_paced(self, interval: float, action: Handler) -> "Paced":
         """Calls `action` every `interval` s while this loop has work, and rarely otherwise."""
         paced = Paced(lambda: self.worked, interval, action, self._phase)
-        self._timed.append(paced)
+        self.add_timed(paced)
         return paced
 
     def remove_timed(self, timed: Timed) -> None:
@@ -248,7 +249,7 @@ class Loop:
         self._act(rested=self._woke > now + REST)
 
     def _act(self, *, rested: bool) -> None:
-        """Does all that is due. A loop that has `rested` will most likely wait again, and may take the next deadline over."""
+        """Does all that is due. A loop that has `rested` most likely waits next, so it keeps the deadline that was found."""
         self._looked = now = boot_time()
         due, acted = now + MAX_SLEEP, False
         for timed in self._timed:
