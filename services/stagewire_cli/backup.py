@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from stagewire import config, files
-from stagewire.config import ConfigError, InterfaceConfig, values
+from stagewire.config import ConfigError, InterfaceConfig, roster, values
+from stagewire.config.roster import Roster
 from stagewire.environment import Environment, valid_interface_name
 from stagewire.history import FOLDER, NAME
 from stagewire.linux import privileges
-from stagewire_cli import bring_up, history, output_files, peers, saving, sealed
+from stagewire_cli import bring_up, history, operands, output_files, peers, saving, sealed
 from stagewire_cli.failures import Failed
 
 _STATE: Final = ("timestamps", "audit", "usage")
@@ -117,22 +118,30 @@ def restore(backup: Backup, environment: Environment, tell: Callable[[str], None
     if bring_up.is_up(environment):
         raise Failed(f"it is up: `stagewire down {environment.interface}` first")
     restored = config.parse_text(backup.text, path)
-    differences = _from_file(path, restored)
+    everybody = _roster(backup.text, path)
+    differences = _from_file(path, everybody)
     if differences and not force:
         shown = "\n".join(f"  {line}" for line in differences)
         raise Failed(f"{path} differs from the backup, and stays as it is; --force replaces it\n{shown}")
-    if differences:
+    there = path.exists()
+    same = there and not differences and config.load_text(path) == backup.text
+    if there and not same and (differences or force):
         kept = saving.beside(path, "bak", path.read_bytes())
         saving.put(path, backup.text)
         tell(f"{path} differed; its old text is in {kept}")
-    elif not path.exists():
+    elif not there:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Failed(f"{path.parent}: {error.strerror}; nothing is changed") from None
         with output_files.made_for_bytes(path) as file:
             file.write(backup.text.encode("utf-8", "surrogateescape"))
-    tell(f"restored {path} of {backup.made}, with {len(restored.peers)} peers")
+    off = f", {len(everybody.off)} of them out of use" if everybody.off else ""
+    told = f"{path} of {backup.made}, with {operands.counted(len(everybody.whole.peers), 'peer')}{off}"
+    if same or not there or differences or force:
+        tell(f"restored {told}")
+    else:
+        tell(f"{told}, stays as it is: only its comments and blank lines differ from the backup; --force replaces it")
     for name in [each for each in _STATE if each in backup.state]:
         _restore_state(environment.state / name, backup.state[name], tell)
     if _HISTORY in backup.state:
@@ -141,13 +150,32 @@ def restore(backup: Backup, environment: Environment, tell: Callable[[str], None
         tell(f"note: {line}")
 
 
-def _from_file(path: Path, restored: InterfaceConfig) -> list[str]:
+def _roster(text: str, path: Path) -> Roster:
+    """Returns all peers of a text. Raises Failed or ConfigError."""
+    try:
+        return roster.read(text, str(path))
+    except roster.Refused as refused:
+        raise Failed(str(refused)) from None
+
+
+def _from_file(path: Path, restored: Roster) -> list[str]:
+    """Returns how the backup differs from the file, also in peers out of use; nothing if there is no file."""
     if not os.path.lexists(path):
         return []
     try:
-        return config.difference(config.parse_text(config.load_text(path), path), restored)
+        here = _roster(config.load_text(path), path)
     except ConfigError as error:
         return [str(mistake) for mistake in error.mistakes]
+    lines = config.difference(here.whole, restored.whole)
+    switched = (here.off ^ restored.off) & here.peers.keys() & restored.peers.keys()
+    return [
+        *lines,
+        *(
+            f"~ peer {restored.label(key)} is {'out of' if key in restored.off else 'in'} use"
+            for key in restored.peers
+            if key in switched
+        ),
+    ]
 
 
 def _restore_state(path: Path, data: bytes, tell: Callable[[str], None]) -> None:

@@ -64,7 +64,7 @@ def test_all_comes_back_on_another_host_with_what_differs_there(host: Host, back
     assert other.conf.read_bytes() == host.conf.read_bytes()
     assert other.stamps.read_bytes() == b"stamps\0"
     assert {stat.S_IMODE(each.stat().st_mode) for each in (backup, other.conf, other.stamps)} == {0o600}
-    assert "with 1 peers" in said
+    assert "with 1 peer\n" in said
     assert "203.0.113.201" in said
     assert "no address of this host" in said
 
@@ -174,3 +174,22 @@ def test_any_other_file_is_refused_in_a_line(data: bytes, why: str) -> None:
 
 def test_what_was_sealed_is_opened() -> None:
     assert sealed.unseal(SEALED, PASSPHRASE) == b"content"
+
+
+def test_a_file_that_differs_in_peers_out_of_use_is_said(host: Host, tmp_path: Path) -> None:
+    host.run("peer", "add", "tablet", "-i", host.conf)
+    host.run("peer", "disable", "phone", "tablet", "-i", host.conf)
+    path = host.folder / "later"
+    host.run("backup", host.conf, "--output", path)
+    before = host.conf.read_text()
+    assert "with 2 peers, 2 of them out of use" in host.restore(path)
+    host.run("peer", "remove", "tablet", "-i", host.conf)
+    assert "+ peer tablet" in host.restore(path, status=1)
+    host.conf.write_text(before)
+    host.run("peer", "enable", "phone", "-i", host.conf)
+    assert "is out of use" in host.restore(path, status=1)
+    host.conf.write_text(f"{before}\n# a note\n")
+    assert "stays as it is: only its comments and blank lines differ" in host.restore(path)
+    assert host.conf.read_text().endswith("# a note\n")
+    assert "restored" in host.restore(path, "--force")
+    assert host.conf.read_text() == before

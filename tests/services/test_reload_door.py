@@ -1,7 +1,8 @@
 """Commands at the door of a real key-service: two at once, again, of another version, and after its death."""
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -11,12 +12,13 @@ from tests.services.test_peers_file import TEXT, races
 
 from lab.wait import until
 from stagewire.config import encode_key, public_key
-from stagewire.config.operations import RemovePeers, RenamePeer
+from stagewire.config.operations import AddPeers, NewPeer, RemovePeers, RenamePeer
 from stagewire.environment import Environment
-from stagewire_cli import key_door, peers, peers_file, reload
+from stagewire_cli import key_door, peers, peers_file, reload, saving
 from stagewire_cli.failures import Failed
 
 RACES = 60
+SAVES = 15
 INTERFACE = TEXT.replace("PostUp", "Address = 10.8.0.1/24, fd00::1/64\nPostUp")
 OTHER = INTERFACE.replace("PostUp", "MTU = 1400\nPostUp")
 
@@ -27,7 +29,9 @@ class Door:
     def __init__(self, around: Surroundings) -> None:
         self._around = around
         self.file, folder = around.config, around.directory
-        variables = {"STAGEWIRE_RUN_DIR": folder / "run", "STAGEWIRE_CONFIG": self.file}
+        variables = {
+            "STAGEWIRE_RUN_DIR": folder / "run", "STAGEWIRE_CONFIG": self.file, "STAGEWIRE_WG_DIR": folder / "wg",
+        }  # fmt: skip
         self.environment = Environment.read({name: str(value) for name, value in variables.items()}, "wg0")
         self.write(INTERFACE)
         self.begins()
@@ -107,6 +111,36 @@ def test_a_reload_never_takes_back_what_another_command_writes_meanwhile(one: Do
         doing.result()
     assert "Name = b" in one.file.read_text()
     assert one.differs(one.file.read_text()) == []
+
+
+def test_save_add_and_apply_at_once_lose_no_peer(one: Door) -> None:
+    """Fails if `save` writes what was in force before another command's change."""
+    start = threading.Barrier(3, timeout=10)
+    names: list[str] = []
+
+    def add() -> None:
+        for number in range(SAVES):
+            start.wait()
+            key = encode_key(public_key(bytes([number + 100]) * 32))
+            peers.carry_out(one.environment, AddPeers((NewPeer(f"racer {number}", key),)))
+            names.append(f"racer {number}")
+            start.wait()
+            text = one.file.read_text()
+            assert [name for name in names if f"# Name = {name}\n" not in text] == []
+            assert one.differs(text) == []
+
+    def again(command: Callable[[], None]) -> None:
+        for _ in range(SAVES):
+            start.wait()
+            command()
+            start.wait()
+
+    with ThreadPoolExecutor(3) as pool:
+        doing = [pool.submit(add)]
+        doing.append(pool.submit(again, lambda: saving.save(one.environment, print)))
+        doing.append(pool.submit(again, lambda: reload.reload(one.environment, print, print)))
+        for done in doing:
+            done.result()
 
 
 def test_what_nobody_confirms_goes_back_though_key_service_dies(one: Door) -> None:
