@@ -356,7 +356,7 @@ def restart(stage: str, file_or_name: str | None, interface: str | None) -> None
 
 
 @main.command(epilog=operands.OPTIONAL)
-@click.argument("workers", type=click.IntRange(1, MAX_WORKERS))
+@click.argument("workers", type=operands.Whole(1, MAX_WORKERS))
 @click.argument("file_or_name", metavar="", required=False)
 @operands.INTERFACE
 def scale(workers: int, file_or_name: str | None, interface: str | None) -> None:

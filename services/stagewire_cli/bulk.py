@@ -30,7 +30,8 @@ def add(
     """Adds the peers of a CSV file, and writes a client's configuration for each into the folder of --output."""
     folder = chosen["output"]
     if folder is not None and not folder.is_dir():
-        raise Failed(f"{folder} is no folder: with --from, --output needs one for the configurations")
+        make = "" if folder.exists() else f"; `mkdir {folder}` makes it"
+        raise Failed(f"{folder} is no folder: with --from, --output needs one for the configurations{make}")
     try:
         lines = _read(path, chosen, interface)
     except Failed as failed:

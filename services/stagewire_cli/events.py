@@ -23,7 +23,7 @@ AT_ONCE: Final = 256
 """Events in one answer."""
 _MAX_CURSOR: Final = 64
 """Bytes of a cursor's file."""
-_UNITS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
+_UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 
 
 def since(text: str, now: float) -> int:
@@ -35,7 +35,7 @@ def since(text: str, now: float) -> int:
     try:
         return max(0, values.expires(text) * 1_000_000 - 1)
     except ValueError as error:
-        raise Failed(f"--since {error}, or a span such as 10min, 2h or 1d") from None
+        raise Failed(str(error).replace("must be", "--since must be a span such as 10min, 2h or 1d,", 1)) from None
 
 
 class Cursor:
@@ -139,5 +139,5 @@ def _told(event: Event) -> str:
             return f"{event.workers} workers, before {event.workers_before}"
         case "reloaded":
             changes = "; ".join(line.strip() for line in event.changes)
-            return f"{event.what}: {changes}" if changes else event.what
+            return f"{event.what}: {changes or 'nothing differs'}"
     return who

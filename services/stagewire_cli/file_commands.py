@@ -18,7 +18,10 @@ from stagewire_cli.failures import Failed
 @click.option("--network", metavar="NETS", help="The tunnel's networks, at most one of each family.")
 @click.option("--dns", metavar="ADDRESSES", help="DNS servers and search domains of the clients.")
 @click.option(
-    "--port", type=click.IntRange(1, values.MAX_PORT), help="UDP port; without it, the first free one from 51820 on."
+    "--port",
+    type=operands.Whole(1, values.MAX_PORT),
+    metavar="PORT",
+    help="UDP port; else the first free one from 51820 on.",
 )
 @click.option("--exit/--no-exit", "exits", default=None, help="Clients reach the internet through the gateway; or not.")
 def init(
@@ -53,7 +56,7 @@ def init(
 )  # fmt: skip
 @click.option("--only", default="", metavar="NAME", help="Of several interfaces in FILE take NAME.")
 @click.option("--endpoint", default="", metavar="HOST:PORT", help="Where clients find a new gateway.")
-@click.option("--port", type=click.IntRange(1, values.MAX_PORT), help="UDP port of a new gateway.")
+@click.option("--port", type=operands.Whole(1, values.MAX_PORT), metavar="PORT", help="UDP port of a new gateway.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be taken.")
 def import_(
     paths: tuple[Path, ...], interface: str | None, only: str, endpoint: str, port: int | None, dry_run: bool
@@ -141,7 +144,7 @@ def plan(file_or_name: str | None) -> None:
 
 @click.command(epilog=operands.OPTIONAL)
 @click.argument("file_or_name", metavar="[FILE|NAME]", required=False)
-@click.option("--confirm", type=click.IntRange(1, 86400), metavar="SECONDS", help="Go back unless confirmed in time.")
+@click.option("--confirm", type=operands.Whole(1, 86400), metavar="SECONDS", help="Go back unless confirmed in time.")
 def apply(file_or_name: str | None, confirm: int | None) -> None:
     """Applies an edited file while traffic flows.
 
@@ -165,7 +168,11 @@ def confirm(file_or_name: str | None) -> None:
     """Keeps what `apply --confirm` has applied."""
     from stagewire_cli import key_door
 
-    operands.upon_its_file(file_or_name, key_door.confirm)
+    def action(environment: Environment) -> None:
+        key_door.confirm(environment)
+        operands.tell("confirmed: what was applied stays in force")
+
+    operands.upon_its_file(file_or_name, action)
 
 
 def _note(text: str) -> None:

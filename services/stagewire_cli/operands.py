@@ -22,6 +22,26 @@ INTERFACE: Final = click.option(
     "-i", "--interface", "interface", metavar="FILE|NAME", help="The gateway; without it, the only one that is up."
 )
 """Names the gateway for a command whose first operand is something else."""
+
+
+class Whole(click.IntRange):
+    """Takes a whole number within bounds, and says so in plain words."""
+
+    name = "whole number"
+
+    def _describe_range(self) -> str:
+        return f"{self.min} to {self.max}"
+
+
+class Number(click.FloatRange):
+    """Takes a number within bounds, and says so in plain words."""
+
+    name = "number"
+
+    def _describe_range(self) -> str:
+        return f"{self.min:g} to {self.max:g}"
+
+
 NONE_UP: Final = "no interface is up: `stagewire up NAME` brings one up"
 _OUR_FILES: Final = Path("/etc/stagewire")
 _WG_QUICK_FILES: Final = Path("/etc/wireguard")

@@ -57,7 +57,7 @@ def metrics(file_or_name: str | None, targets: bool, textfile: Path | None) -> N
 @click.option("--plain", is_flag=True, help="Draw without textual, as without `stagewire[top]`.")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.5, 60),
+    type=operands.Number(0.5, 60),
     metavar="SECONDS",
     help="Time between two looks, 2 without it. A picture by --once shows the last second, or the rates of so long.",
 )
@@ -93,13 +93,18 @@ def top(file_or_name: str | None, once: bool, plain: bool, interval: float | Non
 @click.option("--whole", is_flag=True, help="Capture payloads as well; without it, headers alone.")
 @click.option("--host", "hosts", multiple=True, metavar="ADDRESS", help="Only packets from or to it; may be repeated.")
 @click.option(
-    "--port", "ports", multiple=True, type=click.IntRange(0, values.MAX_PORT), help="Only this TCP or UDP port."
+    "--port",
+    "ports",
+    multiple=True,
+    type=operands.Whole(0, values.MAX_PORT),
+    metavar="PORT",
+    help="Only this TCP or UDP port.",
 )
 @click.option("--protocol", "protocols", multiple=True, metavar="PROTOCOL", help="Only tcp, udp, icmp, or a number.")
 @click.option(
     "--for",
     "seconds",
-    type=click.FloatRange(1, 86400),
+    type=operands.Number(1, 86400),
     default=600,
     show_default=True,
     metavar="SECONDS",
@@ -108,7 +113,7 @@ def top(file_or_name: str | None, once: bool, plain: bool, interval: float | Non
 @click.option(
     "--size",
     "megabytes",
-    type=click.IntRange(1, 1 << 20),
+    type=operands.Whole(1, 1 << 20),
     default=100,
     show_default=True,
     metavar="MB",

@@ -103,7 +103,7 @@ def test_a_line_behind_another_is_refused_as_well() -> None:
 
 
 def test_a_peer_takes_no_group_before_allow_and_a_group_without_rules_is_said() -> None:
-    with pytest.raises(ConfigError, match="Allow must be a destination"):
+    with pytest.raises(ConfigError, match="Allow takes the group 'staff' only in a line"):
         read(f"{INTERFACE}{PEER}# stagewire: Allow = staff: any tcp 1\n")
     [warning] = read(f"{INTERFACE}{PEER}# stagewire: Groups = staf\n").warnings
     assert warning.line == 9

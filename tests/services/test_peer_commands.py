@@ -258,6 +258,8 @@ def test_what_is_written_is_a_new_file_for_root_alone(files: Files) -> None:
         (("set", "here", "--expires", "2020-01-31"), "--expires 2020-01-31T00:00:00Z is over already"),
         (("add", "a", "--output", "new/a.conf"), "there is no folder new"),
         (("set", "here", "--allowed-ips", "x"), "--allowed-ips must be a prefix"),
+        (("set", "here", "--allow", "staff: any"), "--allow takes the group 'staff' only in a line of [Interface]"),
+        (("add", "MaximilianMustermannLaptop"), "put a space or a hyphen after 19 letters at most"),
         (("set", "here", "--allow", "any sctp"), "--allow must have the protocol tcp"),
         (("add", "a", "--output", "/etc/passwd"), "/etc/passwd exists already"),
         (("remove", "nobody"), "no peer has the name"),

@@ -343,6 +343,18 @@ def test_status_takes_a_path_as_up_and_down_do(folder: Path) -> None:
     assert (asked.returncode, asked.stderr) == (3, "stagewire: wg7 is not up\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("scale", "x"), "'x' is not a valid whole number."),
+        (("scale", "0"), "0 is not in the range 1 to 64."),
+        (("top", "--interval", "0.1"), "0.1 is not in the range 0.5 to 60."),
+    ],
+)
+def test_a_number_out_of_bounds_is_refused_in_plain_words(words: tuple[str, ...], said: str) -> None:
+    assert said in stagewire(*words).stderr
+
+
 def test_help_and_version_need_nothing(folder: Path) -> None:
     for arguments in (["--help"], ["-h"], ["up", "--help"], ["--version"]):
         asked = stagewire(*arguments, before=NOT_ROOT, env=folders(folder))

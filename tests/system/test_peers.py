@@ -321,7 +321,7 @@ def test_who_did_what_is_written_down(hub: WgHub) -> None:
     client = add(hub, "noted")
     lines = (hub.gateway.state_directory / hub.name / "audit").read_text().splitlines()
     last = json.loads(lines[-1])
-    assert (last["uid"], last["what"]) == (0, "AddPeers")
+    assert (last["uid"], last["what"]) == (0, "peer add")
     assert any("noted" in change for change in last["changes"])
     assert client.values["PresharedKey"] not in "".join(lines)
     assert client.values["PrivateKey"] not in "".join(lines)

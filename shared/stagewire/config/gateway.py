@@ -52,6 +52,8 @@ def reach(text: str, *, grouped: bool = False) -> Reach:
     group = ""
     if grouped and (found := _GROUPED.fullmatch(text)):
         group, text = _group(found[1]), found[2]
+    elif found := _GROUPED.fullmatch(text):
+        raise ValueError(f"takes the group {values.shown(found[1])} only in a line of [Interface]")
     words = text.split()
     if not words or len(words) > 3:
         raise ValueError(f"must be a destination such as 10.0.0.0/24 tcp 443, not {values.shown(text)}")

@@ -379,7 +379,7 @@ def check_name(name: str, others: Iterable[str] = ()) -> None:
         letters = f"1 to {peer_names.MAX_NAME} letters that can be shown"
         raise Refused(f"{values.shown(name)} is no peer's name, which has {letters}, without spaces at its ends")
     if values.MAYBE_KEY.search(name):
-        raise Refused("a peer's name must not look like a key")
+        raise Refused("a peer's name must not look like a key: put a space or a hyphen after 19 letters at most")
     if name.casefold() in others:
         raise Refused(f"a peer has the name {name!r} already: take another, or `stagewire peer remove` it first")
 
