@@ -5,6 +5,7 @@ moves to another worker, or its worker dies, the capture goes on there, in anoth
 """
 
 import fcntl
+import math
 import os
 import select
 import signal
@@ -44,6 +45,8 @@ _SILENT: Final = 5.0
 """s without a word from the worker after which it counts as gone."""
 _LENGTH: Final = slice(4, 8)
 """Where a block's length stands (`device_service.pcapng`)."""
+_PACKET: Final = b"\x06\x00\x00\x00"
+"""How the block of a packet begins."""
 _LEAST_BLOCK: Final = 12
 _MOST_BLOCK: Final = 1 << 17
 """Bytes; a packet has half as many."""
@@ -56,8 +59,15 @@ class Sum:
     packets: int = 0
     size: int = 0
     missed: int = 0
+    away: float = 0.0
+    """s in which the peer had no worker that captures."""
     why: str = ""
     """Why the capture ended."""
+
+    def told(self) -> str:
+        """Tells what was captured, and what was not."""
+        gap = f", and what passed in {self.away:.1f} s while the peer had no worker" if self.away else ""
+        return f"captured {self.packets:,} packets, missed {self.missed:,}{gap}; ended as {self.why}"
 
 
 class _Ended(Exception):  # noqa: N818 - it is how a capture ends
@@ -144,23 +154,27 @@ class Output:
         self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._pending = bytearray()
         self._written = 0
+        self.packets = 0
+        """Packets that were passed on."""
 
     def take(self, data: bytes) -> None:
         """Takes what the worker wrote. Raises Failed if the output takes no more, BrokenPipeError if nobody reads it."""
         self._pending += data
-        end = 0
+        end, packets = 0, 0
         while len(self._pending) - end >= _LEAST_BLOCK:
             length = int.from_bytes(self._pending[end + _LENGTH.start : end + _LENGTH.stop], "little")
             if not _LEAST_BLOCK <= length <= _MOST_BLOCK:
                 raise Failed("the worker has written what is no pcapng")
             if end + length > len(self._pending):
                 break
+            packets += self._pending[end : end + _LENGTH.start] == _PACKET
             end += length
         whole = bytes(self._pending[:end])
         del self._pending[:end]
         if self._written + end > self._most:
             raise Failed("the worker writes more than was ordered")
         self._write(whole)
+        self.packets += packets
 
     def begin_anew(self) -> None:
         """Forgets the rest of a block that a worker has left unfinished."""
@@ -196,21 +210,25 @@ def run(environment: Environment, text: str, order: Order, output: Output, ends:
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     with suppress(OSError):  # more than this user may have
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE)
-    stop = _Stop()
+    stop, silent_since = _Stop(), math.inf
     try:
         with stop.listening():
             while not total.why and time.monotonic() < until + _SILENT:
                 left = replace(order, seconds=max(0.1, until - time.monotonic()), most=max(1, order.most - total.size))
                 with _ordered(environment, public_key, left, writing, stop) as line:
-                    _follow(line, reading, output, ends, total, stop, until)
+                    total.away += max(0.0, time.monotonic() - silent_since)
+                    silent_since = math.inf
+                    silent_since = _follow(line, reading, output, ends, total, stop, until)
             total.why = total.why or "its time is over"
     except _Ended:
         total.why = _BY_OPERATOR
+        total.away += max(0.0, time.monotonic() - silent_since)
     except BrokenPipeError:
         total.why = "its reader is gone"
     finally:
         os.close(reading)
         os.close(writing)
+    total.packets = output.packets
     return shown, total
 
 
@@ -279,9 +297,9 @@ def _said(line: socket.socket, patience: float) -> Progress | None:
 
 def _follow(
     line: socket.socket, reading: int, output: Output, ends: int, total: Sum, stop: _Stop, until: float
-) -> None:
-    """Passes on what one worker captures, until that ends."""
-    before = Sum(total.packets, total.size, total.missed)
+) -> float:
+    """Passes on what one worker captures, until that ends. Returns since when (s) it may have captured nothing."""
+    before = Sum(size=total.size, missed=total.missed)
     poll = select.poll()
     poll.register(line, select.POLLIN)
     poll.register(reading, select.POLLIN)
@@ -300,18 +318,20 @@ def _follow(
         if line.fileno() in ready:
             said = _said(line, 0)
             if said is None:
+                heard = time.monotonic()  # it captured until it died
                 break
-            heard = time.monotonic()
-            total.packets = before.packets + said.packets
+            moved = said.ended == capture.NOT_HERE  # the peer went before the worker looked
+            heard = heard if moved else time.monotonic()
             total.size, total.missed = before.size + said.size, before.missed + said.missed
             if said.ended:
-                total.why = "" if said.ended == capture.NOT_HERE else said.ended
+                total.why = "" if moved else said.ended
                 break
     if stop.asked:
         total.why = _BY_OPERATOR
     while _pass_on(reading, output):
         pass
     output.begin_anew()
+    return heard
 
 
 def _pass_on(reading: int, output: Output) -> bool:

@@ -125,8 +125,8 @@ def capture(
     """Captures a peer's packets in clear, for Wireshark.
 
     Writes pcapng. The log and `stagewire status` say who captures what. The tunnel never waits for FILE; what it can't take
-    is missed, and counted. A packet to the peer is captured when it comes from this host, also if it must wait for a
-    handshake.
+    is missed, and counted. So is the time in which the peer changes its worker. A packet to the peer is captured when it
+    comes from this host, also if it must wait for a handshake.
     """
     from stagewire_cli import capturing
 
@@ -136,7 +136,7 @@ def capture(
             shown, total = capturing.run(
                 environment, peer, order, capturing.Output(descriptor, output, order.most), descriptor
             )
-        operands.complain(f"{shown}: captured {total.packets:,} packets, missed {total.missed:,}; ended as {total.why}")
+        operands.complain(f"{shown}: {total.told()}")
 
     operands.upon(interface, action)
 

@@ -1,6 +1,7 @@
 """`stagewire capture` at a real gateway, read by Debian's tshark."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -134,7 +135,7 @@ def test_whole_packets_of_a_tcp_stream_by_port_through_a_pipe(
 
 def test_limits_end_it_and_a_worker_that_dies_does_not(network: Topology, hub: Hub, shared_directory: Path) -> None:
     file = shared_directory / "limits.pcapng"
-    running = Capture(hub, "-w", str(file), "--for", "10").begun()
+    running = Capture(hub, "-w", str(file), "--for", "6").begun()
     home = hub.peer(ANNA)["worker"]
     hub.gateway.kill("device", signal.SIGKILL, home)
 
@@ -143,7 +144,14 @@ def test_limits_end_it_and_a_worker_that_dies_does_not(network: Topology, hub: H
         return running.process.poll() is not None
 
     until(over, 30, "the capture to end while pings go on")
-    assert " s are over" in running.said()
+    told = running.said()
+    assert " s are over" in told
+    found = re.search(
+        r"captured (\d+) packets, missed \d+, and what passed in (\d+\.\d) s while the peer had no worker;", told
+    )
+    assert found is not None, told
+    assert int(found[1]) == len(read(file))
+    assert float(found[2]) < 10
     assert read(file, "-Y", "icmp") != []
 
 
