@@ -111,7 +111,8 @@ class ConnService:
             received = self._receive(opened, now)
         else:
             rested = workers.visit(now)
-            begun, unix_time = self._udp.begun, time.time()
+            unix_time = self._udp.wall_clock()
+            begun = self._udp.begun
             received, workers.last, workers.alone = reader.visit(
                 opened.fileno(), workers.last, len(workers), rested, begun, unix_time - trains.MAX_AGE
             )
@@ -136,7 +137,7 @@ class ConnService:
             except OSError:
                 continue  # an ICMP error for a datagram of ours
             if late or not received:  # what comes after it in the queue is younger
-                waited = self._udp.waited(time.time())
+                waited = self._udp.waited(self._udp.wall_clock())
                 late = waited > trains.MAX_AGE
                 workers.age = trains.age_of(-waited, 0.0)
             received += (length + size - 1) // size if size else 1

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from stagewire.control.socket_door import UDP4, UDP6
 from stagewire.limits import MAX_PACKET
+from stagewire.loop import boot_time
 from stagewire.proto.endpoint import Endpoint, place_of, unpack_untrusted, with_limit, without_source
 from stagewire.proto.packets.block import Block
 from stagewire.proto.packets.carried import CUT
@@ -51,6 +52,8 @@ _UDP_GRO: Final = 104
 _SO_TIMESTAMPNS: Final = 35
 _ARRIVED: Final = struct.Struct("@qq")
 """s and ns of the wall clock at which a datagram came, as ancillary data of SO_TIMESTAMPNS (socket(7))."""
+JUMP: Final = 0.2
+"""s by which the wall clock leaves the boot-time clock at once, and so has jumped. An age of less counts as young."""
 _SEGMENT: Final = struct.Struct("=H")
 _HOPS: Final = struct.Struct("=i")
 _ANCILLARY: Final = 128
@@ -128,7 +131,8 @@ class Sockets:
         """Least size in bytes of the datagrams that the kernel refused as a run, by endpoint."""
         self._arrived = b""
         self.begun = time.time()
-        """s of the wall clock; what came before has waited for a take-over, and counts as fresh."""
+        """s of the wall clock; what came before has waited for a take-over, or a jump of the clock, and counts as fresh."""
+        self._ahead = self.begun - boot_time()
         for opened in sockets.values():  # the kernel merges for any socket of a port, or for none
             with suppress(OSError):  # Linux 5.0
                 opened.setsockopt(_SOL_UDP, _UDP_GRO, int(offload))
@@ -181,6 +185,15 @@ class Sockets:
                 self._from.clear()
             endpoint = self._from[key] = _endpoint(opened.family, *key).pack()
         return length, size, endpoint
+
+    def wall_clock(self) -> float:
+        """Reads the wall clock (s). After a jump, what came before counts as fresh: its stamp tells no age."""
+        unix_time = time.time()
+        ahead = unix_time - boot_time()
+        if abs(ahead - self._ahead) > JUMP:
+            self.begun = unix_time
+        self._ahead = ahead
+        return unix_time
 
     def waited(self, unix_time: float) -> float:
         """Returns how long (s) the datagram received last, or the first of its run, has waited for this process.

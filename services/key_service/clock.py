@@ -14,7 +14,10 @@ from stagewire.proto.handshaker import Handshaker
 from stagewire.proto.tai64n import Anchor
 
 NAME: Final = "clock"
-MEND: Final = "time stamps go on as before; if the clock is right now, `stagewire down` and `up` make them follow it"
+MEND: Final = (
+    "time stamps go on as before, all else by the new time; if the clock is right now, `stagewire down` and `up` make them"
+    " follow it"
+)
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _MOST: Final = 256
 """Bytes of the file."""

@@ -69,12 +69,14 @@ class Clock:
         self._offset: float | None = None
         self._steady_since = 0.0
 
-    def look(self, now: float, unix_s: float) -> None:
-        """Compares the wall clock with the boot-time clock."""
+    def look(self, now: float, unix_s: float) -> float:
+        """Compares the wall clock with the boot-time clock. Returns by how much (s) it jumped, mostly 0."""
         offset = unix_s - now
-        if self._offset is None or abs(offset - self._offset) >= JUMP:
+        jump = 0.0 if self._offset is None else offset - self._offset
+        if self._offset is None or abs(jump) >= JUMP:
             self._steady_since = now
         self._offset = offset  # follows a clock that is put right step by step
+        return jump if abs(jump) >= JUMP else 0.0
 
     def is_steady(self, now: float) -> bool:
         return self._offset is not None and now - self._steady_since >= STEADY_FOR

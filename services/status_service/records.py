@@ -10,6 +10,7 @@ from typing import Final
 from stagewire import files
 from stagewire.logs import Log
 from stagewire.loop import boot_time
+from stagewire.proto.tai64n import MAX_JUMP_NS
 from status_service.history import Batch, History
 from status_service.history_file import HistoryFile, Kept
 
@@ -20,6 +21,8 @@ TRY_AGAIN: Final = 10.0
 LIFE: Final = "life"
 """Name of the file in the run folder that tells one life of the gateway, from `up` to `down`, from the next."""
 _MAX_LIFE: Final = 64
+_DAY_S: Final = MAX_JUMP_NS / 1e9
+_GOES_ON: Final = "events and history go on by the new time, and lose nothing"
 
 
 def life_of(run: Path, make: Callable[[], str]) -> str:
@@ -60,7 +63,8 @@ class Records:
 
     def look(self, now: float, unix_s: float) -> None:
         """Takes up what the thread has done, and hands it the next batch."""
-        self.history.clock.look(now, unix_s)
+        if 0 < abs(jump := self.history.clock.look(now, unix_s)) <= _DAY_S:  # key-service tells of a greater one
+            self._log.warning("the wall clock jumped", seconds=round(jump), history=_GOES_ON)
         if self._file is None:
             self.history.take(now)
             return

@@ -3,12 +3,17 @@
 import os
 import signal
 import socket
+import time
 from collections import deque
+from contextlib import closing
 
 import pytest
 from tests.services.conn import PORT, V4, V6, Conn, Links, client, initiation, transport
+from tests.services.test_conn_service import NoWays
 
+from conn_service import udp
 from conn_service.service import ConnService
+from stagewire.control.socket_door import UDP4
 from stagewire.loop import boot_time
 from stagewire.pipe import trains
 from stagewire.proto.endpoint import Endpoint, unpack_untrusted
@@ -138,3 +143,27 @@ def test_what_the_kernel_has_no_room_for_is_kept_as_it_was() -> None:
     service._send(b"place", Block(memoryview(memory)[100:], 100))
     memory[:] = b"b" * 300
     assert list(service._blocked) == [(b"place", [b"a" * 100, b"a" * 100], 7.0)] * 2
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+def test_what_came_before_the_wall_clock_jumped_counts_as_fresh(jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bound,
+        closing(udp.Sockets({UDP4: os.dup(bound.fileno())}, NoWays())) as sockets,
+    ):
+        ahead = 0.0
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() + ahead)
+
+        def waited(since: float) -> float:
+            """How long a datagram has waited that came when the wall clock said `since`."""
+            sockets._arrived = udp._ARRIVED.pack(int(since), int(since % 1 * 1e9))
+            return sockets.waited(sockets.wall_clock())
+
+        sockets.begun -= 10
+        came = time.time() - 1
+        assert waited(came) == pytest.approx(1, abs=0.2)
+        ahead = jump
+        assert waited(came) <= 0
+        sockets.begun -= 10  # some s later
+        assert waited(time.time() - 1) == pytest.approx(1, abs=0.2)

@@ -111,6 +111,16 @@ def test_a_key_service_that_knows_less_adds_nothing() -> None:
     assert peers._grown(report(25, 10)) == (5, 0)
 
 
+def test_a_clock_that_jumps_by_less_than_a_day_is_said_once(tmp_path: Path) -> None:
+    said: list[object] = []
+    log = Lines()
+    log.warning = lambda event, **values: said.append((event, values["seconds"]))  # type: ignore[method-assign]
+    made = Records(None, log)
+    for at, ahead in ((0, 0), (1, 0.5), (2, -3600), (3, -3600), (4, 0), (5, 40 * DAY), (6, 0)):
+        made.look(T + at, UNIX + at + ahead)
+    assert said == [("the wall clock jumped", -3600), ("the wall clock jumped", 3600)]
+
+
 def test_only_a_clock_that_was_long_steady_makes_rows_old() -> None:
     clock = History().clock
     assert not clock.is_steady(T)
@@ -145,7 +155,7 @@ def written(made: Records, folder: Path, now: float = T + 100) -> sqlite3.Connec
     """Waits until all is in the file."""
 
     def done() -> bool:
-        made.look(now, UNIX)
+        made.look(now, UNIX + now - T)
         return not made._writing and not made.history._batch
 
     made.history._urgent = True
