@@ -382,7 +382,7 @@ def check(file_or_name: str, strict: bool) -> None:
     try:
         interface = config.load(file, strict=strict)
     except config.ConfigError as error:
-        for mistake in operands.mistakes(error, file):
+        for mistake in operands.mistakes(error):
             click.echo(mistake, err=True)
         sys.exit(operands.FAILED)
     for warning in interface.warnings:

@@ -43,6 +43,7 @@ class Number(click.FloatRange):
 
 
 NONE_UP: Final = "no interface is up: `stagewire up NAME` brings one up"
+_LISTED: Final = 5
 _OUR_FILES: Final = Path("/etc/stagewire")
 _WG_QUICK_FILES: Final = Path("/etc/wireguard")
 
@@ -109,7 +110,7 @@ def load(environment: Environment) -> config.InterfaceConfig:
     try:
         interface = config.load(environment.config)
     except config.ConfigError as error:
-        for mistake in mistakes(error, environment.config):
+        for mistake in mistakes(error):
             complain(mistake)
         sys.exit(FAILED)
     for warning in interface.warnings:
@@ -117,14 +118,19 @@ def load(environment: Environment) -> config.InterfaceConfig:
     return interface
 
 
-def mistakes(error: config.ConfigError, path: Path) -> list[str]:
-    """Returns a line for each mistake in a file; points to wg-quick's file if only that exists."""
-    theirs = _WG_QUICK_FILES / path.name
-    if path.parent == _OUR_FILES and not os.path.lexists(path) and theirs.exists():
-        return [f"{path}: does not exist, but {theirs} does: give that path"]
-    if path.parent == _OUR_FILES and not os.path.lexists(path):
-        return [f"{path}: does not exist: `stagewire init {path.stem}` makes it"]
-    return [str(mistake) for mistake in error.mistakes]
+def mistakes(error: config.ConfigError) -> list[str]:
+    """Returns a line for each mistake in a file. Of a file that is not there, it says which are."""
+    path = Path(error.mistakes[0].path)
+    if os.path.lexists(path):
+        return [str(mistake) for mistake in error.mistakes]
+    places = (_OUR_FILES / path.name, _WG_QUICK_FILES / path.name)
+    if found := [place for place in places if place.exists()]:
+        return [f"{path}: does not exist, but {found[0]} does: give that path"]
+    if path.parent != _OUR_FILES:
+        return [str(mistake) for mistake in error.mistakes]
+    names = sorted(file.name.removesuffix(".conf") for file in _OUR_FILES.glob("*.conf"))[:_LISTED]
+    there = f"; {', '.join(names)} {'exists' if len(names) == 1 else 'exist'}" if names else ""
+    return [f"{path}: does not exist: `stagewire init {path.stem}` makes it{there}"]
 
 
 def need_root() -> None:
@@ -144,7 +150,7 @@ def upon_its_file(file_or_name: str | None, action: Callable[[Environment], None
     except Failed as failed:
         fail_with(failed, environment.interface)
     except config.ConfigError as error:
-        for mistake in mistakes(error, environment.config):
+        for mistake in mistakes(error):
             complain(mistake)
         sys.exit(FAILED)
 
@@ -160,7 +166,7 @@ def upon_a_file(file_or_name: str, action: Callable[[Environment], None]) -> Non
     except Failed as failed:
         fail_with(failed, environment.interface)
     except config.ConfigError as error:
-        for mistake in mistakes(error, environment.config):
+        for mistake in mistakes(error):
             complain(mistake)
         sys.exit(FAILED)
 
