@@ -29,13 +29,14 @@ def init(
 ) -> None:
     """Makes the file of a new gateway, with a new key.
 
-    Asks for what no option gives; without a terminal, it takes what it suggests. Changes nothing else.
+    Asks for what no option gives; without a terminal, it takes what it suggests, and no --exit. Changes nothing else.
     """
     from stagewire_cli import init as making
 
     operands.need_root()
     environment = operands.environment_of(file_or_name)
     ask = click.prompt if sys.stdin.isatty() else None
+    said = exits is not None
     if exits is None:
         exits = ask is not None and click.confirm("Shall clients reach the internet through this gateway", default=True)
     try:
@@ -43,6 +44,10 @@ def init(
     except Failed as failed:
         operands.fail_with(failed, environment.interface)
     operands.tell(f"wrote {environment.config}; clients find the gateway at {place}")
+    if not exits and not said and ask is None:
+        operands.tell(
+            "exit: off, as nobody could be asked: clients reach the tunnel alone; --exit lets them everywhere"
+        )
     for hint in making.firewall_hints(port) or [f"open UDP port {port} in each firewall before this host"]:
         operands.tell(f"firewall: {hint}")
     operands.tell(f"next: stagewire up {file_or_name}, then stagewire peer add NAME")

@@ -6,15 +6,16 @@ import secrets
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container
 from contextlib import suppress
-from ipaddress import IPv4Network, IPv6Network, ip_interface
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface
 from pathlib import Path
 from typing import Final
 
 from stagewire import config
-from stagewire.config import HostPort, Network, encode_key, values
+from stagewire.config import ConfigError, HostPort, Network, encode_key, values
 from stagewire.limits import DEFAULT_PORT
+from stagewire_cli import neighbours
 from stagewire_cli.failures import Failed
 
 _PORTS: Final = 100
@@ -42,24 +43,46 @@ def make(
     """
     if os.path.lexists(path):
         raise Failed(f"{path} exists already, and stays as it is: take another name")
-    port = port or free_port()
+    others = neighbours.ports(path)
+    if port in others:
+        raise Failed(f"--port {port} is the ListenPort of {others[port]}: give another")
+    port = port or free_port(others)
     found = own_address()
     if endpoint is None:
         endpoint = ask("Address or name where clients find this gateway", default=found) if ask else found
     if endpoint is None:
         raise Failed("this host has no route to others: say with --endpoint where clients find it")
     if network is None:
-        suggested = ", ".join(map(str, networks()))
+        suggested = ", ".join(map(str, networks(path)))
         network = ask("Networks of the tunnel", default=suggested) if ask else suggested
     if dns is None:
         dns = ask("DNS servers of the clients, if any", default="", show_default=False) if ask else ""
     place = _endpoint(endpoint, port)
     try:
-        servers = values.dns(dns) if dns else ()
+        servers = values.servers(dns) if dns else ()
     except ValueError as error:
         raise Failed(f"--dns {error}") from None
-    write(path, _text(_networks(network), port, place, servers, exits=exits))
+    own = _networks(network)
+    _expect_free(own, place, path)
+    text = _text(own, port, place, servers, exits=exits)
+    try:
+        config.parse_text(text, path, strict=True)
+    except ConfigError as error:
+        raise Failed(error.mistakes[0].message) from None
+    write(path, text)
     return port, place
+
+
+def _expect_free(own: tuple[Network, ...], place: HostPort, path: Path) -> None:
+    """Raises Failed for a network that is another's, or in which the gateway's own endpoint lies."""
+    taken = [*neighbours.networks(path)]
+    for network in own:
+        if (other := neighbours.forbidding(taken, network)) is not None:
+            raise Failed(f"--network {network} overlaps {other.network} {other.by}: give another")
+        if values.is_literal(place.host) and ip_address(place.host.partition("%")[0]) in network:
+            raise Failed(
+                f"--network {network} has the address {place.host} where clients find the gateway: give another"
+            )
 
 
 def own_address() -> str | None:
@@ -71,10 +94,10 @@ def own_address() -> str | None:
     return None
 
 
-def free_port() -> int:
-    """Returns the first UDP port from DEFAULT_PORT on that no program here uses. Raises Failed."""
+def free_port(others: Container[int] = ()) -> int:
+    """Returns the first UDP port from DEFAULT_PORT on that no program here uses and no file names. Raises Failed."""
     for port in range(DEFAULT_PORT, DEFAULT_PORT + _PORTS):
-        if is_free(port):
+        if port not in others and is_free(port):
             return port
     raise Failed(f"no UDP port from {DEFAULT_PORT} to {DEFAULT_PORT + _PORTS - 1} is free: give --port")
 
@@ -94,23 +117,13 @@ def is_free(port: int) -> bool:
     return True
 
 
-def networks() -> tuple[Network, ...]:
-    """Returns an IPv4 network that no route of this host touches, and a random IPv6 network (RFC 4193)."""
-    routes = list(_routes())
-    four = next((each for each in _USUAL if not any(each.overlaps(route) for route in routes)), None)
+def networks(path: Path) -> tuple[Network, ...]:
+    """Returns an IPv4 network that no route of this host and no other file touches, and a random IPv6 one (RFC 4193)."""
+    taken = [each.network for each in neighbours.networks(path) if each.network.version == 4]
+    four = next((each for each in _USUAL if not any(each.overlaps(other) for other in taken)), None)
     if four is None:
         raise Failed("routes of this host touch every network that would do: give --network")
     return four, IPv6Network((0xFD << 120 | secrets.randbits(40) << 80, 64))
-
-
-def _routes() -> Iterator[IPv4Network]:
-    """Yields where this host's routes lead, the default route aside."""
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/net/route").read_text(errors="replace").splitlines()[1:]:
-            words = line.split()
-            address, mask = (socket.ntohl(int(words[place], 16)) for place in (1, 7))
-            if mask:
-                yield IPv4Network((address, mask.bit_count()))
 
 
 def _text(own: tuple[Network, ...], port: int, endpoint: HostPort, dns: tuple[str, ...], *, exits: bool) -> str:

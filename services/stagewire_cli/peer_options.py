@@ -49,6 +49,11 @@ def settings(interface: InterfaceConfig, chosen: dict[str, Any], named: Named = 
             continue
         text = given if isinstance(given, str) else "; ".join(given).strip()
         setting = checked(named(option), Setting(key, _value(option, text, named(option))))
+        if option == "dns":
+            try:
+                values.servers(setting.value)
+            except ValueError as error:
+                raise Failed(f"{named(option)} {error}") from None
         if option == "expires" and setting.value and (end := values.expires(setting.value)) <= time.time():
             raise Failed(f"{named(option)} {values.as_time(end)} is over already: give a time to come")
         found.append(setting)

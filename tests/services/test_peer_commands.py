@@ -77,6 +77,7 @@ def test_init_makes_a_file_that_works_and_names_the_next_step(tmp_path: Path) ->
     assert "4711" in said
     assert f"stagewire up {conf}" in said
     assert made.exit == "off"
+    assert "exit: off" in said
     again = stagewire("init", conf, *PLACE, env=folders(tmp_path))
     assert (again.returncode, "exists already" in again.stderr) == (1, True)
 
@@ -97,6 +98,7 @@ def test_init_offers_a_way_to_everywhere(tmp_path: Path) -> None:
         (("--endpoint", "a.example", "--network", "10.0.0.0/8, 10.9.0.0/24"), "one network of each family"),
         (("--endpoint", "a.example", "--network", "nine"), "--network must be"),
         (("--endpoint", "a.example", "--dns", "a;b"), "--dns must be"),
+        (("--endpoint", "a.example", "--dns", "foo bar"), "--dns must name the address of a DNS server"),
     ],
 )
 def test_bad_options_of_init_make_no_file(tmp_path: Path, options: tuple[str, ...], why: str) -> None:
@@ -237,6 +239,7 @@ def test_what_is_written_is_a_new_file_for_root_alone(files: Files) -> None:
         (("add", "a" * 5000), "which has 1 to 64 letters"),
         (("add", "a", "--mtu", "1"), "--mtu must be a whole number from 576"),
         (("add", "a", "--dns", "a\nb"), "--dns must be one line"),
+        (("add", "a", "--dns", "corp.example"), "--dns must name the address of a DNS server"),
         (("add", "a", "--keepalive", "-1"), "--keepalive must be off, or seconds"),
         (("add", "a", "--rate", "5"), "--rate must be bits/s from 64K"),
         (("add", "a", "--quota", "much"), "--quota must be bytes a month"),

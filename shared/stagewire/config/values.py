@@ -274,6 +274,14 @@ def dns(text: str) -> tuple[str, ...]:
     return tuple(words)
 
 
+def servers(text: str) -> tuple[str, ...]:
+    """Reads what a client's DNS is set to: a server's address at least, and search domains."""
+    words = dns(text)
+    if words and not any(map(is_literal, words)):
+        raise ValueError(f"must name the address of a DNS server beside search domains, not {shown(text)}")
+    return words
+
+
 CLIENT: Final[Mapping[str, Callable[[ClientSettings, str], ClientSettings]]] = {
     "ClientAllowedIPs": lambda client, text: replace(client, allowed_ips=networks(text)),
     "ClientDNS": lambda client, text: replace(client, dns=dns(text)),
