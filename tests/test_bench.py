@@ -1,20 +1,23 @@
-"""The pure parts of the benchmark: statistics, what programs print, the report."""
+"""The pure parts of the benchmark: statistics, what programs print, the report; and its bursts of datagrams."""
 
+import contextlib
 import io
 import json
 import math
+import socket
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from tests.bench import latency, report, tcp, udp
+from tests.bench.bursts import MOST, Bursts, Heads
 from tests.bench.cost import Bill, Reading, name_of
 from tests.bench.hubs import fairness
 from tests.bench.machine import room_for_many
 from tests.bench.publish import publish
 from tests.bench.rows import ROWS, Row, derive, udp_key
 from tests.bench.samples import Results, Sample, quantile, quantiles, steadiness, summarise
-from tests.bench.udp_load import NUMBER, counted
+from tests.bench.udp_load import NUMBER, counted, receive_within
 
 
 def sample(scenario: str, contestant: str, number: int, **values: float) -> Sample:
@@ -197,3 +200,24 @@ def test_reports_survive_the_disk_and_make_a_page(tmp_path: Path) -> None:
     page = made[0].read_text()
     assert "| 1 stream | Gb/s | 2.00 ±0% | 1.00 ±0% |" in page
     assert "- CPU: some" in page
+
+
+@pytest.mark.parametrize("hosts", [["127.0.0.1"], ["127.0.0.1", "127.0.0.2", "127.0.0.3"], ["::1"]])
+def test_a_burst_reaches_its_destinations_in_turn_and_numbered(hosts: list[str]) -> None:
+    with contextlib.ExitStack() as stack:
+        family = socket.AF_INET6 if ":" in hosts[0] else socket.AF_INET
+        opened = [stack.enter_context(socket.socket(family, socket.SOCK_DGRAM)) for _ in hosts]
+        opened[0].bind((hosts[0], 0))
+        port = opened[0].getsockname()[1]
+        for each, host in zip(opened[1:], hosts[1:], strict=True):
+            each.bind((host, port))
+        bursts, count = Bursts(hosts, port, 64), 7
+        stack.callback(bursts.close)
+        for number in (count, MOST, MOST):
+            bursts.send(number)
+            for turn, each in enumerate(opened):
+                receive_within(each, 0.05)
+                heads = Heads(each)
+                found = b"".join(iter(heads.receive, b""))
+                numbers = [number for (number,) in NUMBER.iter_unpack(found)]
+                assert numbers == [at for at in range(bursts.sent - number, bursts.sent) if at % len(hosts) == turn]

@@ -4,8 +4,6 @@ python -m tests.bench.udp_load sink PORT                                   count
 python -m tests.bench.udp_load source PORT SIZE RATE SECONDS DESTINATION…  prints JSON when it is done
 """
 
-import contextlib
-import itertools
 import json
 import signal
 import socket
@@ -14,6 +12,8 @@ import sys
 import time
 from collections.abc import Iterable
 from typing import Final
+
+from tests.bench.bursts import Bursts, Heads
 
 from lab.namespaces import SO_RCVBUFFORCE
 
@@ -54,14 +54,13 @@ def sink(port: int) -> dict[str, float]:
     opened.bind(("", port))
     print("ready", flush=True)
     heads: list[bytes] = []
-    take, receive = heads.append, opened.recv
+    take, receive = heads.append, Heads(opened).receive
     while True:
-        try:
-            while True:
-                take(receive(NUMBER.size))
-        except BlockingIOError:
-            if stopped.asked:
-                break
+        found = receive()
+        if found:
+            take(found)
+        elif stopped.asked:
+            break
     opened.close()
     return counted(heads)
 
@@ -77,13 +76,7 @@ def counted(heads: Iterable[bytes]) -> dict[str, float]:
 
 def source(port: int, size: int, rate: float, seconds: float, destinations: list[str]) -> dict[str, float]:
     """Sends `rate` packets/s of `size` bytes for `seconds`, to each destination in turn."""
-    ways = []
-    for destination in destinations:
-        opened = socket.socket(socket.AF_INET6 if ":" in destination else socket.AF_INET, socket.SOCK_DGRAM)
-        opened.connect((destination, port))
-        ways.append(opened.send)
-    buffer, pack = bytearray(size), NUMBER.pack_into
-    sent, turns, clock = 0, itertools.cycle(ways), time.monotonic
+    bursts, sent, clock = Bursts(destinations, port, size), 0, time.monotonic
     begun = start = clock()
     owed = 0
     while (now := clock()) < begun + seconds:
@@ -93,14 +86,13 @@ def source(port: int, size: int, rate: float, seconds: float, destinations: list
             behind = rate * TICK
         burst = int(behind)
         owed += burst
-        for send in itertools.islice(turns, burst):
-            pack(buffer, 0, sent)
-            with contextlib.suppress(OSError):  # a packet that the sender's kernel refuses counts as offered
-                send(buffer)
-            sent += 1
+        bursts.send(burst)
+        sent += burst
         if clock() < now + TICK:
             time.sleep(TICK)
-    return {"sent": sent, "seconds": clock() - begun}
+    seconds = clock() - begun
+    bursts.close()
+    return {"sent": sent, "seconds": seconds}
 
 
 def main(arguments: list[str]) -> None:
