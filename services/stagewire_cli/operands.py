@@ -226,7 +226,10 @@ def the_one_that_is_up() -> str:
     if not names:
         fail(NONE_UP, NOT_RUNNING)
     if len(names) > 1:
-        fail(f"{len(names)} interfaces are up ({', '.join(names)}): name one of them")
+        context = click.get_current_context(silent=True)
+        by_option = context is not None and any(param.name == "interface" for param in context.command.params)
+        how = "name one with -i" if by_option else "name one of them"
+        fail(f"{len(names)} interfaces are up ({', '.join(names)}): {how}")
     return names[0]
 
 

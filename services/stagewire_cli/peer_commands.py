@@ -105,9 +105,9 @@ def add(name: str | None, table: Path | None, interface: str | None, **chosen: A
     \b
     Examples:
       stagewire peer add phone
-      stagewire peer add laptop --full-tunnel --expires 30d --output laptop.conf
+      stagewire peer add laptop --full-tunnel --output laptop.conf
       stagewire peer add office --public-key KEY --network 192.168.7.0/24
-      stagewire peer add web --forward 'tcp 8080 80' --allow '10.0.0.0/24 tcp 443'
+      stagewire peer add web --forward 'tcp 8080 80' --allow 'any tcp 443'
       stagewire peer add --from staff.csv --output staff
     """
     if (name is None) == (table is None):
@@ -256,7 +256,7 @@ def set_(who: str, allowed_ips: str | None, interface: str | None, **chosen: Any
     \b
     Examples:
       stagewire peer set phone --expires 30d --rate 20M/5M --quota 50G
-      stagewire peer set phone --allow '10.0.0.0/24 tcp 443' --allow 'any udp 53'
+      stagewire peer set phone --allow '10.0.0.0/8 tcp 443' --allow 'any icmp'
       stagewire peer set server --forward 'tcp 8080 80' --forward 'udp 53 53'
       stagewire peer set phone --expires never --quota none --allow ''
     """

@@ -53,6 +53,13 @@ def test_no_help_is_wider_than_80_columns_or_cut(name: str) -> None:
     assert [line for line in said.splitlines() if len(line) > 80 or cut.fullmatch(line)] == []
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_man_has_room_for_each_example(name: str) -> None:
+    """man(1) indents by 7 of 80 columns, and wraps no line here."""
+    for block in re.findall(r"^\.nf\n(.*?)^\.fi$", PAGES[name], re.MULTILINE | re.DOTALL):
+        assert max(len(line.replace("\\-", "-")) for line in block.splitlines()) <= 73
+
+
 def test_an_example_keeps_its_lines() -> None:
     page = PAGES["stagewire-peer-set.1"]
     assert ".nf\nExamples:\nstagewire peer set phone" in page

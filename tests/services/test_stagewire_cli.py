@@ -273,7 +273,7 @@ def test_which_of_two_interfaces_is_not_guessed(folder: Path, arguments: list[st
         (folder / "run" / name / "supervisord.conf").touch()
     refused = stagewire(*arguments, env=folders(folder))
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == "stagewire: 2 interfaces are up (wg0, wg1): name one of them\n"
+    assert refused.stderr == "stagewire: 2 interfaces are up (wg0, wg1): name one with -i\n"
 
 
 @pytest.mark.parametrize("arguments", [["restart", "all"], ["scale", "2"], ["reload"], ["status"]])
