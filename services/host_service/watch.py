@@ -27,6 +27,8 @@ _IPV6: Final = bytes([socket.AF_INET6])
 _PER_TURN: Final = 64
 _ROOM: Final = 4 << 20
 """Bytes of unread reports."""
+_TURNS_WAITING: Final = _ROOM // 512 // _PER_TURN
+"""Turns after which all is read that waited at first: the kernel counts more than 512 bytes for each report."""
 _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 33, 26
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _NFT_GROUP, _NFT_SUBSYSTEM = 7, 10
@@ -83,8 +85,9 @@ class Watch:
 
     def read(self) -> None:
         """Reads all waiting reports but those on nftables."""
-        while self._drain(self._route, self._tell):
-            pass
+        for _ in range(_TURNS_WAITING):
+            if not self._drain(self._route, self._tell):
+                return
 
     def forget_nft(self) -> None:
         """Skips the reports on nftables so far: they tell of our own changes."""
