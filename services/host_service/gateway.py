@@ -150,14 +150,14 @@ class Gateway:
             ground.warn("passes", "")
             return False
         listed = firewall.ruleset()
-        kinds = passes.to_peers(rules)
-        found = passes.obstacles(listed, ground.interface, rules.forwards, kinds)
+        needs = passes.needs(rules)
+        found = passes.obstacles(listed, ground.interface, rules.forwards, needs)
         if rules.opens:
             ground.warn("passes", self._told([each for each in found if not self._open(each)]))
             return bool(found)
         if noted:
             self._close(noted, passes.standing(listed, ground.interface))
-            found = passes.obstacles(firewall.ruleset(), ground.interface, rules.forwards, kinds)
+            found = passes.obstacles(firewall.ruleset(), ground.interface, rules.forwards, needs)
         ground.warn("passes", self._told(found))
         return bool(noted)
 

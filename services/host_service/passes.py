@@ -28,6 +28,9 @@ _BESIDE: Final = frozenset(["counter", "log", "limit", "comment"])
 """Statements of a rule that leave no packet out."""
 _DEEPEST: Final = 16
 Listed = Iterable[dict[str, Any]]
+Needs = Mapping[str, Iterable[str]]
+"""The kinds of packets that must pass, by WAYS."""
+ALL_NEW: Final[Needs] = dict.fromkeys(WAYS, (NEW,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +61,17 @@ def comment(interface: str) -> str:
     return f"{COMMENT} for {interface}"
 
 
-def to_peers(rules: GatewayRules) -> tuple[str, ...]:
-    """Returns the kinds of packets to peers that a gateway's rules need."""
-    if {*rules.forwards} - {*rules.masquerades}:
-        return (NEW,)
-    return (ANSWERS, PORTS) if rules.ports else (ANSWERS,)
+def needs(rules: GatewayRules) -> Needs:
+    """Returns the kinds of packets, from peers and to peers, that a gateway's rules need."""
+    from_peers = (ANSWERS,) if rules.ports_alone else (NEW,)
+    if {*rules.forwards} - {*rules.masquerades} and not rules.ports_alone:
+        return {WAYS[0]: from_peers, WAYS[1]: (NEW,)}
+    return {WAYS[0]: from_peers, WAYS[1]: (ANSWERS, PORTS) if rules.ports else (ANSWERS,)}
 
 
-def obstacles(listed: Listed, interface: str, versions: Iterable[int], kinds: Iterable[str] = (NEW,)) -> list[Obstacle]:
-    """Finds the chains that keep packets of these versions of IP from an interface, or of these kinds to the interface."""
-    found, needs = _Ruleset(listed), {WAYS[0]: (NEW,), WAYS[1]: tuple(kinds)}
+def obstacles(listed: Listed, interface: str, versions: Iterable[int], needs: Needs = ALL_NEW) -> list[Obstacle]:
+    """Finds the chains that keep packets of these versions of IP, and of the kinds that are needed, from passing."""
+    found = _Ruleset(listed)
     return [
         each for chain in found.hooked({*versions}) if (each := found.obstacle(chain, interface, needs)) is not None
     ]
@@ -142,7 +146,7 @@ class _Ruleset:
             and not chain.table.startswith(PREFIX)
         ]
 
-    def obstacle(self, chain: Chain, interface: str, needs: Mapping[str, Iterable[str]]) -> Obstacle | None:
+    def obstacle(self, chain: Chain, interface: str, needs: Needs) -> Obstacle | None:
         closed = self._hooks[chain].get("policy") == "drop" or self._ends(chain, 0)
         packets = (
             {way: [_Packets(way, interface, kind) for kind in kinds] for way, kinds in needs.items()} if closed else {}

@@ -33,6 +33,7 @@ def rules(interface: InterfaceConfig, peers: Iterable[PeerConfig]) -> GatewayRul
         interface.open_firewall,
         tuple(_classes(access.allow, peers)) if restricts else (),
         ports,
+        bool(ports) and not exits,
     )
 
 

@@ -89,6 +89,8 @@ def test_a_peer_that_sends_all_through_the_tunnel_sees_the_senders_address() -> 
     every4 = "# stagewire: ClientAllowedIPs = 0.0.0.0/0"
     forwards = "# stagewire: Forward = tcp 1 10.66.0.2:1\n# stagewire: Forward = tcp 1 [fd66::2]:1"
     assert [each.keeps_source for each in made(read(forwards, every4, "")).ports] == [True, False]
+    assert made(read(forwards)).ports_alone
+    assert not made(read(f"{forwards}\n# stagewire: Exit = on")).ports_alone
     assert [each.keeps_source for each in made(read(f"{forwards}\n{every4}")).ports] == [True, False]
 
 

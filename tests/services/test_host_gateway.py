@@ -236,13 +236,15 @@ STATEFUL = f"{FORWARD} drop; ct state {{ established, related }} accept; %s }}; 
         (replace(EXIT, ports=_port().ports), 'iifname "wg0" accept;', ("oifname",)),
         (replace(EXIT, ports=_port().ports), 'iifname "wg0" accept; ct status dnat accept;', ()),
         (replace(EXIT, ports=_port().ports), 'iifname "wg0" accept; ct state new accept;', ("oifname",)),
+        (replace(_port(), forwards=(4,), ports_alone=True), "ct status dnat accept;", ()),
+        (replace(_port(), forwards=(4,), ports_alone=True), "", ("oifname",)),
     ],
 )
 def test_a_firewall_that_lets_answers_pass_needs_a_rule_for_what_others_begin_alone(
     namespace: Namespace, rules: GatewayRules, more: str, ways: tuple[str, ...]
 ) -> None:
     fill(namespace, f"table inet f {{ {STATEFUL % more}")
-    found = passes.obstacles(listed(namespace), "wg0", rules.forwards, passes.to_peers(rules))
+    found = passes.obstacles(listed(namespace), "wg0", rules.forwards, passes.needs(rules))
     assert [each.ways for each in found] == ([ways] if ways else [])
 
 

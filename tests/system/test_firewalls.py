@@ -88,3 +88,11 @@ def test_what_it_keeps_passes_by_a_line_of_the_file_or_by_its_own_commands(
             room.run(*firewall.reload.split())
             assert passes(house), "it forgets what was not permanent"
         assert house.has("# stagewire: Exit = on\n# stagewire: Isolation = on") == "", "it warns no more"
+
+
+def test_a_forwarded_port_alone_passes_firewalld_and_is_warned_of_by_nobody(house: House, room: Room) -> None:
+    with firewalld(room):
+        assert house.has("# stagewire: Isolation = off", one="# stagewire: Forward = tcp 8080 80") == ""
+        assert seen_as(house.world, OURS[4], 8080)
+        assert seen_as(house.world, OURS[6], 8080)
+        assert refused(house.clients["two"], WORLD[4], 80), "there is no exit"

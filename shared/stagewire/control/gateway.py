@@ -55,6 +55,7 @@ class GatewayRules:
     The host forwards packets of `forwards`; those of `masquerades` leave by other interfaces with the gateway's address.
     `isolates`: peers don't reach one another. `opens`: other nftables tables may be changed so that they let the packets
     pass. Without classes in `access`, every peer reaches everything; otherwise a source of no class reaches nothing.
+    `ports_alone`: the host forwards for `ports` and for nothing else.
     """
 
     forwards: tuple[int, ...] = ()
@@ -63,6 +64,7 @@ class GatewayRules:
     opens: bool = False
     access: tuple[AccessClass, ...] = ()
     ports: tuple[PortForward, ...] = ()
+    ports_alone: bool = False
 
 
 NO_RULES = GatewayRules()
