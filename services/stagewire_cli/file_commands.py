@@ -1,11 +1,14 @@
 """Defines the commands about whole configuration files: init, import, plan, apply, confirm, backup and restore."""
 
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
+from stagewire import logs
 from stagewire.config import values
 from stagewire.environment import Environment
 from stagewire_cli import operands
@@ -35,7 +38,7 @@ def init(
 
     operands.need_root()
     environment = operands.environment_of(file_or_name)
-    ask = click.prompt if sys.stdin.isatty() else None
+    ask = _ask if sys.stdin.isatty() else None
     said = exits is not None
     if exits is None:
         exits = ask is not None and click.confirm("Shall clients reach the internet through this gateway", default=True)
@@ -51,6 +54,22 @@ def init(
     for hint in making.firewall_hints(port) or [f"open UDP port {port} in each firewall before this host"]:
         operands.tell(f"firewall: {hint}")
     operands.tell(f"next: stagewire up {file_or_name}, then stagewire peer add NAME")
+
+
+def _ask(question: str, check: Callable[[str], object], **how: Any) -> str:
+    """Asks until `check` takes the answer."""
+
+    def checked(said: str) -> str:
+        try:
+            check(said)
+        except Failed as failed:
+            raise click.UsageError(logs.cleaned(_OPTION.sub("", str(failed)))) from None
+        return said
+
+    return str(click.prompt(question, value_proc=checked, **how))
+
+
+_OPTION: Final = re.compile(r"^--\w+ ")
 
 
 @click.command("import")

@@ -23,17 +23,20 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            if "unexpected extra argument" in error.message and (hint := _hint(typed)):
+            if "unexpected extra argument" in error.message and (hint := _hint(typed, self)):
                 raise click.UsageError(f"{error.message.rstrip('.')}: {hint}", ctx) from None
             raise
 
 
-def _hint(typed: list[str]) -> str:
+def _hint(typed: list[str], command: click.Command) -> str:
     for option, example in _QUOTED.items():
         if option in typed and any(not word.startswith("-") for word in typed[typed.index(option) + 2 :][:1]):
             return f"put the value of {option} into quotes, as in {example}"
     name = next((word for word in typed if _is_gateway(word)), None)
-    return f"-i {name} names the gateway" if name else ""
+    if name:
+        return f"-i {name} names the gateway"
+    takes_a_name = any(isinstance(param, click.Argument) for param in command.params)
+    return "put a name with spaces into quotes" if takes_a_name else ""
 
 
 def _is_gateway(word: str) -> bool:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Container
 from contextlib import suppress
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface
 from pathlib import Path
 from typing import Final
@@ -38,8 +39,8 @@ def make(
 ) -> tuple[int, HostPort]:
     """Writes the file of a new gateway; returns its port, and where clients find it. Raises Failed.
 
-    `ask` asks the operator for what is None; without `ask`, a suggestion counts. `exits`: the gateway passes clients'
-    packets on to everywhere.
+    `ask` asks the operator for what is None until `check` takes the answer; without `ask`, a suggestion counts. `exits`:
+    the gateway passes clients' packets on to everywhere.
     """
     if os.path.lexists(path):
         raise Failed(f"{path} exists already, and stays as it is: take another name")
@@ -49,22 +50,20 @@ def make(
     port = port or free_port(others)
     found = own_address()
     if endpoint is None:
-        endpoint = ask("Address or name where clients find this gateway", default=found) if ask else found
+        where = "Address or name where clients find this gateway"
+        endpoint = ask(where, check=partial(_endpoint, port=port), default=found) if ask else found
     if endpoint is None:
         raise Failed("this host has no route to others: say with --endpoint where clients find it")
+    place = _endpoint(endpoint, port)
+    own_networks = partial(_networks, place=place, path=path)
     if network is None:
         suggested = ", ".join(map(str, networks(path)))
-        network = ask("Networks of the tunnel", default=suggested) if ask else suggested
+        network = ask("Networks of the tunnel", check=own_networks, default=suggested) if ask else suggested
+    own = own_networks(network)
     if dns is None:
-        dns = ask("DNS servers of the clients, if any", default="", show_default=False) if ask else ""
-    place = _endpoint(endpoint, port)
-    try:
-        servers = values.servers(dns) if dns else ()
-    except ValueError as error:
-        raise Failed(f"--dns {error}") from None
-    own = _networks(network)
-    _expect_free(own, place, path)
-    text = _text(own, port, place, servers, exits=exits)
+        servers = "DNS servers of the clients, if any"
+        dns = ask(servers, check=_servers, default="", show_default=False) if ask else ""
+    text = _text(own, port, place, _servers(dns), exits=exits)
     try:
         config.parse_text(text, path, strict=True)
     except ConfigError as error:
@@ -128,9 +127,6 @@ def networks(path: Path) -> tuple[Network, ...]:
 
 def _text(own: tuple[Network, ...], port: int, endpoint: HostPort, dns: tuple[str, ...], *, exits: bool) -> str:
     """Returns the file of a new gateway. Each network's first address is the gateway's."""
-    for network in own:
-        if network.num_addresses < 4:
-            raise Failed(f"--network {network} has no room for clients: give a larger one, such as 10.8.0.0/24")
     addresses = ", ".join(str(ip_interface((network.network_address + 1, network.prefixlen))) for network in own)
     lines = [
         "[Interface]",
@@ -157,7 +153,7 @@ def _endpoint(said: str, port: int) -> HostPort:
         ) from None
 
 
-def _networks(said: str) -> tuple[Network, ...]:
+def _networks(said: str, place: HostPort, path: Path) -> tuple[Network, ...]:
     """Reads the networks of --network. Raises Failed."""
     try:
         found = values.networks(said)
@@ -165,7 +161,19 @@ def _networks(said: str) -> tuple[Network, ...]:
         raise Failed(f"--network {error}") from None
     if len({network.version for network in found}) < len(found):
         raise Failed("--network takes one network of each family")
+    for network in found:
+        if network.num_addresses < 4:
+            raise Failed(f"--network {network} has no room for clients: give a larger one, such as 10.8.0.0/24")
+    _expect_free(found, place, path)
     return found
+
+
+def _servers(said: str) -> tuple[str, ...]:
+    """Reads the servers of --dns. Raises Failed."""
+    try:
+        return values.servers(said) if said else ()
+    except ValueError as error:
+        raise Failed(f"--dns {error}") from None
 
 
 def write(path: Path, said: str) -> None:

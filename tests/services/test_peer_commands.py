@@ -443,6 +443,7 @@ def test_a_group_that_reaches_nothing_is_said_once(files: Files) -> None:
         (("set", "a", "--allow", "10.0.0.0/24", "tcp", "443"), "put the value of --allow into quotes, as in --allow '"),
         (("add", "a", "--forward", "tcp", "8080", "80"), "put the value of --forward into quotes"),
         (("add", "--dns", "10.8.0.1", "example.org", "a"), "put the value of --dns into quotes"),
+        (("show", "Anna's", "phone"), "unexpected extra argument (phone): put a name with spaces into quotes\n"),
         (("list", "nowhere"), "unexpected extra argument (nowhere)\n"),
     ],
 )

@@ -77,23 +77,28 @@ def test_enter_takes_what_is_suggested(terminal: Terminal, file: Path) -> None:
         (("n", "x" * 3000), "is no place of a gateway"),
         (("n", "$(reboot)"), "is no place of a gateway"),
         (("n", "\x1b[2Jvpn"), "is no place of a gateway"),
-        (("n", "", "10.9.0.0/33"), "--network"),
+        (("n", "", "10.9.0.0/33"), "must be a prefix"),
         (("n", "", "10.9.0.0/24, 10.10.0.0/24"), "one network of each family"),
         (("n", "", "10.9.0.0/31"), "no room for clients"),
-        (("n", "", "[Peer]"), "--network"),
-        (("n", "", "", "nowhere..example"), "--dns"),
-        (("n", "", "", "10.9.0.1\x0bPostUp = id"), "--dns"),
+        (("n", "", "[Peer]"), "must be a prefix"),
+        (("n", "", "", "nowhere..example"), "must be"),
+        (("n", "", "", "10.9.0.1\x0bPostUp = id"), "must be"),
     ],
 )  # fmt: skip
-def test_a_bad_answer_is_named_and_nothing_is_made(
+def test_a_bad_answer_is_named_and_asked_for_again(
     terminal: Terminal, file: Path, answers: tuple[str, ...], why: str
 ) -> None:
-    answer(terminal, *answers, *[""] * (4 - len(answers)))
-    assert terminal.end(20) == 1
+    answer(terminal, *answers)
+    terminal.until("Error: ", 20)
+    assert nothing_is_left(file)
+    terminal.press("\r" * len(QUESTIONS[len(answers) - 1 :]))
+    assert terminal.end(20) == 0
     said = terminal.text.replace("\r\n", "")
     assert why in said
     assert "Traceback" not in said
-    assert nothing_is_left(file)
+    made = config.load(file)
+    assert (made.post_up, made.client.dns) == ((), ())
+    assert str(made.client_endpoint).startswith("192.0.2.7:")
 
 
 @pytest.mark.parametrize("at", range(4))
