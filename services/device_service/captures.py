@@ -245,7 +245,7 @@ class Captures:
             if one.ended:
                 self._end(one, one.ended)
             elif now >= one.until:
-                self._end(one, f"{one.order.seconds:g} s are over")
+                self._end(one, "its time is over")
             elif self._worker.tunnel(one.order.public_key) is None:
                 self._end(one, capture.NOT_HERE)
             else:

@@ -101,7 +101,7 @@ def main(ctx: click.Context) -> None:
 
 
 @main.command(epilog=operands.OPERAND)
-@click.argument("file_or_name", metavar="FILE|NAME")
+@click.argument("file_or_name", metavar="FILE|NAME", shell_complete=completion.interfaces)
 def up(file_or_name: str) -> None:
     """Brings an interface up.
 
@@ -124,7 +124,7 @@ for _command in (later.peer, *file_commands.COMMANDS, *record_commands.COMMANDS,
 
 
 @main.command(epilog=operands.OPERAND)
-@click.argument("file_or_name", metavar="FILE|NAME")
+@click.argument("file_or_name", metavar="FILE|NAME", shell_complete=completion.interfaces)
 def run(file_or_name: str) -> None:
     """Runs an interface in the foreground.
 
@@ -209,7 +209,7 @@ def bare(name: str, foreground: bool) -> None:
 
 
 @main.command(epilog=operands.OPERAND)
-@click.argument("file_or_name", metavar="FILE|NAME")
+@click.argument("file_or_name", metavar="FILE|NAME", shell_complete=completion.interfaces)
 @click.option("--force", is_flag=True, help="Overwrite an edited file, and keep a copy of it beside it.")
 def save(file_or_name: str, force: bool) -> None:
     """Writes the configuration in force back to the file.
@@ -222,7 +222,7 @@ def save(file_or_name: str, force: bool) -> None:
 
 
 @main.command(epilog=operands.OPTIONAL)
-@click.argument("file_or_name", metavar="[FILE|NAME]", required=False)
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
 def reload(file_or_name: str | None, dry_run: bool) -> None:
     """Applies an edited file while traffic flows.
@@ -239,7 +239,7 @@ def reload(file_or_name: str | None, dry_run: bool) -> None:
 
 @main.command(epilog=operands.OPTIONAL)
 @click.argument("peer", metavar="PEER|ADDRESS", shell_complete=completion.peers)
-@click.argument("file_or_name", metavar="", required=False)
+@click.argument("file_or_name", metavar="", required=False, shell_complete=completion.interfaces)
 @operands.INTERFACE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--no-try", is_flag=True, help="Try no handshake and send no packet; answer at once.")
@@ -262,7 +262,7 @@ def why(peer: str, file_or_name: str | None, interface: str | None, as_json: boo
 
 
 @main.command(epilog=operands.OPTIONAL)
-@click.argument("file_or_name", metavar="[FILE|NAME]", required=False)
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
 @click.option("--fix", is_flag=True, help="Run the commands that mend what is wrong, and show each.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(file_or_name: str | None, fix: bool, as_json: bool) -> None:
@@ -291,7 +291,7 @@ def doctor(file_or_name: str | None, fix: bool, as_json: bool) -> None:
 
 
 @main.command(epilog=operands.OPERAND)
-@click.argument("file_or_name", metavar="FILE|NAME")
+@click.argument("file_or_name", metavar="FILE|NAME", shell_complete=completion.interfaces)
 def down(file_or_name: str) -> None:
     """Takes an interface down and undoes what `up` did."""
     from stagewire_cli import bring_up
@@ -306,7 +306,7 @@ def down(file_or_name: str) -> None:
 
 
 @main.command(epilog=operands.OPERAND)
-@click.argument("file_or_name", metavar="[FILE|NAME]", required=False)
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; without NAME, a list of them.")
 def status(file_or_name: str | None, as_json: bool) -> None:
     """Shows services, peers, handshakes and transfer.
@@ -340,7 +340,7 @@ def status(file_or_name: str | None, as_json: bool) -> None:
 
 @main.command(epilog=operands.OPTIONAL)
 @click.argument("stage", type=_Stage([*STAGES, "all"]))
-@click.argument("file_or_name", metavar="", required=False)
+@click.argument("file_or_name", metavar="", required=False, shell_complete=completion.interfaces)
 @operands.INTERFACE
 def restart(stage: str, file_or_name: str | None, interface: str | None) -> None:
     """Replaces processes while traffic flows.
@@ -357,7 +357,7 @@ def restart(stage: str, file_or_name: str | None, interface: str | None) -> None
 
 @main.command(epilog=operands.OPTIONAL)
 @click.argument("workers", type=operands.Whole(1, MAX_WORKERS))
-@click.argument("file_or_name", metavar="", required=False)
+@click.argument("file_or_name", metavar="", required=False, shell_complete=completion.interfaces)
 @operands.INTERFACE
 def scale(workers: int, file_or_name: str | None, interface: str | None) -> None:
     """Changes the number of crypto workers.
@@ -371,7 +371,7 @@ def scale(workers: int, file_or_name: str | None, interface: str | None) -> None
 
 
 @main.command(epilog=operands.OPERAND)
-@click.argument("file_or_name", metavar="FILE|NAME")
+@click.argument("file_or_name", metavar="FILE|NAME", shell_complete=completion.interfaces)
 @click.option("--strict", is_flag=True, help="Treat every warning as a mistake.")
 def check(file_or_name: str, strict: bool) -> None:
     """Checks a configuration file.

@@ -106,6 +106,8 @@ def filtered(hosts: tuple[str, ...], ports: tuple[int, ...], protocols: tuple[st
         if each.lower() not in PROTOCOLS and not (each.isdecimal() and int(each) < 256):
             raise Failed(f"--protocol {each}: give tcp, udp, icmp, or a number up to 255")
         numbers += PROTOCOLS.get(each.lower()) or (int(each),)
+    if ports and numbers and not {fields.TCP, fields.UDP} & {*numbers}:
+        raise Failed("--port is about tcp and udp alone, which --protocol leaves out")
     try:
         packed = tuple(ip_address(each).packed for each in hosts)
     except ValueError as error:
@@ -124,7 +126,10 @@ def _by() -> str:
 
 @contextmanager
 def opened(output: str) -> Iterator[int]:
-    """Opens a new file for root alone, an existing pipe, or with `-` standard output. Raises Failed."""
+    """Opens a new file for root alone, an existing pipe, or with `-` standard output. Raises Failed.
+
+    A new file goes again if the capture fails before it begins: a second try finds no file in its place.
+    """
     if output == "-":
         if sys.stdout.isatty():
             raise Failed("standard output is a terminal: name a file, or put `| wireshark -k -i -` behind the command")
@@ -141,6 +146,11 @@ def opened(output: str) -> Iterator[int]:
         raise Failed(f"{output}: {error.strerror}; nothing is captured") from None
     try:
         yield descriptor
+    except Failed:
+        if not special and not os.fstat(descriptor).st_size:
+            with suppress(OSError):
+                path.unlink()
+        raise
     finally:
         os.close(descriptor)
 

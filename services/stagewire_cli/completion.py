@@ -7,6 +7,8 @@ from typing import Final
 import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
+from stagewire.stages import STAGES
+
 PROGRAM: Final = "stagewire"
 _VARIABLE: Final = "_STAGEWIRE_COMPLETE"
 PLACES: Final = {
@@ -37,6 +39,8 @@ def peers(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[
 
     if os.geteuid() != 0:
         return []
+    if ctx.params.get("stage") is True:  # `history --stage`
+        return [CompletionItem(name) for name in STAGES if name.startswith(incomplete)]
     chosen = ctx.params.get("interface")
     found = []
     for name in [chosen] if chosen else operands.interfaces():
@@ -46,5 +50,15 @@ def peers(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[
             continue
         for peer in status.peers if status is not None else ():
             plain = peer.name and _PLAIN.issuperset(peer.name)
-            found.append(CompletionItem(peer.name if plain else peer.public_key[:_KEY], help=peer.name or None))
-    return [item for item in found if item.value.startswith(incomplete)]
+            value = peer.name if plain else peer.public_key[:_KEY]
+            if value.startswith(incomplete) or (incomplete and peer.name.startswith(incomplete)):
+                found.append(CompletionItem(value, help=peer.name or None))
+    return found
+
+
+def interfaces(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes an interface that is up, or a file."""
+    from stagewire_cli import operands
+
+    names = [CompletionItem(name) for name in operands.interfaces() if name.startswith(incomplete)]
+    return [CompletionItem(incomplete, type="file"), *names]

@@ -11,12 +11,12 @@ import click
 from stagewire import logs
 from stagewire.config import values
 from stagewire.environment import Environment
-from stagewire_cli import operands
+from stagewire_cli import completion, operands
 from stagewire_cli.failures import Failed
 
 
 @click.command()
-@click.argument("file_or_name", metavar="FILE|NAME")
+@click.argument("file_or_name", metavar="FILE|NAME", shell_complete=completion.interfaces)
 @click.option("--endpoint", metavar="HOST[:PORT]", help="Where clients find the gateway.")
 @click.option("--network", metavar="NETS", help="The tunnel's networks, at most one of each family.")
 @click.option("--dns", metavar="ADDRESSES", help="DNS servers and search domains of the clients.")
@@ -109,7 +109,7 @@ _PASSPHRASE: Final = click.option(
 
 
 @click.command(epilog=operands.OPERAND)
-@click.argument("file_or_name", metavar="FILE|NAME")
+@click.argument("file_or_name", metavar="FILE|NAME", shell_complete=completion.interfaces)
 @click.option("--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The new file.")
 @click.option("--history", is_flag=True, help="Take the history as well.")
 @_PASSPHRASE
@@ -153,7 +153,7 @@ def restore(file: Path, file_or_name: str | None, force: bool, passphrase_file: 
 
 
 @click.command(epilog=operands.OPTIONAL)
-@click.argument("file_or_name", metavar="[FILE|NAME]", required=False)
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
 def plan(file_or_name: str | None) -> None:
     """Shows what applying an edited file would change.
 
@@ -167,7 +167,7 @@ def plan(file_or_name: str | None) -> None:
 
 
 @click.command(epilog=operands.OPTIONAL)
-@click.argument("file_or_name", metavar="[FILE|NAME]", required=False)
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
 @click.option("--confirm", type=operands.Whole(1, 86400), metavar="SECONDS", help="Go back unless confirmed in time.")
 def apply(file_or_name: str | None, confirm: int | None) -> None:
     """Applies an edited file while traffic flows.
@@ -187,7 +187,7 @@ def apply(file_or_name: str | None, confirm: int | None) -> None:
 
 
 @click.command(epilog=operands.OPTIONAL)
-@click.argument("file_or_name", metavar="[FILE|NAME]", required=False)
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
 def confirm(file_or_name: str | None) -> None:
     """Keeps what `apply --confirm` has applied."""
     from stagewire_cli import key_door

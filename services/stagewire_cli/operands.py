@@ -10,6 +10,7 @@ import click
 
 from stagewire import config, logs
 from stagewire.environment import Environment, EnvironmentMistake, valid_interface_name
+from stagewire_cli import completion
 from stagewire_cli.failures import Failed, NotUp
 
 FAILED: Final = 1
@@ -19,7 +20,12 @@ OPERAND: Final = """FILE is a configuration file. NAME stands for /etc/stagewire
 interface was brought up with."""
 OPTIONAL: Final = f"{OPERAND} Without either, the command takes the only interface that is up."
 INTERFACE: Final = click.option(
-    "-i", "--interface", "interface", metavar="FILE|NAME", help="The gateway; without it, the only one that is up."
+    "-i",
+    "--interface",
+    "interface",
+    metavar="FILE|NAME",
+    shell_complete=completion.interfaces,
+    help="The gateway; without it, the only one that is up.",
 )
 """Names the gateway for a command whose first operand is something else."""
 

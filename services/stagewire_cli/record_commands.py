@@ -18,7 +18,7 @@ _CSV: Final = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 
 
 @click.command(epilog=operands.OPTIONAL)
-@click.argument("file_or_name", metavar="[FILE|NAME]", required=False)
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
 @click.option("-f", "--follow", is_flag=True, help="Wait for new events. Without --since, show those alone.")
 @click.option("--since", metavar="TIME", help="10min, 2h, 1d, 2030-12-31 or 2030-12-31T18:00Z.")
 @click.option(
@@ -110,7 +110,7 @@ def history(about: str, interface: str | None, stage: bool, as_json_object: bool
 
 
 @click.command(epilog=operands.OPTIONAL)
-@click.argument("file_or_name", metavar="[FILE|NAME]", required=False)
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
 @click.option("--month", metavar="YYYY-MM", help="The month, in UTC; without it, the present one.")
 @_JSON
 @_CSV
@@ -155,7 +155,7 @@ def _show(
 
 
 @click.command(epilog=operands.OPTIONAL)
-@click.argument("file_or_name", metavar="[FILE|NAME]", required=False)
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
 def ready(file_or_name: str | None) -> None:
     """Tells whether traffic can flow, as /readyz does.
 

@@ -15,7 +15,7 @@ from stagewire_cli.failures import Failed
 
 
 @click.command(epilog=operands.OPTIONAL)
-@click.argument("file_or_name", metavar="[FILE|NAME]", required=False)
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
 @click.option("--targets", is_flag=True, help="Print the addresses of all gateways that are up, for file_sd_configs.")
 @click.option(
     "--textfile",
@@ -52,7 +52,7 @@ def metrics(file_or_name: str | None, targets: bool, textfile: Path | None) -> N
 
 
 @click.command(epilog=operands.OPTIONAL)
-@click.argument("file_or_name", metavar="[FILE|NAME]", required=False)
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
 @click.option("--once", is_flag=True, help="Print one picture with all peers; so does a pipe as output.")
 @click.option("--plain", is_flag=True, help="Draw without textual, as without `stagewire[top]`.")
 @click.option(

@@ -3,6 +3,7 @@
 import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -86,6 +87,7 @@ def test_any_bytes_behind_a_version_are_looked_at_without_harm(data: bytes) -> N
     ("filtered", "said"),
     [
         ((("10.0.0.300",), (), ()), "--host '10.0.0.300'"),
+        (((), (53,), ("icmp",)), "--port is about tcp and udp alone, which --protocol leaves out"),
         (((), (), ("sctpx",)), "--protocol sctpx: give tcp, udp, icmp, or a number up to 255"),
         (((), (), ("256",)), "--protocol 256"),
         (((), tuple(range(65)), ()), "a filter has 64 values of a kind at most"),
@@ -125,6 +127,24 @@ def pipe() -> Iterator[tuple[int, int]]:
     yield ends
     for each in ends:
         os.close(each)
+
+
+def test_a_capture_that_fails_before_it_begins_leaves_no_file_and_no_other_is_touched(tmp_path: Path) -> None:
+    def fail(path: Path, data: bytes) -> None:
+        with capturing.opened(str(path)) as descriptor:
+            os.write(descriptor, data)
+            raise Failed("no such peer")
+
+    with pytest.raises(Failed, match="no such peer"):
+        fail(tmp_path / "new", b"")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(Failed, match="no such peer"):
+        fail(tmp_path / "begun", b"data")
+    assert (tmp_path / "begun").read_bytes() == b"data"
+    (tmp_path / "old").touch()
+    with pytest.raises(Failed, match="exists already"), capturing.opened(str(tmp_path / "old")):
+        pass
+    assert (tmp_path / "old").exists()
 
 
 def test_an_output_gets_whole_blocks_whatever_the_pieces(pipe: tuple[int, int]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import pytest
+from click.shell_completion import CompletionItem, ShellComplete
 from click.testing import CliRunner
 
 from stagewire.control import query
@@ -125,11 +126,25 @@ def test_peers_are_completed_by_plain_names_and_otherwise_by_key(monkeypatch: py
     monkeypatch.setattr(query, "key_service", lambda _environment: Status)
     assert items("") == [("anna", "anna"), ("b" * 10, "Anna's phone"), ("c" * 10, None), ("d" * 10, "$(reboot)")]
     assert items("an") == [("anna", "anna")]
+    assert items("Anna's") == [("b" * 10, "Anna's phone")]  # bash puts it in place of what was typed
+    assert items("de", stage=True) == [("device", None)]
     monkeypatch.setattr(query, "key_service", lambda _environment: None)
     assert items("") == []
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(query, "key_service", lambda _environment: Status)
     assert items("") == []
+
+
+def test_interfaces_that_are_up_are_completed_and_else_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operands, "interfaces", lambda: ["office", "wg0"])
+    for command, *words in (["top"], ["up"], ["why", "anna", "-i"], ["events"]):
+        found = completion_of(command, *words, "w")
+        assert [(item.type, item.value) for item in found] == [("file", "w"), ("plain", "wg0")]
+
+
+def completion_of(*words: str) -> list[CompletionItem]:
+    *before, typed = words
+    return ShellComplete(main, {}, "stagewire", "_STAGEWIRE_COMPLETE").get_completions(before, typed)
 
 
 @pytest.mark.parametrize(("operand", "option"), [("wg0", None), (None, "wg0"), ("wg0", "wg0")])

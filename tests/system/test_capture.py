@@ -145,7 +145,7 @@ def test_limits_end_it_and_a_worker_that_dies_does_not(network: Topology, hub: H
 
     until(over, 30, "the capture to end while pings go on")
     told = running.said()
-    assert " s are over" in told
+    assert "ended as its time is over" in told
     found = re.search(
         r"captured (\d+) packets, missed \d+, and what passed in (\d+\.\d) s while the peer had no worker;", told
     )
