@@ -436,10 +436,12 @@ def _prefixes(new: NewPeer, free: list[tuple[Network, Iterator[Address]]]) -> tu
     for network, addresses in free if not own else ():
         address = next(addresses, None)
         if address is None:
-            raise Refused(f"no address of {network} is free: remove a peer, or give an address")
+            raise Refused(f"no address of {network} is free: remove a peer, or widen the gateway's Address")
         own.append(ip_network(address))
     if not own:
-        raise Refused("the interface's Address names no network to take an address from: give the peer's address")
+        raise Refused(
+            "the gateway's Address names no network such as 10.8.0.1/24 to take an address from: give the peer one"
+        )
     return tuple(dict.fromkeys([*own, *map(values.network, new.networks)]))
 
 
