@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -338,3 +340,31 @@ def test_a_full_disk_is_an_error_and_no_crash(tmp_path: Path) -> None:
             slots.Slot(full, "test", 0)
     finally:
         subprocess.run(["umount", full], check=True)
+
+
+def test_a_locks_owner_is_searched_for_only_where_the_process_at_the_line_is_stopped() -> None:
+    """host-service's sockets are readable under traffic, and the search reads the descriptors of many processes."""
+    waiting: Any = spare.Spare.__new__(spare.Spare)
+    waiting._holder_uid = lambda _number: 0
+    reader, writer = os.pipe()
+    child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    searched: list[int] = []
+
+    def search(uid: int) -> int:
+        searched.append(uid)
+        return child.pid
+
+    slot = SimpleNamespace(number=0, holder=search)
+    watched: Any = SimpleNamespace(work={reader}, process=os.pidfd_open(child.pid), slot=slot)
+    try:
+        os.write(writer, b"x")
+        assert not waiting._is_held_up(watched)
+        assert not searched
+        child.send_signal(signal.SIGSTOP)
+        until(lambda: waiting._is_held_up(watched), 5, "the stopped process to be seen")
+        assert searched
+    finally:
+        child.kill()
+        child.wait()
+        for each in (reader, writer, watched.process):
+            os.close(each)

@@ -302,6 +302,10 @@ class Spare:
         """Tells whether work waits for a sleeping holder that is stopped, and so can't wake."""
         if not _readable(watched.work):
             return False
+        # host-service's sockets are often readable, so the search for a lock's owner waits until there is a reason.
+        pid = pid_of(watched.process) if watched.process is not None else None
+        if pid is not None and _state(pid) not in {"T", "t"}:
+            return False
         pid = watched.slot.holder(self._holder_uid(watched.slot.number))
         return pid is not None and _state(pid) in {"T", "t"}
 
