@@ -13,7 +13,7 @@ from typing import Any, Final
 from stagewire.config.peer_names import label
 from stagewire.environment import Environment
 from stagewire.proto.kernel import rule
-from stagewire_cli import diagnosis, host_facts, kernels, legacy_rules, why
+from stagewire_cli import diagnosis, host_facts, kernels, legacy_rules, readiness, why
 from stagewire_cli.evidence import RECENT
 from stagewire_cli.host_facts import Block, Denied
 
@@ -56,6 +56,8 @@ class Facts:
     strict_source: bool = False
     source_drops: int = 0
     busy: dict[str, float] = field(default_factory=dict)
+    unready: list[str] = field(default_factory=list)
+    """Why no traffic can flow, as /readyz says."""
 
 
 def gather(environment: Environment) -> Facts:
@@ -75,6 +77,7 @@ def gather(environment: Environment) -> Facts:
         host_facts.strict_source(environment.interface),
         host_facts.source_drops(),
         busy.shares(),
+        readiness.why_not(environment),
     )
 
 
@@ -91,6 +94,10 @@ def _gateway(facts: Facts) -> Iterator[Trouble]:
         yield Trouble("interface_down", f"{name} is set down, so no packet passes", "set it up", (command,))
     for service in facts.away:
         yield Trouble("service_away", f"a part of the gateway does no work: {service}", "see its log")
+    if facts.status.get("link_up") is not False and not facts.away:
+        for reason in facts.unready:
+            mend = "see what `stagewire status` counts below each service, and what `stagewire why PEER` says"
+            yield Trouble("not_ready", f"no traffic gets through: {reason}", mend)
     for warning in facts.status["warnings"]:
         yield Trouble("warning", warning, "do what it says", wrong=False)
     for worker, share in facts.busy.items():

@@ -41,6 +41,8 @@ def with_peer(**changes: Any) -> Facts:
         (WELL, [], False),
         (replace(WELL, status=STATUS | {"link_up": False}), ["interface_down"], True),
         (replace(WELL, away=["conn-service down"]), ["service_away"], True),
+        (replace(WELL, unready=["17 packets came, and no datagram left"]), ["not_ready"], True),
+        (replace(WELL, away=["conn-service down"], unready=["waits"]), ["service_away"], True),
         (replace(WELL, status=STATUS | {"warnings": ["it was edited"]}), ["warning"], False),
         (replace(WELL, busy={"device-service 0": 0.97, "device-service 1": 0.2}), ["overloaded"], True),
         (replace(WELL, blocked=Block("a rule", ("nft", "delete"))), ["port_blocked"], True),
