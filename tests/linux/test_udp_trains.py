@@ -96,6 +96,7 @@ def test_what_waited_too_long_is_dropped_and_a_handshake_is_not(
         arrive(side, peers, late)
         with monkeypatch.context() as patched:
             patched.setattr(time, "time", lambda: later)
+            patched.setattr(udp, "boot_time", lambda: boot_time() + 1)  # both clocks go on, so none has jumped
             side.receive(0)
             side.receive(1)
         side.sockets.begun = math.inf
