@@ -89,9 +89,9 @@ def of_peer(environment: Environment, text: str, now: float) -> Found:
     with opened(environment) as db:
         names = {encode_key(bytes(key)): str(name) for key, name in db.execute("SELECT public_key, name FROM peers")}
         try:
-            key = find(text, names)
+            key = find(text, names, "stagewire usage")
         except NotFoundError as error:
-            raise Failed(str(error).replace("`stagewire status`", "`stagewire usage`")) from None
+            raise Failed(str(error)) from None
         row = "SELECT id, since, rx, tx FROM peers WHERE public_key = ?"
         peer, since, rx, tx = db.execute(row, (decode_key(key),)).fetchone()
         return {

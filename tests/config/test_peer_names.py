@@ -145,7 +145,7 @@ def test_a_peer_is_found_by_key_by_name_or_by_the_beginning_of_one(text: str, ke
     [
         ("anna", r"^'anna' fits several peers: Anna's phone \(aaaa1=\), Anna's tablet \(aaaa2=\); type more"),
         ("BERT", "fits several peers"),
-        ("zoe", r"^no peer has the name or key 'zoe'; `stagewire peer list` lists all peers$"),
+        ("zoe", r"^no peer has the name or key 'zoe'; `stagewire status` lists all peers$"),
         ("ana's tablet", r"^no peer has the name or key \"ana's tablet\"; did you mean \"Anna's tablet\"\?$"),
         ("", "no peer has"),
         ("\x1b[2J", r"^no peer has the name or key '\[2J'"),

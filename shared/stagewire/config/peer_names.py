@@ -50,17 +50,17 @@ class NotFoundError(ValueError):
     """Says in a line why a text names no peer, or more than one."""
 
 
-def _instead(wanted: str, names: Iterable[str]) -> str:
+def _instead(wanted: str, names: Iterable[str], lister: str) -> str:
     folded = {name.casefold(): name for name in names if name}
     close = difflib.get_close_matches(wanted.casefold(), folded, n=1, cutoff=0.7)
-    return f"did you mean {folded[close[0]]!r}?" if close else "`stagewire peer list` lists all peers"
+    return f"did you mean {folded[close[0]]!r}?" if close else f"`{lister}` lists all peers"
 
 
-def find(text: str, names: Mapping[str, str]) -> str:
+def find(text: str, names: Mapping[str, str], lister: str = "stagewire status") -> str:
     """Finds a peer's public key. `names` has each peer's name, or an empty text, by public key (base64).
 
     `text` is a public key, a name, or the beginning of either that fits one peer alone. Letters' case counts only if
-    several names differ in nothing else. Raises NotFoundError.
+    several names differ in nothing else. Raises NotFoundError, which names `lister`, a command.
     """
     if text in names:
         return text
@@ -75,7 +75,7 @@ def find(text: str, names: Mapping[str, str]) -> str:
         case [one]:
             return one
         case []:
-            raise NotFoundError(f"no peer has the name or key {wanted!r}; {_instead(wanted, names.values())}")
+            raise NotFoundError(f"no peer has the name or key {wanted!r}; {_instead(wanted, names.values(), lister)}")
         case _:
             first = ", ".join(label(key, names[key]) for key in found[:_LISTED])
             more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""

@@ -49,7 +49,7 @@ class Roster:
         """Finds a peer by its name, its public key, or the beginning of either. Raises Refused."""
         names = {encode_key(peer.public_key): peer.name for peer in self.whole.peers}
         try:
-            found = peer_names.find(word, names)
+            found = peer_names.find(word, names, "stagewire peer list")
         except peer_names.NotFoundError as error:
             raise Refused(str(error)) from None
         return next(peer for peer in self.whole.peers if encode_key(peer.public_key) == found)
