@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
-from stagewire.config import ConfigError, PeerConfig, encode_key, operations, values
+from stagewire import config
+from stagewire.config import ConfigError, PeerConfig, encode_key, operations, roster, values
 from stagewire.config.peer_names import NotFoundError, find
 from stagewire.control import query
 from stagewire.control.event import when
@@ -33,6 +34,8 @@ class Away:
 
 def meant(environment: Environment, text: str, in_force: list[dict[str, Any]]) -> Away | None:
     """Returns the peer out of use that a name, a key, the beginning of either, or an address means; None for another."""
+    if any(peer["public_key"] == text for peer in in_force):
+        return None
     away = _peers(environment)
     key = _by_address(text, in_force, away) if _is_address(text) else _by_name(text, in_force, away)
     return Away(away[key], _finding(environment, away[key])) if key in away else None
@@ -43,8 +46,12 @@ def _peers(environment: Environment) -> dict[str, PeerConfig]:
     from stagewire_cli import peers
 
     try:
-        found = peers.read(environment)
-    except (Failed, ConfigError):
+        path = peers.file_of(environment)
+        text = config.load_text(path)
+        if roster.uncovered(text) == text and "expires" not in text.casefold():
+            return {}  # to parse thousands of peers takes long
+        found = roster.read(text, str(path))
+    except (Failed, ConfigError, roster.Refused):
         return {}
     now = time.time()
     return {

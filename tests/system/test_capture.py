@@ -50,6 +50,7 @@ class Capture:
     def __init__(self, hub: Hub, *options: str, stdout: int = subprocess.PIPE) -> None:
         argv = hub.namespace.entering([executable("stagewire"), "capture", "anna", *options])
         environment = {**os.environ, **hub.gateway.env, "SUDO_USER": "martin\x1b[2J"}
+        until(lambda: not hub.gateway.status()["captures"], 10, "status to forget an earlier capture")
         self.process = subprocess.Popen(argv, env=environment, stdout=stdout, stderr=subprocess.PIPE)
         self._hub = hub
 
