@@ -5,6 +5,7 @@ where one input never returns or takes all memory.
 """
 
 import hashlib
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -40,7 +41,9 @@ def main() -> None:
                 (found / digest).write_bytes(data)
                 (found / f"{digest}.txt").write_text("".join(traceback.format_exception(error)))
 
-    atheris.Setup([sys.argv[0], *sys.argv[3:]], take)
+    # To merge corpora, libFuzzer has a shell start this program again, by its first word.
+    again = shlex.join([sys.executable, "-m", "tests.fuzz.target", name, str(found)])
+    atheris.Setup([again, *sys.argv[3:]], take)
     atheris.Fuzz()
 
 
