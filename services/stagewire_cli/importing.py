@@ -61,6 +61,11 @@ def take_over(paths: Sequence[Path], environment: Environment, chosen: Chosen, t
         _write(text, environment, good, is_new=is_new)
     for new in good:
         tell(_added(new))
+        if not new.addresses and not new.networks:
+            notes.append(
+                f"peer {new.name} has no AllowedIPs of its own there, so it gets a free address: "
+                f"give its client the new one (`stagewire peer show`)"
+            )
     for line in left:
         tell(f"left out: {line}")
     for line in notes:
@@ -109,7 +114,9 @@ def _new_text(
     """Returns a new file's [Interface]; what it can't hold goes to `left`, advice to `notes`. Raises Failed."""
     pairs = dict(next((each.gateway for each in found if each.gateway), ()))
     if chosen.endpoint:
-        pairs["ClientEndpoint"] = chosen.endpoint
+        theirs = pairs.get("ListenPort", "")
+        port = chosen.port or (int(theirs) if theirs.isdecimal() else DEFAULT_PORT)
+        pairs["ClientEndpoint"] = str(init.place_of(chosen.endpoint, port))
     if chosen.port is not None:
         pairs["ListenPort"] = str(chosen.port)
     lines = ["[Interface]"]

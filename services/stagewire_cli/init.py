@@ -51,10 +51,10 @@ def make(
     found = own_address()
     if endpoint is None:
         where = "Address or name where clients find this gateway"
-        endpoint = ask(where, check=partial(_endpoint, port=port), default=found) if ask else found
+        endpoint = ask(where, check=partial(place_of, port=port), default=found) if ask else found
     if endpoint is None:
         raise Failed("this host has no route to others: say with --endpoint where clients find it")
-    place = _endpoint(endpoint, port)
+    place = place_of(endpoint, port)
     own_networks = partial(_networks, place=place, path=path)
     if network is None:
         suggested = ", ".join(map(str, networks(path)))
@@ -141,7 +141,7 @@ def _text(own: tuple[Network, ...], port: int, endpoint: HostPort, dns: tuple[st
     return "".join(f"{line}\n" for line in lines)
 
 
-def _endpoint(said: str, port: int) -> HostPort:
+def place_of(said: str, port: int) -> HostPort:
     """Reads where clients find the gateway: HOST or HOST:PORT. Raises Failed."""
     try:
         with suppress(ValueError):

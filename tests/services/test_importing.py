@@ -374,6 +374,20 @@ def test_a_peer_whose_time_is_over_comes_over_out_of_use(place: Place) -> None:
     assert place.whole().off >= {config.decode_key(content["clients"]["a"]["publicKey"])}
 
 
+def test_a_peer_that_gets_another_address_is_told_and_an_endpoint_gets_its_port(place: Place) -> None:
+    """Of two peers with one address, the last has it."""
+    sections = "".join(
+        f"\n[Peer]\n# Name = {name}\nPublicKey = {key}\nAllowedIPs = 10.55.0.2/32\n"
+        for name, key in zip("ab", KEYS, strict=False)
+    )
+    own = f"PrivateKey = {PRIVATE}\nAddress = 10.55.0.1/24\nListenPort = 53333\n"
+    text = f"[Interface]\n{own}{sections}"
+    said = place.run(place.written("theirs.conf", text), "--endpoint", "vpn.example")
+    assert "note: peer a has no AllowedIPs of its own there, so it gets a free address" in said
+    assert "peer b has no AllowedIPs" not in said
+    assert "# stagewire: ClientEndpoint = vpn.example:53333" in place.conf.read_text()
+
+
 def test_an_option_that_means_nothing_here_is_refused(place: Place) -> None:
     path = place.written("wg0.json", easy_14())
     assert "leave --only out" in place.run(path, "--only", "wg0", status=1)
