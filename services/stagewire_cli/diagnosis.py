@@ -358,6 +358,22 @@ def _is_in(address: str, prefixes: list[str]) -> bool:
     return any(ip_address(address) in ip_network(prefix) for prefix in prefixes)
 
 
+def _own_host(e: Evidence) -> Iterator[Finding]:
+    """Judges what this host does with the tunnel's packets before they enter the tunnel."""
+    if e.own_address:
+        yield Finding(
+            "own_address",
+            f"the address {e.own_address} is this gateway's own, so packets to it never enter the tunnel",
+            "give this gateway another Address, or the peer other AllowedIPs, then `stagewire reload`",
+        )
+    if e.path.small is False and e.tunnel_blocked:
+        yield Finding(
+            "tunnel_blocked_here",
+            f"this host's own firewall drops the tunnel's packets to or from this host: {e.tunnel_blocked.text}",
+            f"let them pass: `{' '.join(e.tunnel_blocked.mend)}`",
+        )
+
+
 def _nothing_back(e: Evidence) -> Iterator[Finding]:
     """Judges a tunnel that works as such, and carries packets one way alone."""
     v6 = ":" in e.target if e.target else False
@@ -366,8 +382,10 @@ def _nothing_back(e: Evidence) -> Iterator[Finding]:
     if one_way:
         yield Finding(
             "no_inner_answer",
-            f"the handshake works, but {e.target or 'its tunnel address'} doesn't answer a ping through the tunnel",
+            f"the handshake works, but {e.target or 'its tunnel address'} doesn't answer a ping through the tunnel"
+            f"{', while other packets of the peer arrive' if e.arrives else ''}",
             "see at the peer that its AllowedIPs contain this gateway's tunnel address, and that its firewall lets pings in",
+            wrong=bool(e.target) or not e.arrives,
         )
     if off:
         names = {4: "net.ipv4.ip_forward=1", 6: "net.ipv6.conf.all.forwarding=1"}
@@ -421,7 +439,7 @@ _STEPS: Final[tuple[tuple[_Check, ...], ...]] = (
     (_place,),
     (_contested, _keys, _answers),
     (_silence,),
-    (_session, _host, _prefixes, _path_through, _rate),
+    (_own_host, _session, _host, _prefixes, _path_through, _rate),
     (_access, _nothing_back),
 )
 """Checks in order: one stage that finds something hides the later ones."""

@@ -55,6 +55,12 @@ class Evidence:
     """Our UDP port."""
     port_blocked: Block | None = None
     """The rule of this host that drops what comes to our port."""
+    tunnel_blocked: Block | None = None
+    """The rule of this host that drops packets of the tunnel before they enter it, or as they come out for this host."""
+    own_address: str = ""
+    """An address of the peer, or the target, that this host has itself; empty for none."""
+    arrives: bool = False
+    """Packets of the peer arrived while a ping found no answer."""
     only_in: bool = False
     """The peer has sent packets, and none has gone back to it."""
     refused_forwards: dict[int, int] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Final
 
-from stagewire.linux.nft_names import gateway_table_of
+from stagewire.linux.nft_names import PREFIX, gateway_table_of
 
 _LOOKED_AT: Final = 4
 """Prefixes whose route is looked up."""
@@ -127,6 +127,36 @@ class Firewall:
                 mend = ("nft", "insert", "rule", *place, "udp", "dport", str(port), "accept")
                 return Block(f"the policy of {_chain(*place)}", mend)
         return None
+
+    def blocks_tunnel(self, interface: str) -> "Block | None":
+        """Finds what drops an interface's packets to or from this host; None if nothing plainly does."""
+        hooks = {
+            (each["family"], each["table"], each["name"]): each.get("hook")
+            for each in self._chains
+            if not each["table"].startswith(PREFIX)
+        }
+        for rule in self._rules:
+            place = rule["family"], rule["table"], rule["chain"]
+            field = {"input": "iif", "output": "oif"}.get(hooks.get(place) or "")
+            if field and _drops_all_of(rule["expr"], field, interface):
+                mend = ("nft", "delete", "rule", *place, "handle", str(rule["handle"]))
+                return Block(f"a rule in {_chain(*place)}", mend)
+        return None
+
+
+def _drops_all_of(expressions: list[Any], field: str, interface: str) -> bool:
+    """Tells whether a rule drops all packets of an interface, and compares nothing else."""
+    others = [each for each in expressions if "counter" not in each]
+    match others:
+        case [{"match": {"op": "==", "left": {"meta": {"key": key}}, "right": right}}, {"drop": _} | {"reject": _}]:
+            return key in {field, f"{field}name"} and right == interface
+    return False
+
+
+def is_own(address: str) -> bool:
+    """Tells whether an address is this host's."""
+    answer = _json("ip", "-j", "route", "get", address)
+    return bool(answer) and answer[0].get("type") == "local"
 
 
 def _chain(family: str, table: str, name: str) -> str:

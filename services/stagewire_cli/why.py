@@ -152,6 +152,8 @@ def _evidence(environment: Environment, known: Status, peer: Status, target: str
         source_drops=host_facts.source_drops(),
         port=known.get("listen_port") or 0,
         port_blocked=firewall.blocks(known.get("listen_port") or 0),
+        tunnel_blocked=firewall.blocks_tunnel(environment.interface),
+        own_address=_own(peer, target),
         only_in=peer["rx_bytes"] > SILENT_BYTES >= peer["tx_bytes"],
         refused_forwards=host_facts.refused_forwards(),
         without_session=frozenset(
@@ -164,6 +166,17 @@ def _evidence(environment: Environment, known: Status, peer: Status, target: str
     )
     evidence.busy = busy.shares()
     return evidence
+
+
+def _own(peer: Status, target: str) -> str:
+    text = target or _address_of(peer)
+    return text if text and host_facts.is_own(text) else ""
+
+
+def _address_of(peer: Status) -> str:
+    """Returns the peer's own address in the tunnel, if its allowed-IPs tell it."""
+    alone = [prefix for prefix in peer["allowed_ips"] if ip_network(prefix).num_addresses == 1]
+    return alone[0].partition("/")[0] if alone else ""
 
 
 def _concerns(denied: host_facts.Denied, peer: Status, peers: list[Status], target: str) -> bool:
@@ -197,11 +210,13 @@ def _try(environment: Environment, evidence: Evidence, public_key: str) -> None:
         begun = query.handshake_now(environment, decode_key(public_key))
         if begun is not None and not begun.error:
             evidence.tried = _await_answer(environment, evidence, public_key)
+    before = _of(status(environment)["peers"], public_key) if evidence.connected else None
     if evidence.connected:
         evidence.path = _path(evidence)
     # What the trials have made the stages count belongs to the evidence.
     known = status(environment)
     evidence.peer = _of(known["peers"], public_key) or evidence.peer
+    evidence.arrives = before is not None and evidence.peer["rx_bytes"] > before["rx_bytes"] + SILENT_BYTES
     evidence.strangers, evidence.now = known["strangers"], time.time()
 
 
@@ -242,8 +257,7 @@ def _counted(peer: Status, reason: str) -> int:
 
 def _path(evidence: Evidence) -> Path:
     """Pings the peer's own address in the tunnel, if it is known, with a small packet and with one of the MTU's size."""
-    alone = [prefix for prefix in evidence.peer["allowed_ips"] if ip_network(prefix).num_addresses == 1]
-    text = evidence.target or (alone[0].partition("/")[0] if alone else "")
+    text = evidence.target or _address_of(evidence.peer)
     path = Path(mtu=host_facts.mtu(evidence.interface))
     if not text or not path.mtu:
         return path

@@ -20,6 +20,7 @@ from stagewire_cli.probe import Refusal
 from stagewire_cli.why import _object, lines, which
 
 NOW = 1_700_000_000.0
+RULE = Block("a rule in chain o of table inet f", ("nft", "delete", "rule", "inet", "f", "o", "handle", "7"))
 PLACE = "192.0.2.1:51820"
 PEER = {
     "public_key": "P" * 43 + "=", "name": "Anna", "endpoint": PLACE, "endpoint_set": PLACE, "endpoint_name": None,
@@ -104,6 +105,14 @@ SILENT: dict[str, Any] = {"last_handshake_unix_s": None, "tried": "unanswered"}
         (evidence(busy={"device-service 0": 0.99, "device-service 1": 0.1}), "overloaded"),
         (evidence(tried="answered", path=Path(True, False, 1320, 1420)), "mtu"),
         (evidence(tried="answered", path=Path(False, None, 0, 1420)), "no_inner_answer"),
+        (evidence(tried="answered", path=Path(False, None, 0, 1420), arrives=True), "well"),
+        (
+            evidence(tried="answered", path=Path(False, None, 0, 1420), arrives=True, target="10.1.0.1"),
+            "no_inner_answer",
+        ),
+        (evidence(tried="answered", path=Path(False, None, 0, 1420), tunnel_blocked=RULE), "tunnel_blocked_here"),
+        (evidence(tried="answered", path=Path(True, True, 1420, 1420), tunnel_blocked=RULE), "well"),
+        (evidence(tried="answered", path=Path(True, True, 1420, 1420), own_address="10.0.0.2"), "own_address"),
         (evidence(forwards={4: False, 6: True}), "well"),
         (evidence(forwards={4: False, 6: True}, refused_forwards={4: 3, 6: 1}), "well"),
         (evidence(forwards={4: False, 6: True}, refused_forwards={4: 3}, only_in=True), "forwarding_off"),

@@ -44,6 +44,27 @@ def test_what_drops_our_port(monkeypatch: pytest.MonkeyPatch, found: Any, blocks
     assert host_facts.Firewall().blocks(51820) == blocks
 
 
+def meta(key: str, right: str) -> dict[str, Any]:
+    return {"match": {"op": "==", "left": {"meta": {"key": key}}, "right": right}}
+
+
+@pytest.mark.parametrize(
+    ("found", "blocks"),
+    [
+        (ruleset([meta("iifname", "wg0"), {"drop": None}]), RULE),
+        (ruleset([meta("iif", "wg0"), {"counter": {"packets": 3}}, {"reject": {}}]), RULE),
+        (ruleset([meta("oifname", "wg0"), {"drop": None}]), None),
+        (ruleset([meta("iifname", "wg1"), {"drop": None}]), None),
+        (ruleset([meta("iifname", "wg0"), dport(22), {"drop": None}]), None),
+        (ruleset([meta("iifname", "wg0"), {"accept": None}]), None),
+        (None, None),
+    ],
+)
+def test_what_drops_all_of_the_tunnel(monkeypatch: pytest.MonkeyPatch, found: Any, blocks: Block | None) -> None:
+    monkeypatch.setattr(host_facts, "_json", lambda *_: found)
+    assert host_facts.Firewall().blocks_tunnel("wg0") == blocks
+
+
 def test_whether_sources_are_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     for found, expected in (
         (ruleset([{"masquerade": None}]), True), (ruleset([{"snat": {"addr": "192.0.2.1"}}]), True),

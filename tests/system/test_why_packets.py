@@ -23,11 +23,11 @@ SOURCE_HERE, ALLOWED_THERE = Spoke(1), Spoke(2)
 NO_FORWARDING, NO_MASQUERADE, NO_WAY_BACK = Spoke(3), Spoke(4), Spoke(5)
 BLACK_HOLE, TWO_DEVICES, OVERLAPPED = Spoke(6, Topology.A4), Spoke(7), Spoke(8)
 INTRUDER = Spoke(9, allowed_ips=[f"{OVERLAPPED.inner[0]}/32"])
-NO_FORWARDING_6, NOWHERE = Spoke(11), Spoke(12, "203.0.113.9")
+NO_FORWARDING_6, NOWHERE, HERE = Spoke(11), Spoke(12, "203.0.113.9"), Spoke(13)
 STRICT = Spoke(10, allowed_ips=["10.97.0.0/24"])
 SPOKES = [
     SOURCE_HERE, ALLOWED_THERE, NO_FORWARDING, NO_MASQUERADE, NO_WAY_BACK, BLACK_HOLE, TWO_DEVICES, OVERLAPPED, INTRUDER,
-    STRICT, NO_FORWARDING_6, NOWHERE,
+    STRICT, NO_FORWARDING_6, NOWHERE, HERE,
 ]  # fmt: skip
 BEHIND = "10.77.0.2"
 """A host behind the gateway, without a route to the tunnel."""
@@ -94,6 +94,24 @@ def test_an_address_of_ours_that_is_not_allowed_there(network: Topology, hub: Hu
         assert broken(network.b, ALLOWED_THERE.inner[0])
         found = why(hub, ALLOWED_THERE.inner[0])["findings"][0]
         assert (found["id"], "its AllowedIPs contain" in found["mend"]) == ("no_inner_answer", True)
+
+
+def test_packets_that_this_host_keeps_from_the_tunnel(network: Topology, hub: Hub) -> None:
+    address = HERE.inner[0]
+    with connected(network, hub, HERE):
+        with rules(network.b, "output", f'oifname "{hub.name}" drop'):
+            assert broken(network.b, address)
+            found = why(hub, address)["findings"][0]
+            assert (found["id"], "nft delete rule inet broken c handle" in found["mend"]) == (
+                "tunnel_blocked_here",
+                True,
+            )
+        network.b.run("ip", "address", "add", f"{address}/32", "dev", "lo")
+        try:
+            assert first(hub, address) == "own_address"
+        finally:
+            network.b.run("ip", "address", "del", f"{address}/32", "dev", "lo")
+        assert first(hub, address) == "well"
 
 
 def test_forwarding_that_is_off(network: Topology, behind: Namespace, hub: Hub) -> None:
