@@ -11,24 +11,24 @@
 import errno
 import gc
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import ip_address
-from itertools import starmap
 from pathlib import Path
 from typing import Final
 
+from key_service import uapi_state
 from key_service.announce import Announcer, batches
 from key_service.answers import Answers
 from key_service.hub import Hub
 from key_service.journal import Journal, operation
+from key_service.known_peers import KnownPeers
 from key_service.registry import Delta, Prepared, Registry
 from key_service.snapshots import Snapshots
 from key_service.timestamps import TimestampStore
 from key_service.trial import Trial, Verdict
 from key_service.withheld import Withheld
-from stagewire.config import HostPort, PeerConfig, public_key, uapi
+from stagewire.config import uapi
 from stagewire.control.messages import (
     PEER_BATCH,
     ConnSettings,
@@ -41,11 +41,7 @@ from stagewire.control.messages import (
 )
 from stagewire.logs import Log
 from stagewire.loop import boot_time
-from stagewire.proto import constants as c
-from stagewire.proto.endpoint import Endpoint, same_place, unpack_untrusted
-from stagewire.proto.handshake import Identity
 from stagewire.proto.handshaker import Handshaker
-from stagewire.proto.peer import Peer
 
 BUDGET: Final = 0.01
 """s of a turn that a change may take, beside its last piece: then handshakes have their turn."""
@@ -100,7 +96,7 @@ class LiveConfiguration:
         self._on_key_dropped = on_key_dropped
         self.registry: Registry = announcer.registry
         self._handshaker: Handshaker = announcer.handshaker
-        self._timestamps = timestamps
+        self.known_peers = KnownPeers(announcer, timestamps)
         self._journal = Journal(store)
         self._log = log
         self._show_private_key = show_private_key
@@ -113,8 +109,6 @@ class LiveConfiguration:
         """Whether that change is ready for its commit."""
         self._tidying: Iterator[None] | None = None
         """The journal's rewrite, which waits for changes."""
-        self.names: dict[bytes, HostPort] = {}
-        """Endpoints that are host names, by public key."""
         self.link_up: bool | None = None
         """Whether the link is up; None while unknown."""
         self.port = 0
@@ -127,7 +121,7 @@ class LiveConfiguration:
     def begin(self) -> None:
         """Adds the registry's peers to the Handshaker."""
         for peer in self.registry.peers.values():
-            self._add(peer)
+            self.known_peers.add(peer)
         self._tidy()
 
     # --- changes -------------------------------------------------------------------------------------------
@@ -264,7 +258,7 @@ class LiveConfiguration:
         delta = self.registry.commit(prepared)
         if delta.gone or any(peer.prefixes_added or peer.prefixes_removed for peer in delta.peers.values()):
             self._on_prefixes()
-        self._apply_to_handshakes(delta)
+        self.known_peers.apply(delta)
         self._hold_back()
         # A stage that says hello in between gets a whole snapshot; repeated messages change nothing.
         for _ in self._tell(delta, host=not (tried and task.whole)):
@@ -328,62 +322,6 @@ class LiveConfiguration:
         self.registry.forget(secrets)
         self.forget(secrets)
 
-    def _apply_to_handshakes(self, delta: Delta) -> None:
-        for key in delta.gone:
-            self._handshaker.remove_peer(key)
-            self._handshaker.failures.forget(key)
-            self._announcer.moves.forget(key)
-            if self._announcer.quotas is not None:
-                self._announcer.quotas.peer_gone(key)
-            self.names.pop(key, None)
-        self._forget_stamps(delta)
-        if delta.private_key:
-            private_key = self.registry.interface.private_key
-            identity = Identity.from_private_bytes(private_key) if private_key else None
-            own = self._timestamps.own(identity.public_key) if identity else bytes(c.TIMESTAMP_LENGTH)
-            self._handshaker.set_identity(identity, own)
-        for key, changed in delta.peers.items():
-            peer = self.registry.peers[key]
-            if changed.added:
-                self._add(peer)
-            self._handshaker.peers[key].preshared_key = peer.preshared_key
-            if changed.stamped:
-                self._handshaker.peers[key].stamped = peer.response_timestamp
-            if changed.renamed and peer.endpoint is not None:
-                self.names[key] = peer.endpoint
-            if changed.endpoint is not None:
-                self.names.pop(key, None)
-                self._handshaker.peers[key].candidates = ()
-                known, packed = self._handshaker.peers[key], changed.endpoint.pack()
-                if known.endpoint is not None and same_place(known.endpoint, packed):
-                    changed.endpoint = None  # `wg syncconf` repeats endpoints: the address of ours must stay
-                else:
-                    known.endpoint, known.endpoint_set_at = packed, boot_time()
-
-    def _forget_stamps(self, delta: Delta) -> None:
-        """Forgets the stamps of removed peers, as the kernel does: this helps a peer whose clock was once ahead."""
-        own = self.registry.interface.private_key
-        spared = public_key(own) if own and delta.gone else None  # our own stamps stay if a peer has our key
-        for key in delta.gone:
-            if key != spared:
-                self._timestamps.forget(key)
-        for key in delta.renewed:
-            self._timestamps.forget(key)
-            peer = self._handshaker.peers[key]
-            peer.latest_initiation = peer.latest_response = bytes(c.TIMESTAMP_LENGTH)
-
-    def _add(self, peer: PeerConfig) -> None:
-        home = self._announcer.moves.home(peer.public_key)
-        known = self._handshaker.add_peer(peer.public_key, peer.preshared_key, home, stamped=peer.response_timestamp)
-        known.latest_initiation = self._timestamps.latest(peer.public_key, "initiation")
-        known.latest_response = self._timestamps.latest(peer.public_key, "response")
-        if peer.endpoint is not None:
-            try:
-                host, _, scope = peer.endpoint.host.partition("%")
-                known.endpoint = Endpoint(ip_address(host).packed, peer.endpoint.port, int(scope or 0)).pack()
-            except ValueError:
-                self.names[peer.public_key] = peer.endpoint
-
     def _tell(self, delta: Delta, *, host: bool) -> Iterator[None]:
         hub = self._hub
         if delta.private_key:
@@ -413,51 +351,13 @@ class LiveConfiguration:
 
     def state(self, *, whole: bool = False) -> uapi.InterfaceState:
         """Returns the state that `wg show` prints. `whole`: always with the private key."""
-        interface = self.registry.interface
-        # A slow reader gets the present peers, even if a change removes some of them.
-        peers = [(peer, self._handshaker.peers[key]) for key, peer in self.registry.peers.items()]
-        return uapi.InterfaceState(
-            private_key=interface.private_key if whole or self._show_private_key else None,
-            listen_port=self.port or interface.listen_port or 0,
-            fwmark=interface.fwmark,
-            peers=starmap(_peer_state, peers),
+        return uapi_state.state(
+            self.registry, self._handshaker, self.port, with_private_key=whole or self._show_private_key
         )
 
     def as_operation(self) -> Iterator[bytes]:
         """Yields the configuration in force as one operation upon the accepted text. Omits host names."""
-        # The kernel may have chosen the open port.
-        skipped = (b"last_handshake", b"tx_bytes", b"rx_bytes", b"errno", b"listen_port")
-        answer, names = uapi.get_reply(self.state(whole=True)), set(self.names)
-        gone = self.registry.from_file.keys() - self.registry.peers.keys()
-        interface = self.registry.interface
-        first = b"private_key=%s\n" % (b"0" * 64) if interface.private_key is None else b""
-        if interface.listen_port is not None:
-            first += b"listen_port=%d\n" % interface.listen_port
-        return _without(answer, skipped, names, first, gone)
-
-
-def _without(
-    answer: Iterator[memoryview],
-    skipped: tuple[bytes, ...],
-    names: Container[bytes],
-    first: bytes,
-    gone: Iterable[bytes],
-) -> Iterator[bytes]:
-    named, rest = False, b""
-    yield b"set=1\n" + first
-    for chunk in answer:
-        *lines, rest = (rest + chunk).split(b"\n")
-        kept: list[bytes] = []
-        for line in lines:
-            key, _, value = line.partition(b"=")
-            if key == b"public_key":
-                named = bytes.fromhex(value.decode()) in names
-            if line and not key.startswith(skipped) and not (named and key == b"endpoint"):
-                kept.append(line)
-            if key == b"persistent_keepalive_interval":
-                kept.append(b"replace_allowed_ips=true")
-        yield b"".join(line + b"\n" for line in kept)
-    yield b"".join(b"public_key=%s\nremove=true\n" % key.hex().encode() for key in gone) + b"\n"
+        return uapi_state.as_operation(self.state(whole=True), self.registry, self.known_peers.names)
 
 
 def _prefixes(delta: Delta) -> Iterator[int]:
@@ -465,16 +365,3 @@ def _prefixes(delta: Delta) -> Iterator[int]:
     yield len(delta.prefixes_gone)
     for peer in delta.peers.values():
         yield len(peer.prefixes_added) + len(peer.prefixes_removed)
-
-
-def _peer_state(peer: PeerConfig, known: Peer) -> uapi.PeerState:
-    return uapi.PeerState(
-        public_key=peer.public_key,
-        preshared_key=peer.preshared_key,
-        endpoint=unpack_untrusted(known.endpoint) if known.endpoint else None,
-        last_handshake_unix_ns=known.last_handshake_unix_ns,
-        tx_bytes=known.tx_bytes,
-        rx_bytes=known.rx_bytes,
-        persistent_keepalive=peer.persistent_keepalive,
-        allowed_ips=peer.allowed_ips,
-    )

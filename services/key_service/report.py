@@ -114,7 +114,7 @@ def _peer(peer: Peer, live: LiveConfiguration, unresolved: str, endpoint_fault: 
         clock_skew_s=None if peer.skew_ns is None else peer.skew_ns / 1e9,
         endpoint_fault=endpoint_fault,
         allowed_ips=tuple(map(_text, configured.allowed_ips)),
-        endpoint_name=_name(live.names.get(peer.public_key)),
+        endpoint_name=_name(live.known_peers.names.get(peer.public_key)),
         unresolved=unresolved,
         persistent_keepalive_s=configured.persistent_keepalive,
         rx_bytes_per_s=received,

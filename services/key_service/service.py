@@ -176,7 +176,7 @@ class KeyService:
             stage.log,
             partial(self._hub.tell, "resolver", 0),
             self._handshaker,
-            self._live.names,
+            self._live.known_peers.names,
             lambda: self._registry.interface.dns,
             self._registry.label,
             stage.counters,

@@ -392,7 +392,7 @@ def test_settings_of_a_file_are_told_and_peers_that_stay_hear_nothing(tmp_path: 
     assert house.hub.take(ConnSettings)[0].stamped
     assert house.handshaker.peers[A].stamped
     apply(house, FILE.replace("AllowedIPs", "Endpoint = vpn.example:5\nAllowedIPs"))
-    assert house.live.names == {A: HostPort("vpn.example", 5)}
+    assert house.live.known_peers.names == {A: HostPort("vpn.example", 5)}
     assert house.answers == [0] * 5
 
 
