@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Self
 
 from lab.hub import Hub, Spoke
-from lab.namespaces import Namespace
+from lab.namespaces import Namespace, Topology
 from lab.stagewire import Gateway
 from lab.traffic import NumberedStream
 from lab.wait import until
+from lab.wg import WgHub
 from stagewire.control import query
 from stagewire.environment import Environment
 from stagewire.process import holders, slots
@@ -79,7 +80,7 @@ class Overseen:
         self.hub, self.gateway, self.run = hub, hub.gateway, hub.gateway.run_directory / hub.name
         self.environment = environment_of(hub.gateway)
         self.supervision = Supervision(self.environment)
-        self._peer, self._spoke = peer, spoke
+        self._peer, self.spoke = peer, spoke
         self._streams: list[NumberedStream] = []
 
     @contextmanager
@@ -88,8 +89,8 @@ class Overseen:
         with ExitStack() as stack:
             holders = stack.enter_context(Holders(self.run))
             self._streams = [
-                stack.enter_context(NumberedStream(self.hub.namespace, self._peer, self._spoke.inner[0], RATE)),
-                stack.enter_context(NumberedStream(self._peer, self.hub.namespace, self._spoke.gateway_inner[0], RATE)),
+                stack.enter_context(NumberedStream(self.hub.namespace, self._peer, self.spoke.inner[0], RATE)),
+                stack.enter_context(NumberedStream(self._peer, self.hub.namespace, self.spoke.gateway_inner[0], RATE)),
             ]
             self.flows()
             yield
@@ -145,3 +146,15 @@ class Overseen:
     def log_of(self, stage: str) -> str:
         """All that the processes of a stage have written."""
         return "".join(text for name, text in self.gateway.logs().items() if f"{stage}-service" in name)
+
+
+@contextmanager
+def overseen(label: str, directory: Path) -> Iterator[Overseen]:
+    """A gateway with a spare for each place, and one peer, in namespaces of their own."""
+    spoke = Spoke(1, Topology.A4)
+    with (
+        Topology(label) as topology,
+        WgHub(topology.b, directory, {"one": spoke}, workers=1, spares=1) as hub,
+        hub.wireguard_go(spoke, topology.a, Topology.B4),
+    ):
+        yield Overseen(hub, topology.a, spoke)

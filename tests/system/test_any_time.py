@@ -10,39 +10,20 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.system.oversight import BACK_WITHIN, Overseen
+from tests.system.oversight import BACK_WITHIN, Overseen, overseen
 
-from lab.hub import Spoke
-from lab.namespaces import Topology
 from lab.stagewire import executable
 from lab.wait import until
-from lab.wg import WgHub
 from stagewire.stages import STAGES
 from stagewire_cli import processes
 
 pytestmark = pytest.mark.system
 
-SPOKE = Spoke(1, Topology.A4)
-
 
 @pytest.fixture(scope="module")
-def network() -> Iterator[Topology]:
-    with Topology("y") as topology:
-        yield topology
-
-
-@pytest.fixture(scope="module")
-def hub(network: Topology, shared_directory: Path) -> Iterator[WgHub]:
-    with (
-        WgHub(network.b, shared_directory, {"one": SPOKE}, workers=1, spares=1) as hub,
-        hub.wireguard_go(SPOKE, network.a, Topology.B4),
-    ):
-        yield hub
-
-
-@pytest.fixture
-def seen(hub: WgHub, network: Topology) -> Overseen:
-    return Overseen(hub, network.a, SPOKE)
+def seen(shared_directory: Path) -> Iterator[Overseen]:
+    with overseen("y", shared_directory) as seen:
+        yield seen
 
 
 def kill_supervisord(seen: Overseen) -> None:
@@ -135,7 +116,7 @@ def test_a_wiped_run_folder_comes_back_with_all_that_was_in_it(seen: Overseen) -
         seen.settles()
         assert seen.gateway.pid() == supervisord
         assert seen.gateway.status()["ready"]
-        assert SPOKE.keys.public in seen.hub.wg("show", seen.hub.name).stdout  # type: ignore[attr-defined]
+        assert seen.spoke.keys.public in seen.hub.wg("show", seen.hub.name).stdout  # type: ignore[attr-defined]
         assert seen.gateway.supervisorctl("pid").stdout.strip() == str(supervisord)
         assert len(seen.gateway.command("restart", "conn", seen.hub.name).stdout.splitlines()) == 1
         seen.gateway.command("scale", "2", seen.hub.name)

@@ -7,17 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.system.oversight import BACK_WITHIN, Overseen
+from tests.system.oversight import BACK_WITHIN, Overseen, overseen
 
-from lab.hub import Spoke
-from lab.namespaces import Topology
 from lab.wait import until
-from lab.wg import WgHub
 from stagewire.linux import uids
 
 pytestmark = pytest.mark.system
 
-SPOKE = Spoke(1, Topology.A4)
 TO_COME = (
     "accepted.new",
     "clock",
@@ -34,23 +30,9 @@ TO_COME = (
 
 
 @pytest.fixture(scope="module")
-def network() -> Iterator[Topology]:
-    with Topology("hp") as topology:
-        yield topology
-
-
-@pytest.fixture(scope="module")
-def hub(network: Topology, shared_directory: Path) -> Iterator[WgHub]:
-    with (
-        WgHub(network.b, shared_directory, {"one": SPOKE}, workers=1, spares=1) as hub,
-        hub.wireguard_go(SPOKE, network.a, Topology.B4),
-    ):
-        yield hub
-
-
-@pytest.fixture
-def seen(hub: WgHub, network: Topology) -> Overseen:
-    return Overseen(hub, network.a, SPOKE)
+def seen(shared_directory: Path) -> Iterator[Overseen]:
+    with overseen("hp", shared_directory) as seen:
+        yield seen
 
 
 def plant(folder: Path, stage: str) -> int:
