@@ -135,21 +135,26 @@ OF_A_PEER = [
 PEERS = (f"[Peer]\nPublicKey = {key}\n" for key in (ONE, TWO, THREE))
 SECTIONS = dict(zip("IABC", (INTERFACE, *PEERS), strict=True))
 OF_THE_FILE = [
-    "I||# a|# a|A|# x||# b|B => I|B => I||# b|B",
-    "I||A||# b|B => I|A => I||A",
+    "I||# a|# a|A|# x||# b|B => I|B => I||# a|# a||# b|B",
+    "I||A||# b|B => I|A => I||A||# b",
     "I||A|||B||C| => I => I",
     "I|A|B => I|B => I|B",
     "I|A||B => I|B => I||B",
-    "I|# a|A|# b|B => I|B => I|# b|B",
+    "I|# a|A|# b|B => I|B => I|# a|# b|B",
     "I||# far||A||# loose||# b|B => I|B => I||# far||# loose||# b|B",
     "I||A||# end => I => I||# end",
-    "# head||# a|A||I||B => I|B => # head||I||B",
+    "# head||# a|A||I||B => I|B => # head||# a||I||B",
     "A||I => I => I",
     "I|# stagewire: RekeyAfterTime = 60|A => I|# stagewire: RekeyAfterTime = 60 => I|# stagewire: RekeyAfterTime = 60",
     "I||B||A => I|A|B => I||B||A",
     "I => I|A|B => I||A||B",
     "I||A||# end| => I|A|B => I||A||# end||B",
     "I||A||# c|C => I|B|C => I||# c|C||B",
+    "I||# staff|# Name = a|A||# Name = b|B => I|B => I||# staff||# Name = b|B",
+    "I||# staff|# Name = a|# since May|A|# its note||B => I|B => I||# staff||B",
+    "I||A|# guests|B => I|B => I||# guests|B",
+    "I||A|# Name = a|# guests|B => I|B => I||# guests|B",
+    "I||A|# guests|B => I|A => I||A|# guests",
 ]
 CASES = [("", case) for case in OF_THE_FILE]
 CASES += [(f"# Head.\n\n{INTERFACE}", case) for case in OF_THE_INTERFACE]

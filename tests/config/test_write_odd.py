@@ -177,7 +177,7 @@ def test_a_table_by_name_stays_a_name() -> None:
 
 
 def test_a_file_without_an_interface_gets_one() -> None:
-    peer = f"# a\n[Peer]\nPublicKey = {ONE}\n"
+    peer = f"# Name = a\n[Peer]\nPublicKey = {ONE}\n"
     assert merge(peer, replace(parse(peer, "wg0.conf"), mtu=1300)) == f"[Interface]\nMTU = 1300\n\n{peer}"
     assert merge("", replace(parse("", "wg0.conf"), mtu=1300)) == "[Interface]\nMTU = 1300\n"
     assert merge("# none\n", replace(parse("", "wg0.conf"), mtu=1300)) == "# none\n[Interface]\nMTU = 1300\n"

@@ -9,6 +9,7 @@ from typing import Final
 from stagewire.config import known, peer_names, roster
 from stagewire.config import text as texts
 from stagewire.config.known import SPACES
+from stagewire.config.text import BOM
 
 _OF_A_PEER: Final = frozenset(["PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive"])
 
@@ -18,7 +19,7 @@ def beyond_peers(before: str, after: str) -> str | None:
     if "\0" in after:
         return "a NUL byte"
     in_use = roster.uncovered(before)
-    known = frozenset(before.split("\n")) | frozenset(in_use.split("\n"))
+    known = frozenset(line.strip(SPACES) for text in (before, in_use) for line in text.removeprefix(BOM).split("\n"))
     for old, new in ((before, after), (in_use, roster.uncovered(after))):
         if (found := _beyond(old, new, known)) is not None:
             return found
@@ -34,7 +35,7 @@ def _beyond(before: str, after: str, known_lines: Container[str]) -> str | None:
             key = known.key_of(said.partition("=")[0].strip(SPACES))
             if key is None or key.name not in _OF_A_PEER:
                 return "a line that no peer has"
-        elif not said and line not in known_lines and not _is_ours(line):
+        elif not said and line.strip(SPACES) not in known_lines and not _is_ours(line):
             return "a comment"
     return None
 
@@ -43,13 +44,13 @@ def _others(text: str) -> Iterator[str]:
     """Yields the lines outside of [Peer] that `wg` or wg-quick reads."""
     for line, section in _lines(text):
         if section != "Peer" and line.partition("#")[0].strip(SPACES):
-            yield line
+            yield line.strip(SPACES)
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
     """Yields each line with its section."""
     section = ""
-    for line in text.split("\n"):
+    for line in text.removeprefix(BOM).split("\n"):
         if line.partition("#")[0].strip(SPACES).startswith("["):
             section = texts.header_of(line) or "unknown"
         yield line, section

@@ -1,7 +1,8 @@
 """Cuts the text of a valid file into lines, each in its section, to be changed in place; every other byte stays.
 
-A section has three parts. The first is the comment block directly above its header. The second runs from the header to
-the last key, with the comments directly below. The third is blank lines and loose comments up to the next section.
+A section has three parts. The first is the line directly above its header that names it, and comments between both. The
+second runs from the header to the last key, with the comments directly below. The third is blank lines and loose comments
+up to the next section. A comment that touches two sections belongs to neither: it may be the heading of several.
 """
 
 import re
@@ -132,7 +133,12 @@ def read(text: str) -> Text:
         above.append(line)
     for section in found.sections:
         cut = 1 + max(place for place, line in enumerate(section.body) if line.kind in ("header", "key"))
-        cut += _count(section.body[cut:], "comment")
+        beside = section.body[cut : cut + _count(section.body[cut:], "comment")]
+        if cut + len(beside) == len(section.body) and section is not found.sections[-1]:  # touches the next section
+            named = names_in(beside)
+            cut += beside.index(named[-1]) + 1 if named else 0
+        else:
+            cut += len(beside)
         section.below = section.body[cut:]
         del section.body[cut:]
     return found
@@ -145,16 +151,24 @@ def names_in(lines: Iterable[Line]) -> list[Line]:
 
 def name_of(line: Line) -> str | None:
     """Returns the name that a comment line gives, as written."""
-    return peer_names.in_comment(line.text.lstrip(SPACES).removeprefix("#"))
+    return peer_names.in_comment(_comment(line))
+
+
+def _comment(line: Line) -> str:
+    return line.text.lstrip(SPACES).removeprefix("#")
 
 
 def _cut(last: Section | None, lines: list[Line]) -> int:
-    """Finds where the comment block above a header begins. A name may belong to the section before, as for `parse`."""
-    cut = len(lines) - _count(lines[::-1], "comment")
-    touches = last is not None and last.name == "Peer" and lines[cut - 1].kind != "blank"
-    if touches and last is not None and not names_in([*last.above, *lines[:cut]]) and names_in(lines[cut:]):
-        return lines.index(names_in(lines[cut:])[-1]) + 1
-    return cut
+    """Finds where the lines begin that name the section below. A name may belong to the section before, as for `parse`."""
+    start = len(lines) - _count(lines[::-1], "comment")
+    block = lines[start:]
+    names = names_in(block)
+    touches = last is not None and last.name == "Peer" and lines[start - 1].kind != "blank"
+    if touches and last is not None and not names_in([*last.above, *lines[:start]]):
+        return len(lines)
+    if not names or any(peer_names.is_dead_header(_comment(line)) for line in block):
+        return len(lines)
+    return lines.index(names[0])
 
 
 def header_of(line: str) -> SectionName | None:

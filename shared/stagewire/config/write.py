@@ -203,11 +203,11 @@ def _merge_sections(sections: list[Section], had: _Values, wanted: _Values) -> N
 
 
 def _put_name(sections: list[Section], name: str) -> None:
-    """Changes the line that names a peer, or adds one below the header. A peer's name can't be taken away here."""
+    """Changes each line that names a peer, or adds one below the header. A peer's name can't be taken away here."""
     lines = [line for section in sections for line in texts.names_in([*section.above, *section.body])]
-    if lines:
-        lines[0].text = f"{lines[0].text.partition('=')[0]}= {name}"
-    else:
+    for line in lines:
+        line.text = f"{line.text.partition('=')[0]}= {name}"
+    if not lines:
         sections[0].body.insert(1, Line(f"# Name = {name}", "comment"))
 
 
