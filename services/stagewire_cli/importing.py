@@ -178,9 +178,9 @@ def _named(wanted: Iterable[FoundPeer]) -> list[FoundPeer]:
         if not name or values.MAYBE_KEY.search(name):
             name = f"unnamed {each.peer.public_key[:_SHORT_KEY]}"
         several, number = name, 1
-        while several.casefold() in taken:
+        while peer_names.folded(several) in taken:
             number += 1
             several = f"{name[: peer_names.MAX_NAME - 6]} {number}"
-        taken.add(several.casefold())
+        taken.add(peer_names.folded(several))
         named.append(replace(each, peer=replace(each.peer, name=several)))
     return named

@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
 from stagewire import config
-from stagewire.config import ConfigError, PeerConfig, encode_key, operations, roster, values
+from stagewire.config import ConfigError, PeerConfig, encode_key, marks, operations, roster, values
 from stagewire.config.peer_names import NotFoundError, find
 from stagewire.control import query
 from stagewire.control.event import when
@@ -48,7 +48,7 @@ def _peers(environment: Environment) -> dict[str, PeerConfig]:
     try:
         path = peers.file_of(environment)
         text = config.load_text(path)
-        if roster.uncovered(text) == text and "expires" not in text.casefold():
+        if marks.uncovered(text) == text and "expires" not in text.casefold():
             return {}  # to parse thousands of peers takes long
         found = roster.read(text, str(path))
     except (Failed, ConfigError, roster.Refused):

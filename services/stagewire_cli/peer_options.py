@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from stagewire.config import InterfaceConfig, operations, values
+from stagewire.config import InterfaceConfig, peer_checks, values
 from stagewire.config.roster import Refused
 from stagewire.config.settings import Setting, mistake_in
 from stagewire_cli import client_config
@@ -70,7 +70,7 @@ def checked(name: str, setting: Setting) -> Setting:
 def check_name(name: str) -> None:
     """Raises Failed for a text that can't be a peer's name."""
     try:
-        operations.check_name(name)
+        peer_checks.check_name(name)
     except Refused as refused:
         raise Failed(str(refused)) from None
 

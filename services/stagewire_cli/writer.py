@@ -17,7 +17,7 @@ import time
 from typing import Final
 
 from stagewire import logs
-from stagewire.config import ConfigError, operations, roster
+from stagewire.config import ConfigError, marks, operations, roster
 from stagewire.config.operations import ExpirePeers, Operation
 from stagewire.control.operations import BadOperation, from_json_untrusted
 from stagewire.environment import Environment
@@ -62,7 +62,7 @@ def carry_out(environment: Environment, operation: Operation) -> None:
 
 def _expected(file: PeersFile, operation: Operation) -> str:
     new = operations.carry_out(file.text, str(file.path), operation, {}, time.time()).text
-    if roster.uncovered(new) != roster.uncovered(file.text):
+    if marks.uncovered(new) != marks.uncovered(file.text):
         raise Failed(f"{file.path} would change in more than marks; nothing is written")
     return new
 

@@ -27,9 +27,28 @@ NOW = 1_900_000_000.0
 PRIVATE, OFFICE, PHONE, GONE, PSK, *NEW = [
     encode_key(public_key(generate_private_key(bytes([number]) * 32))) for number in range(1, 9)
 ]
-INTERFACE = ["[Interface]", f"PrivateKey = {PRIVATE}", "Address = 10.8.0.1/24, fd00::1/64", "# how it begins", "MTU = 1400"]
-NAMED = ["# the office", "[Peer]", "# Name = office", f"PublicKey = {OFFICE}", "AllowedIPs = 10.8.0.2/32, 192.168.0.0/24"]
-ABOVE = ["# Name = phone", "[Peer]", "# stagewire: Rate = 20M", f"PublicKey = {PHONE}", f"PresharedKey={PSK}", "AllowedIPs = 10.8.0.3"]
+INTERFACE = [
+    "[Interface]",
+    f"PrivateKey = {PRIVATE}",
+    "Address = 10.8.0.1/24, fd00::1/64",
+    "# how it begins",
+    "MTU = 1400",
+]
+NAMED = [
+    "# the office",
+    "[Peer]",
+    "# Name = office",
+    f"PublicKey = {OFFICE}",
+    "AllowedIPs = 10.8.0.2/32, 192.168.0.0/24",
+]
+ABOVE = [
+    "# Name = phone",
+    "[Peer]",
+    "# stagewire: Rate = 20M",
+    f"PublicKey = {PHONE}",
+    f"PresharedKey={PSK}",
+    "AllowedIPs = 10.8.0.3",
+]
 AWAY = [
     "# stagewire off: [Peer]", "# stagewire off: # Name = gone", f"# stagewire off: PublicKey = {GONE}",
     "# stagewire off: AllowedIPs = 10.8.0.4/32",
@@ -46,7 +65,9 @@ OPERATIONS: tuple[Operation, ...] = (
     SwitchPeers(("gone",), on=True),
     RenamePeer("office", "site"),
     RenamePeer("phone", "tablet"),
-    SetPeer("phone", (Setting("Rate", ""), Setting("Expires", "2060-01-01"), Setting("Allow", "any tcp 443; any icmp"))),
+    SetPeer(
+        "phone", (Setting("Rate", ""), Setting("Expires", "2060-01-01"), Setting("Allow", "any tcp 443; any icmp"))
+    ),
     SetPeer("gone", (Setting("AllowedIPs", "10.8.0.4/32, 10.8.0.5/32"),)),
     RotatePeer("office", NEW[0], NEW[1]),
     RotatePeer("phone", NEW[0]),
@@ -96,7 +117,7 @@ def test_every_form_of_a_file_takes_every_operation(form: tuple[str, str], steps
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("last", ["# a comment", "# stagewire: Rate = 1M", "", "\t", "#", "AllowedIPs = 10.8.0.7/32"])
+@pytest.mark.parametrize("last", ["# a comment", "# stagewire: Quota = 1M", "", "\t", "#", "AllowedIPs = 10.8.0.7/32"])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_last_line_without_an_end_is_no_other_line(end: str, last: str, operation: Operation) -> None:
     text = end.join([*INTERFACE, "", *NAMED, "", *AWAY, "", *ABOVE, last])

@@ -276,11 +276,9 @@ def test_an_mtu_too_small_for_ipv6_is_taken() -> None:
     "line",
     [
         "# Stagewire: see our wiki",
-        "# stagewire: Rabbit = 1",
         "# stagewire: RekeyAfterTime = soon",
         "# stagewire: RekeyAfterTime =",
-        "# stagewire: ResponseTimestamp = on",
-        "# stagewire: MTU = 1400",
+        "# stagewire: ClientMTU = 1",
         "MTU = 1420 # stagewire: RekeyAfterTime = 60",
     ],
 )

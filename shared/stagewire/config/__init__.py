@@ -2,12 +2,12 @@
 
 - model: the dataclasses
 - known, keys, values, gateway, tolerant: names, and texts after a `=`
-- parse, peers, findings: lines into a configuration
+- parse, drafts, peers, claims, marks, findings: lines into a configuration
 - load, lookups, published: which files may be trusted, names of this host, keys that everybody knows
 - peer_names: names from comments, fit to show; which peer a text means
 - write, text, tidy: a configuration back into its file
 - accepted, difference: the text in force, and changes for the operator to read
-- operations, roster, free, guard: operations on peers, and what root may write of them
+- operations, peer_checks, roster, free, guard: operations on peers, and what root may write of them
 - uapi: the configuration socket
 
 The format is that of wg(8) and wg-quick(8). Settings that only Stagewire knows stand in comment lines (`# stagewire:

@@ -17,16 +17,16 @@ class Findings:
     """Collects the findings of one file. `strict` turns every finding into a mistake."""
 
     def __init__(self, path: str, *, strict: bool) -> None:
-        self._path, self.strict = path, strict
+        self.path, self.strict = path, strict
         self._mistakes: list[Mistake] = []
         self._warnings: list[Mistake] = []
         self._unlisted = 0
 
     def mistake(self, line: int | None, message: str) -> None:
         """Adds a mistake. Raises TooManyMistakes."""
-        self._mistakes.append(Mistake(self._path, line, message))
+        self._mistakes.append(Mistake(self.path, line, message))
         if len(self._mistakes) == MAX_MISTAKES:
-            self._mistakes.append(Mistake(self._path, line, "too many mistakes, nothing more was checked"))
+            self._mistakes.append(Mistake(self.path, line, "too many mistakes, nothing more was checked"))
             raise TooManyMistakes
 
     def warning(self, line: int | None, message: str) -> None:
@@ -34,7 +34,7 @@ class Findings:
         if self.strict:
             self.mistake(line, message)
         elif len(self._warnings) < MAX_WARNINGS:
-            self._warnings.append(Mistake(self._path, line, message))
+            self._warnings.append(Mistake(self.path, line, message))
         else:
             self._unlisted += 1
 
@@ -51,7 +51,7 @@ class Findings:
     @property
     def warnings(self) -> tuple[Mistake, ...]:
         """Returns the warnings in the file's order, at most MAX_WARNINGS and a count of the others."""
-        more = Mistake(self._path, None, f"{self._unlisted} more warnings are not listed")
+        more = Mistake(self.path, None, f"{self._unlisted} more warnings are not listed")
         return (*sorted(self._warnings, key=_line), *([more] if self._unlisted else []))
 
 

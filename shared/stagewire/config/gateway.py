@@ -122,6 +122,12 @@ def own_addresses(allowed: Iterable[Network]) -> list[IPv4Address | IPv6Address]
     return [*found.values()]
 
 
+def targets(one: Forward, allowed: Iterable[Network]) -> dict[int, tuple[IPv4Address | IPv6Address, int]]:
+    """Returns the address and port to which a forward leads, by family. `allowed` are the allowed-IPs of its peer."""
+    to = own_addresses(allowed) if one.to is None else [one.to]
+    return {each.version: (each, one.to_port) for each in to}
+
+
 # --- as texts -----------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ A hostile key-service must not bring commands, DNS, routes or a private key into
 from collections.abc import Container, Iterator
 from typing import Final
 
-from stagewire.config import known, peer_names, roster
+from stagewire.config import known, marks, peer_names
 from stagewire.config import text as texts
 from stagewire.config.known import SPACES
 from stagewire.config.text import BOM
@@ -18,9 +18,9 @@ def beyond_peers(before: str, after: str) -> str | None:
     """Returns in a few words what differs beyond [Peer] sections and `# stagewire:` lines; None if nothing does."""
     if "\0" in after:
         return "a NUL byte"
-    in_use = roster.uncovered(before)
+    in_use = marks.uncovered(before)
     known = frozenset(line.strip(SPACES) for text in (before, in_use) for line in text.removeprefix(BOM).split("\n"))
-    for old, new in ((before, after), (in_use, roster.uncovered(after))):
+    for old, new in ((before, after), (in_use, marks.uncovered(after))):
         if (found := _beyond(old, new, known)) is not None:
             return found
     return None

@@ -10,6 +10,8 @@ SectionName = Literal["Interface", "Peer"]
 SPACES: Final = " \t\r\v\f"
 """Spaces of the C locale, as `wg` and bash see them; str.strip() alone would also take Unicode's."""
 _NO_SPACES: Final = dict.fromkeys(map(ord, SPACES))
+_ALMOST_OURS = re.compile(r"[ \t]*([^#=]*?)[ \t]*[:;.,-]*[ \t]*([A-Za-z]+)[ \t]*=")
+"""A comment that assigns something to a key, and the words before the key."""
 _PLAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{0,18}")
 
 
@@ -19,8 +21,8 @@ class Key:
 
     A key without a `section` belongs in both. `in_comment` marks a key for a `# stagewire:` line. `of_wg` marks a key that
     `wg` itself reads: its line may have spaces anywhere. `may_be_empty` marks a key for which wg-quick or `wg` takes no
-    value as the default. `guards` marks a key whose mistakes would let packets pass that the operator wants kept: its
-    line is refused, though it is a comment.
+    value as the default. `harmless` marks a key of ours whose line may be left out if it has a mistake. Any other line of
+    ours with a mistake refuses the file, though it is a comment: a peer would pass that the operator wants kept or limited.
     """
 
     name: str
@@ -29,7 +31,7 @@ class Key:
     in_comment: bool = False
     of_wg: bool = False
     may_be_empty: bool = False
-    guards: bool = False
+    harmless: bool = False
 
 
 KEYS: Final = {
@@ -47,18 +49,18 @@ KEYS: Final = {
         Key("PreDown", "Interface", repeatable=True, may_be_empty=True),
         Key("PostDown", "Interface", repeatable=True, may_be_empty=True),
         Key("SaveConfig", "Interface"),
-        Key("RekeyAfterTime", "Interface", in_comment=True),
-        Key("ClientEndpoint", "Interface", in_comment=True),
-        Key("Exit", "Interface", in_comment=True, guards=True),
-        Key("Isolation", "Interface", in_comment=True, guards=True),
-        Key("Firewall", "Interface", in_comment=True, guards=True),
-        Key("Allow", None, repeatable=True, in_comment=True, guards=True),
-        Key("Forward", None, repeatable=True, in_comment=True, guards=True),
-        Key("Groups", "Peer", repeatable=True, in_comment=True, guards=True),
-        Key("ClientAllowedIPs", None, in_comment=True),
-        Key("ClientDNS", None, in_comment=True),
-        Key("ClientMTU", None, in_comment=True),
-        Key("ClientKeepalive", None, in_comment=True),
+        Key("RekeyAfterTime", "Interface", in_comment=True, harmless=True),
+        Key("ClientEndpoint", "Interface", in_comment=True, harmless=True),
+        Key("Exit", "Interface", in_comment=True),
+        Key("Isolation", "Interface", in_comment=True),
+        Key("Firewall", "Interface", in_comment=True),
+        Key("Allow", None, repeatable=True, in_comment=True),
+        Key("Forward", None, repeatable=True, in_comment=True),
+        Key("Groups", "Peer", repeatable=True, in_comment=True),
+        Key("ClientAllowedIPs", None, in_comment=True, harmless=True),
+        Key("ClientDNS", None, in_comment=True, harmless=True),
+        Key("ClientMTU", None, in_comment=True, harmless=True),
+        Key("ClientKeepalive", None, in_comment=True, harmless=True),
         Key("PublicKey", "Peer", of_wg=True),
         Key("PresharedKey", "Peer", of_wg=True),
         Key("AllowedIPs", "Peer", repeatable=True, of_wg=True, may_be_empty=True),
@@ -101,6 +103,21 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
     near = difflib.get_close_matches(name[:40].lower(), known, n=1, cutoff=0.7)
     return near[0] if near else None
+
+
+def begins_with_key(text: str) -> bool:
+    """Tells whether the first word of a text is a key, or nearly one."""
+    first = (text.split() or [""])[0].rstrip(":,;.")
+    return key_of(first) is not None or nearest(first, KEYS) is not None
+
+
+def key_behind_a_slip(comment: str) -> Key | None:
+    """Finds the key of a comment such as `stagwire: Rate = 20M`, in which the word before the key is wrong."""
+    found = _ALMOST_OURS.match(comment)
+    key = KEYS.get(found[2].lower()) if found else None
+    if found is None or key is None or not key.in_comment or key.harmless:
+        return None
+    return key if nearest("".join(found[1].split()), ["stagewire"]) else None
 
 
 def quoted(name: str) -> str:

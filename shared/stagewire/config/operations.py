@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Final
 
-from stagewire.config import keys, peer_names, published, roster, settings, values
+from stagewire.config import keys, peer_checks, peer_names, roster, settings, values
 from stagewire.config.difference import lines as differences
 from stagewire.config.difference import rotation, title
 from stagewire.config.free import free_addresses
@@ -139,7 +139,10 @@ def carry_out(text: str, path: str, operation: Operation, live: Mapping[Network,
         raise Refused(error.mistakes[0].message) from None
     off = change.off | {peer.public_key for peer in change.peers if is_expired(peer, now)}
     new = roster.covered(change.text, off)
-    after = roster.read(new, path)
+    try:
+        after = roster.read(new, path)
+    except ConfigError as error:
+        raise Refused(error.mistakes[0].message) from None
     if after.off != off or _by_key(after.whole) != {peer.public_key: peer for peer in change.peers}:
         raise Refused("this can't be written into the file; look at the values")
     changes = tuple(_changes(before, after, operation))
@@ -270,25 +273,28 @@ def _tried(
     before: Roster, wanted: Sequence[NewPeer], live: Mapping[Network, bytes], now: float
 ) -> Iterator[tuple[NewPeer, PeerConfig | str]]:
     """Yields each new peer with what it becomes, or with a line that says why it can't be added."""
-    names = {peer.name.casefold() for peer in before.whole.peers if peer.name}
+    names = peer_checks.names_of(before)
     owners = _owners(before, live)
     known = {*before.peers, *live.values()}
+    ports = peer_checks.ports_of(before)
     free = _free(before, wanted, owners)
     for new in wanted:
         try:
-            check_name(new.name, names)
-            key = _public_key(new.public_key, known, before)
+            peer_checks.check_name(new.name, names)
+            key = peer_checks.public_key(new.public_key, known, before)
             prefixes = _prefixes(new, free)
-            peer = PeerConfig(key, _preshared_key(new.preshared_key), (), None, 0, False, 0, new.name)
+            peer = PeerConfig(key, peer_checks.preshared_key(new.preshared_key), (), None, 0, False, 0, new.name)
             peer = _with_settings(replace(peer, allowed_ips=prefixes), new.settings)
             if not new.off:
                 check_end(peer, now)
             for prefix in peer.allowed_ips:
-                _check_prefix(before, prefix, owners)
+                peer_checks.check_prefix(before, prefix, owners)
+            peer_checks.check_forwards(peer, ports)
         except (Refused, ValueError) as error:
             yield new, str(error)
             continue
-        names.add(new.name.casefold())
+        names[peer_names.folded(new.name)] = peer_names.label(new.public_key, new.name)
+        ports.update(peer_checks.ports_of_peer(peer, peer_names.label(new.public_key, new.name)))
         known.add(key)
         owners.update(dict.fromkeys(peer.allowed_ips, key))
         yield new, peer
@@ -315,8 +321,7 @@ def _switch(before: Roster, operation: SwitchPeers, now: float) -> _Change:
 
 def _rename(before: Roster, operation: RenamePeer) -> _Change:
     peer = before.find(operation.peer)
-    others = {each.name.casefold() for each in before.whole.peers if each is not peer and each.name}
-    check_name(operation.name, others)
+    peer_checks.check_name(operation.name, peer_checks.names_of(before, peer))
     new = replace(peer, name=operation.name)
     peers = _with(before, peer, new)
     return _Change(_merged(before, peers), peers, before.off, (peer.public_key,))
@@ -335,7 +340,9 @@ def _set(before: Roster, operation: SetPeer, live: Mapping[Network, bytes], now:
         raise Refused("AllowedIPs must name an address at least: `stagewire peer disable` puts a peer out of use")
     owners = {prefix: owner for prefix, owner in _owners(before, live).items() if owner != peer.public_key}
     for prefix in new.allowed_ips:
-        _check_prefix(before, prefix, owners)
+        peer_checks.check_prefix(before, prefix, owners)
+    if new.access.forwards != peer.access.forwards or new.allowed_ips != peer.allowed_ips:
+        peer_checks.check_forwards(new, peer_checks.ports_of(before, peer))
     peers = _with(before, peer, new)
     revives = is_expired(peer, now) and not is_expired(new, now)
     off = before.off - {peer.public_key} if revives else before.off
@@ -345,8 +352,8 @@ def _set(before: Roster, operation: SetPeer, live: Mapping[Network, bytes], now:
 def _rotate(before: Roster, operation: RotatePeer) -> _Change:
     peer = before.find(operation.peer)
     try:
-        key = _public_key(operation.public_key, set(before.peers), before)
-        psk = _preshared_key(operation.preshared_key) if operation.preshared_key else None
+        key = peer_checks.public_key(operation.public_key, set(before.peers), before)
+        psk = peer_checks.preshared_key(operation.preshared_key) if operation.preshared_key else None
     except ValueError as error:
         raise Refused(str(error)) from None
     new = replace(peer, public_key=key, preshared_key=peer.preshared_key if psk is None else psk)
@@ -371,47 +378,6 @@ def _with(before: Roster, peer: PeerConfig, new: PeerConfig) -> tuple[PeerConfig
 
 def _owners(before: Roster, live: Mapping[Network, bytes]) -> dict[Network, bytes]:
     return {**live, **{prefix: peer.public_key for peer in before.whole.peers for prefix in peer.allowed_ips}}
-
-
-def check_name(name: str, others: Iterable[str] = ()) -> None:
-    """Raises Refused for a text that can't be a peer's name, or is one of `others`, which are folded."""
-    if not name or name != peer_names.cleaned(name):
-        letters = f"1 to {peer_names.MAX_NAME} letters that can be shown"
-        raise Refused(f"{values.shown(name)} is no peer's name, which has {letters}, without spaces at its ends")
-    if values.MAYBE_KEY.search(name):
-        raise Refused("a peer's name must not look like a key: put a space or a hyphen after 19 letters at most")
-    if name.casefold() in others:
-        raise Refused(f"a peer has the name {name!r} already: take another, or `stagewire peer remove` it first")
-
-
-def _public_key(text: str, known: Iterable[bytes], before: Roster) -> bytes:
-    try:
-        key = keys.decode_key(text)
-    except ValueError as error:
-        raise Refused(f"the public key {error}") from None
-    own = before.whole.private_key
-    if key in known:
-        label = before.label(key) if key in before.peers else text
-        raise Refused(f"peer {label} has this public key already")
-    if own is not None and key == keys.public_key(own):
-        raise Refused("this is the gateway's own public key: give the peer's")
-    if where := published.where_published(key):
-        raise Refused(f"the public key is {where}: give the peer's own")
-    if keys.is_low_order(key):
-        raise Refused("the public key is a point of low order, with which nothing can be kept secret")
-    return key
-
-
-def _preshared_key(text: str) -> bytes:
-    if not text:
-        return keys.NO_KEY
-    try:
-        key = keys.decode_key(text)
-    except ValueError as error:
-        raise Refused(f"the pre-shared key {error}") from None
-    if where := published.where_published(key):
-        raise Refused(f"the pre-shared key is {where}")
-    return key
 
 
 def _free(
@@ -443,15 +409,6 @@ def _prefixes(new: NewPeer, free: list[tuple[Network, Iterator[Address]]]) -> tu
             "the gateway's Address names no network such as 10.8.0.1/24 to take an address from: give the peer one"
         )
     return tuple(dict.fromkeys([*own, *map(values.network, new.networks)]))
-
-
-def _check_prefix(before: Roster, prefix: Network, owners: Mapping[Network, bytes]) -> None:
-    owner = owners.get(prefix)
-    if owner is not None:
-        name = before.label(owner) if owner in before.peers else keys.encode_key(owner)
-        raise Refused(f"{prefix} belongs to peer {name}")
-    if any(prefix == ip_network(each.ip) for each in before.whole.addresses):
-        raise Refused(f"{prefix} is the gateway's own address")
 
 
 def _with_settings(peer: PeerConfig, wanted: Iterable[Setting]) -> PeerConfig:

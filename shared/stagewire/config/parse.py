@@ -12,28 +12,24 @@ each warning is a mistake, and so is every spelling that the manuals don't have.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeVar
 
-from stagewire.config import gateway, keys, known, peer_names, published, tolerant, values
+from stagewire.config import claims, gateway, keys, known, marks, peer_names, published, tolerant, values
+from stagewire.config.drafts import InterfaceDraft, Names, PeerDraft
 from stagewire.config.findings import Findings, TooManyMistakes
 from stagewire.config.known import SPACES, Key
 from stagewire.config.model import (
     Access,
-    ClientSettings,
     ConfigError,
-    Exit,
-    HostPort,
+    Forward,
     Interface,
     InterfaceConfig,
     PeerConfig,
-    Table,
 )
-from stagewire.config.peers import PeerDraft, settle
+from stagewire.config.peers import settle
 from stagewire.config.tolerant import BUILT_IN, STRICT, Lookups
 from stagewire.limits import MIN_MTU_IPV6
-from stagewire.proto.constants import REKEY_AFTER_TIME
 
 _T = TypeVar("_T")
 _OUR_COMMENT = re.compile(r"[ \t]*stagewire[ \t]*:", re.IGNORECASE)
@@ -42,28 +38,6 @@ _NOT_UTF8 = re.compile("[\ud800-\udfff]")
 _UTF16 = ("\udcff\udcfe", "\udcfe\udcff")
 """Byte-order marks of UTF-16, as undecodable bytes."""
 _MAKE_ONE: Final = "make one with `stagewire genkey`"
-
-
-@dataclass(slots=True, repr=False)
-class _InterfaceDraft:
-    line: int | None = None
-    lines: dict[str, int] = field(default_factory=dict)  # the last line of each key
-    private_key: bytes | None = None
-    listen_port: int | None = None
-    fwmark: int = 0
-    addresses: list[tuple[int, Interface]] = field(default_factory=list)
-    dns: list[str] = field(default_factory=list)
-    mtu: int | None = None
-    table: Table = "auto"
-    hooks: dict[str, list[str]] = field(default_factory=dict)
-    save_config: bool = False
-    rekey_after_time: float = REKEY_AFTER_TIME
-    client_endpoint: HostPort | None = None
-    client: ClientSettings = field(default_factory=ClientSettings)
-    exit: Exit = "off"
-    isolation: bool = False
-    open_firewall: bool = False
-    access: Access = field(default_factory=Access)
 
 
 def parse(text: str, path: str, *, strict: bool = False, lookups: Lookups = BUILT_IN) -> InterfaceConfig:
@@ -75,59 +49,30 @@ def parse(text: str, path: str, *, strict: bool = False, lookups: Lookups = BUIL
     return _Reading(Findings(path, strict=strict), STRICT if strict else tolerant.readers(lookups)).read(text)
 
 
-@dataclass(slots=True, repr=False)
-class _Names:
-    """Finds the peer that a name in a block of comment lines belongs to.
-
-    A block that touches a [Peer] from above belongs to that peer. If the block touches the lines of another [Peer]
-    above it too, and that peer has no name yet, the block belongs to the peer above.
-    """
-
-    waiting: str = ""
-    """The name in the block of comment lines that is being read."""
-    dead: bool = False
-    """The block holds a section out of use."""
-    touches: bool = False
-    """The block begins directly below a line that isn't blank."""
-
-    def line(self, section: _InterfaceDraft | PeerDraft | None, *, blank: bool = True, header: bool = False) -> None:
-        """Ends a block at a line that is no comment."""
-        if self.waiting and isinstance(section, PeerDraft) and not section.name and (self.touches or not header):
-            section.name, self.waiting = self.waiting, ""
-        if not header:
-            self.waiting = ""
-        self.dead, self.touches = False, not blank
-
-    def take(self) -> str:
-        """Returns the name that belongs to the section that begins."""
-        name, self.waiting = self.waiting, ""
-        return name
-
-
 class _Reading:
     """Reads one file, once."""
 
     def __init__(self, findings: Findings, readers: tolerant.Readers) -> None:
         self.findings, self.readers = findings, readers
-        self.interface = _InterfaceDraft()
+        self.interface = InterfaceDraft()
         self.peers: list[PeerDraft] = []
-        self.section: _InterfaceDraft | PeerDraft | None = None
+        self.section: InterfaceDraft | PeerDraft | None = None
         self.skipping = False  # in an unknown section
-        self.names = _Names()
+        self.names = Names()
+        self.afloat: list[tuple[int, str]] = []
+        """Our lines in a block of comments below a blank line, each with its key: the block may touch the next header."""
 
     def read(self, text: str) -> InterfaceConfig:
         findings, peers = self.findings, tuple[PeerConfig, ...]()
         try:
             self._refuse_binary(text)
-            for number, line in enumerate(_lines(text.removeprefix("\ufeff")), start=1):
-                self._line(number, line)
-            self.names.line(self.section)
-            self._end_section()
+            for number, message in marks.misplaced(text.removeprefix("\ufeff")) if marks.are_in(text) else ():
+                findings.mistake(number, message)
+            self.read_lines(text.removeprefix("\ufeff"))
             self._check_private_key()
             self._check_addresses()
             self._check_dns()
-            self._check_access()
-            self._check_forwards()
+            self._check_claims(self._out_of_use(text) if marks.are_in(text) else [])
             own = self.interface.private_key
             peers = settle(self.peers, keys.public_key(own) if own else None, findings)
         except TooManyMistakes:
@@ -135,6 +80,13 @@ class _Reading:
         if findings.mistakes:
             raise ConfigError(findings.mistakes)
         return self._finished(peers)
+
+    def read_lines(self, text: str) -> None:
+        """Reads all lines into drafts."""
+        for number, line in enumerate(_lines(text), start=1):
+            self._line(number, line)
+        self._end_names()
+        self._end_section()
 
     # --- lines ---------------------------------------------------------------------------------------------
 
@@ -162,23 +114,46 @@ class _Reading:
             self._assignment(number, text.strip(SPACES), in_comment=True)
         elif hash_sign and not before:
             self._name(number, comment)
+            if "=" in comment:
+                self._almost_ours(number, line, comment)
         if before or not hash_sign:
-            self.names.line(self.section, blank=not before, header=before.startswith("["))
+            self._end_names(blank=not before, header=before.startswith("["))
         if before.startswith("["):
             self._header(number, before)
         elif before:
             self._assignment(number, before, in_comment=False)
+
+    def _almost_ours(self, number: int, line: str, comment: str) -> None:
+        """Refuses a comment that is one of our lines but for a slip: what it says would not count."""
+        key = known.key_behind_a_slip(comment)
+        if key is not None and marks.without_mark(line) is None:
+            self.findings.mistake(number, f"is only a comment: write '# stagewire: {key.name} = ...'")
 
     def _name(self, number: int, comment: str) -> None:
         written = peer_names.in_comment(comment)
         if written is None:
             self.names.dead = self.names.dead or peer_names.is_dead_header(comment)
         elif not self.names.dead:
-            name = peer_names.cleaned(written)
-            self.names.waiting = name or self.names.waiting
+            name, before = peer_names.cleaned(written), self.names.waiting
+            if before and name and name != before:
+                self._second_name(number, name)
+            if name:
+                self.names.waiting, self.names.number = name, number
             if name != written:
                 what = f"as {name!r}" if name else "not at all"
                 self.findings.untidy(number, f"this name can't be shown as it is written; it is shown {what}")
+
+    def _end_names(self, *, blank: bool = True, header: bool = False) -> None:
+        if header:
+            for number, key in self.afloat:
+                what = f"{key} stands above the next section's header, and would count for the section before"
+                self.findings.mistake(number, f"{what}: put it below that header")
+        self.afloat.clear()
+        if counts := self.names.line(self.section, blank=blank, header=header):
+            self._second_name(self.names.number, counts)
+
+    def _second_name(self, number: int, counts: str) -> None:
+        self.findings.warning(number, f"a second name of this [Peer]; {counts!r} counts")
 
     def _header(self, number: int, text: str) -> None:
         self._end_section()
@@ -220,21 +195,28 @@ class _Reading:
         complain = self._complaint(name, in_comment=in_comment)
         # A message repeats nothing of a line without sense: the line may be a key without its name.
         if not equals or not name:
+            if in_comment and not known.begins_with_key(text):
+                complain = self._ignored
             complain(number, "is neither 'Key = value', nor a section, nor a comment")
             return
         # A name without a value may be the end of a key, which often ends with '=': no message repeats it.
         key = self._known(number, name, in_comment=in_comment, quote=bool(value))
         if key is None or self.section is None:
             return
+        if in_comment and not self.names.touches and key.section != "Interface":
+            self.afloat.append((number, key.name))
         first = self.section.lines.get(key.name)
         if first is not None and not key.repeatable:
-            self.findings.warning(number, f"{key.name} is already given in line {first}; the last one counts")
+            if key.in_comment and not key.harmless:
+                complain(number, f"{key.name} is already given in line {first}: leave one of both out")
+            else:
+                self.findings.warning(number, f"{key.name} is already given in line {first}; the last one counts")
         self.section.lines[key.name] = number
         if not value and key.name != "AllowedIPs":
             self._empty(number, key)
             return
         try:
-            if isinstance(self.section, _InterfaceDraft):
+            if isinstance(self.section, InterfaceDraft):
                 self._set_interface(self.section, number, key, value)
             else:
                 self._set_peer(self.section, number, key, value)
@@ -242,11 +224,11 @@ class _Reading:
             complain(number, f"{key.name} {error}")
 
     def _complaint(self, name: str, *, in_comment: bool) -> Callable[[int | None, str], None]:
-        """Returns what to do with a mistake. `wg` and wg-quick don't see a comment, so few keep a file from use."""
+        """Returns what to do with a mistake. `wg` and wg-quick don't see a comment, so harmless ones are warnings."""
         if not in_comment:
             return self.findings.mistake
         near = known.key_of(name) or known.KEYS.get(known.nearest(name, known.KEYS) or "")
-        return self.findings.mistake if near is not None and near.guards else self._ignored
+        return self._ignored if near is not None and near.harmless else self.findings.mistake
 
     def _ignored(self, number: int | None, message: str) -> None:
         self.findings.warning(number, f"{message}; this '# stagewire:' line is ignored")
@@ -281,7 +263,7 @@ class _Reading:
             complain(number, f"{key.name} must not stand in a comment: remove the '# stagewire:'")
         elif self.section is None:
             complain(number, f"{key.name} stands before any section, it belongs in [{key.section or 'Peer'}]")
-        elif key.section and isinstance(self.section, _InterfaceDraft) != (key.section == "Interface"):
+        elif key.section and isinstance(self.section, InterfaceDraft) != (key.section == "Interface"):
             complain(number, f"{key.name} belongs in [{key.section}]")
         else:
             if name.lower() not in known.KEYS:
@@ -291,7 +273,7 @@ class _Reading:
 
     # --- values --------------------------------------------------------------------------------------------
 
-    def _set_interface(self, draft: _InterfaceDraft, number: int, key: Key, value: str) -> None:
+    def _set_interface(self, draft: InterfaceDraft, number: int, key: Key, value: str) -> None:
         read = self.readers
         match key.name:
             case "PrivateKey":
@@ -315,10 +297,10 @@ class _Reading:
                 draft.rekey_after_time = values.rekey_after_time(value)
             case "ClientEndpoint":
                 draft.client_endpoint = values.endpoint(value)
-            case name if key.guards:
-                _set_gateway(draft, name, value)
             case name if name in values.CLIENT:
                 draft.client = values.CLIENT[name](draft.client, value)
+            case name if key.in_comment:
+                _set_gateway(draft, number, name, value)
             case hook:
                 draft.hooks.setdefault(hook, []).append(value)
 
@@ -344,8 +326,9 @@ class _Reading:
                 draft.response_timestamp = values.choice(value, "on", "off")
             case "Expires":
                 draft.expires = values.expires(value)
-            case name if key.guards:
+            case name if name in gateway.KEYS:
                 draft.access = gateway.add_line(draft.access, name, value)
+                _note(draft.forwards, draft.access, number)
             case name if name in values.LIMITS:
                 draft.limits = values.LIMITS[name](draft.limits, value)
             case name if name in values.CLIENT:
@@ -417,32 +400,23 @@ class _Reading:
         if interface.dns and all(map(tolerant.is_domain, interface.dns)):
             self.findings.warning(interface.lines["DNS"], "DNS names no server's address, so it changes nothing")
 
-    def _check_access(self) -> None:
-        ruled = {each.group for each in self.interface.access.allow}
-        for peer in self.peers:
-            for group in peer.access.groups:
-                if group not in ruled and "" not in ruled and not peer.access.allow:
-                    what = f"no Allow line of [Interface] names the group {group}, so it lets this peer reach nothing"
-                    self.findings.warning(peer.lines["Groups"], what)
-            own = gateway.own_addresses(prefix for _, added, prefix in peer.allowed_ips if added)
-            if not own and any(each.to is None for each in peer.access.forwards):
-                what = "Forward leads nowhere: no prefix of AllowedIPs is one address; name one, as in tcp 8080 10.66.0.2:80"
-                self.findings.warning(peer.lines["Forward"], what)
+    def _check_claims(self, away: list[PeerDraft]) -> None:
+        everybody = [*self.peers, *away]
+        claims.check_names(everybody, self.findings)
+        claims.check_groups(self.interface.access, self.peers, self.findings)
+        claims.check_forwards(self.interface.forwards, everybody, self.interface.listen_port, self.findings)
+        claims.check_out_of_use(self.peers, away, self.findings)
 
-    def _check_forwards(self) -> None:
-        given: dict[tuple[str, int], int] = {}
-        drafts = [(self.interface.access, self.interface.lines), *((peer.access, peer.lines) for peer in self.peers)]
-        for access, lines in drafts:
-            for each in access.forwards:
-                line = lines["Forward"]
-                first = given.setdefault((each.protocol, each.port), line)
-                if (each.protocol, each.port) == ("udp", self.interface.listen_port):
-                    self.findings.mistake(
-                        line, f"Forward leads away UDP port {each.port}, which is this gateway's ListenPort"
-                    )
-                elif first != line:
-                    what = f"Forward of {each.protocol} {each.port} is given in line {first}, which counts"
-                    self.findings.warning(line, what)
+    def _out_of_use(self, text: str) -> list[PeerDraft]:
+        """Reads the peers out of use. A mistake of theirs refuses the file: no command could change its peers."""
+        inner = _Reading(Findings(self.findings.path, strict=False), self.readers)
+        if not self.findings.mistakes:
+            inner.read_lines(marks.alone(text.removeprefix("\ufeff")))
+            if inner.interface.line is not None:
+                self.findings.mistake(inner.interface.line, "no [Interface] can be out of use, only a [Peer]")
+        for mistake in inner.findings.mistakes:
+            self.findings.mistake(mistake.line, mistake.message)
+        return inner.peers
 
     def _finished(self, peers: tuple[PeerConfig, ...]) -> InterfaceConfig:
         interface = self.interface
@@ -472,7 +446,7 @@ class _Reading:
         )
 
 
-def _set_gateway(draft: _InterfaceDraft, name: str, value: str) -> None:
+def _set_gateway(draft: InterfaceDraft, number: int, name: str, value: str) -> None:
     match name:
         case "Exit":
             draft.exit = gateway.exit_mode(value)
@@ -482,6 +456,13 @@ def _set_gateway(draft: _InterfaceDraft, name: str, value: str) -> None:
             draft.open_firewall = values.choice(value, "open", "closed")
         case _:
             draft.access = gateway.add_line(draft.access, name, value, whole=True)
+            _note(draft.forwards, draft.access, number)
+
+
+def _note(forwards: dict[Forward, int], access: Access, number: int) -> None:
+    """Notes the line of a new port forward."""
+    for each in access.forwards:
+        forwards.setdefault(each, number)
 
 
 def _lines(text: str) -> Iterator[str]:

@@ -40,6 +40,11 @@ def cleaned(text: str) -> str:
     return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1].rstrip()}…"
 
 
+def folded(name: str) -> str:
+    """Returns what names have in common that an operator can't tell apart."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
 def label(public_key: str, name: str) -> str:
     """Names a peer in a line for people: its name with the first letters of its public key (base64)."""
     short = public_key[:_SHORT_KEY]
@@ -67,7 +72,7 @@ def find(text: str, names: Mapping[str, str], lister: str = "stagewire status") 
     wanted = cleaned(text)
     steps = (
         [key for key, name in names.items() if name == wanted],
-        [key for key, name in names.items() if name.casefold() == wanted.casefold()],
+        [key for key, name in names.items() if folded(name) == folded(wanted)],
         [key for key, name in names.items() if name.casefold().startswith(wanted.casefold()) or key.startswith(text)],
     )
     found = next((step for step in steps if step), []) if wanted else []

@@ -4,32 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from stagewire.config import keys, published
+from stagewire.config.drafts import PeerDraft
 from stagewire.config.findings import Findings
-from stagewire.config.model import Access, ClientSettings, HostPort, Network, PeerConfig, PeerLimits
-
-
-@dataclass(slots=True, repr=False, eq=False)
-class PeerDraft:
-    """Holds a [Peer] section as it is read. `lines` has the line of each key, the last of several.
-
-    `allowed_ips` are steps: a line, whether the prefix is added (not taken away), and the prefix. `adds`: the steps
-    continue from an earlier section of the same peer. Later versions of `wg` do so for prefixes with a sign.
-    """
-
-    line: int
-    lines: dict[str, int] = field(default_factory=dict)
-    public_key: bytes | None = None
-    preshared_key: bytes = keys.NO_KEY
-    allowed_ips: list[tuple[int, bool, Network]] = field(default_factory=list)
-    adds: bool = False
-    endpoint: HostPort | None = None
-    persistent_keepalive: int = 0
-    response_timestamp: bool = False
-    name: str = ""
-    expires: int | None = None
-    client: ClientSettings = field(default_factory=ClientSettings)
-    access: Access = field(default_factory=Access)
-    limits: PeerLimits = field(default_factory=PeerLimits)
+from stagewire.config.model import Network, PeerConfig
 
 
 @dataclass(slots=True, repr=False, eq=False)
@@ -58,8 +35,12 @@ class _Peer:
             draft.limits = replace(draft.limits, quota=later.limits.quota)
         if any(key.startswith("Client") for key in given):
             draft.client = later.client
-        if not {"Groups", "Allow", "Forward"}.isdisjoint(given):
-            draft.access = later.access
+        if "Groups" in given:
+            draft.access = replace(draft.access, groups=later.access.groups)
+        if "Allow" in given:
+            draft.access = replace(draft.access, allow=later.access.allow)
+        if "Forward" in given:
+            draft.access = replace(draft.access, forwards=later.access.forwards)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,15 @@
     # stagewire off: # Name = Anna's phone
     # stagewire off: PublicKey = …
 
-`wg`, wg-quick and `parse` see only comments there. `uncovered` removes the marks, so that a peer out of use is read and
-changed like any other; `covered` puts the marks back.
+`wg` and wg-quick see only comments there. A roster's text has no marks, so that a peer out of use is read and changed like
+any other; `covered` puts the marks back.
 """
 
-import re
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
 
-from stagewire.config import peer_names
+from stagewire.config import marks, peer_names
 from stagewire.config import text as texts
 from stagewire.config.keys import decode_key, encode_key
 from stagewire.config.known import SPACES, squeezed
@@ -23,9 +21,6 @@ from stagewire.config.model import InterfaceConfig, PeerConfig
 from stagewire.config.parse import parse
 from stagewire.config.text import BOM, Line, Section, Text
 from stagewire.config.tidy import key_of_peer
-
-_MARK: Final = "# stagewire off:"
-_MARKED: Final = re.compile(rf"^[{SPACES}]*#[ \t]*stagewire[ \t]+off[ \t]*:[ \t]?", re.IGNORECASE | re.MULTILINE)
 
 
 class Refused(Exception):  # noqa: N818 - the text is what the operator reads
@@ -60,42 +55,22 @@ class Roster:
 
 
 def read(text: str, path: str) -> Roster:
-    """Reads a file's text. Raises ConfigError as `parse`, and Refused for a peer that is in use and out of use."""
+    """Reads a file's text. Raises ConfigError as `parse`."""
     lookups = of_this_host()
-    bare = uncovered(text)
+    in_use = parse(text, path, lookups=lookups)
+    bare = marks.uncovered(text)
+    if bare == text:
+        return Roster(bare, in_use, frozenset())
     whole = parse(bare, path, lookups=lookups)
-    if bare == text:  # every peer is in use
-        return Roster(bare, whole, frozenset())
-    used = {peer.public_key for peer in parse(text, path, lookups=lookups).peers}
-    sections = _sections(read_text(bare))
-    for key, marked in zip((key_of_peer(each) for each in sections), _marks(text), strict=True):
-        if marked and key in used:
-            raise Refused(f"{path}: peer {encode_key(key)} stands there twice, once out of use; remove one of both")
+    used = {peer.public_key for peer in in_use.peers}
     return Roster(bare, whole, frozenset(peer.public_key for peer in whole.peers if peer.public_key not in used))
-
-
-def _marks(text: str) -> list[bool]:
-    """Tells of each [Peer], in turn, whether it is out of use."""
-    found = []
-    for line in text.removeprefix(BOM).split("\n"):
-        mark = _MARKED.match(line)
-        bare = line[mark.end() :] if mark else line
-        if texts.header_of(bare) == "Peer":
-            found.append(mark is not None)
-    return found
-
-
-def uncovered(text: str) -> str:
-    """Removes the marks, so that every peer is in use."""
-    return _MARKED.sub("", text)
 
 
 def marked_secrets(text: str) -> set[bytes]:
     """Returns the pre-shared keys in lines out of use, also where those lines have mistakes."""
     found = set()
-    for line in text.split("\n") if _MARKED.search(text) else ():
-        mark = _MARKED.match(line)
-        name, _, value = line[mark.end() :].partition("#")[0].partition("=") if mark else ("", "", "")
+    for line in text.split("\n") if marks.are_in(text) else ():
+        name, _, value = (marks.without_mark(line) or "").partition("#")[0].partition("=")
         if squeezed(name).lower() == "presharedkey":
             with suppress(ValueError):
                 found.add(decode_key(squeezed(value)))
@@ -110,7 +85,7 @@ def covered(text: str, off: Collection[bytes]) -> str:
     for section in _sections(new):
         if key_of_peer(section) in off:
             for line in (*section.above, *section.body):
-                line.text = f"{_MARK} {line.text}" if line.text.strip(SPACES) else _MARK
+                line.text = f"{marks.MARK} {line.text}" if line.text.strip(SPACES) else marks.MARK
     return _bom(text) + str(new)
 
 

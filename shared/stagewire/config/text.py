@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from stagewire.config import known, peer_names, tolerant, values
 from stagewire.config.known import SPACES, SectionName
-from stagewire.config.model import ClientSettings, PeerLimits
+from stagewire.config.model import ClientSettings
 
 BOM: Final = "\ufeff"
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
@@ -200,20 +200,12 @@ def _is_understood(key: str, value: str) -> bool:
         match key:
             case "RekeyAfterTime":
                 values.rekey_after_time(value)
-            case "ResponseTimestamp":
-                values.choice(value, "on", "off")
-            case "Expires":
-                values.expires(value)
             case "ClientEndpoint":
                 values.endpoint(value)
-            case _ if known.KEYS[key.lower()].guards:
-                pass  # `parse` refuses a text with a mistake in it
-            case _ if key in values.LIMITS:
-                values.LIMITS[key](PeerLimits(), value)
             case _ if key in values.CLIENT:
                 values.CLIENT[key](ClientSettings(), value)
             case _:
-                return False
+                return known.KEYS[key.lower()].in_comment  # `parse` refuses a text with a mistake in it
     except ValueError:
         return False
     return True
