@@ -34,7 +34,7 @@ from key_service.live import LiveConfiguration, Task
 from key_service.registry import Prepared
 from key_service.trial_run import Before
 from stagewire import config, files, logs
-from stagewire.config import ConfigError, InterfaceConfig, accepted, encode_key, guard, operations, peer_names
+from stagewire.config import ConfigError, InterfaceConfig, accepted, encode_key, guard, operations, peer_names, roster
 from stagewire.config.accepted import Accepted
 from stagewire.config.roster import Refused
 from stagewire.control.operations import BadOperation, from_json_untrusted
@@ -73,6 +73,8 @@ class _Wanted:
     asker: Asker
     confirm: int = 0
     """s within which the change must be confirmed; 0 for none."""
+    off: tuple[frozenset[bytes], frozenset[bytes]] = (frozenset(), frozenset())
+    """Peers of the text in force, and of the new one, that are out of use."""
     exact: InterfaceConfig | None = None
     """What comes into force, if that is more than `file`: live changes that were there before."""
 
@@ -304,10 +306,16 @@ class ReloadDoor:
         registry, whole = self._live.registry, self._parsed(text)
         file = operations.in_force(whole, time.time())
         self._expect_ends_to_come(whole)
-        changes = config.difference(registry.snapshot(), registry.with_file(file))
+        off = self._off(self._text.kept.text), self._off(text)
+        changes = _difference(registry.snapshot(), registry.with_file(file), off)
         if dry_run:
             return {"error": "", "difference": changes}
-        return self._have_made(_Wanted(text, whole, file, None, "reload", changes, asker, confirm))
+        return self._have_made(_Wanted(text, whole, file, None, "reload", changes, asker, confirm, off))
+
+    def _off(self, text: str) -> frozenset[bytes]:
+        """Returns the peers of a text that are out of use or expired."""
+        found = roster.read(text, str(self._stage.environment.config))
+        return found.off | {peer.public_key for peer in found.whole.peers if operations.is_expired(peer, time.time())}
 
     def _expect_ends_to_come(self, whole: InterfaceConfig) -> None:
         """Raises Refused for a peer whose time an edited file sets, and is over."""
@@ -346,10 +354,11 @@ class ReloadDoor:
     def _adopt(self, text: str, asker: Asker) -> dict[str, Any]:
         if (what := guard.beyond_peers(self._text.kept.text, text)) is not None:
             return {"error": f"the file differs from the one in force in {what}"}
-        registry, kept = self._live.registry, self._text.kept
+        kept = self._text.kept
         wanted = self._wanted(kept.text, text, "change taken up again", [], asker)
-        changes = config.difference(registry.snapshot(), registry.with_file(wanted.file))
-        return self._have_made(replace(wanted, changes=changes))
+        new = in_force.without_others(Accepted.anew(text), wanted.whole)
+        changes = operations.between(kept.text, new.text, str(self._stage.environment.config))
+        return self._have_made(replace(wanted, changes=[*changes]))
 
     def _wanted(self, before_text: str, text: str, what: str, changes: list[str], asker: Asker) -> _Wanted:
         """Describes a change of those peers in which two texts differ."""
@@ -380,7 +389,17 @@ class ReloadDoor:
         if request.code:
             return {"error": request.said or os.strerror(request.code)}
         assert request.before is not None and request.after is not None  # noqa: S101, PT018 - it was made
-        return {"error": "", "warning": request.said, "difference": config.difference(request.before, request.after)}
+        return {
+            "error": "",
+            "warning": request.said,
+            "difference": _difference(request.before, request.after, wanted.off),
+        }
+
+
+def _difference(
+    before: InterfaceConfig, after: InterfaceConfig, off: tuple[frozenset[bytes], frozenset[bytes]]
+) -> list[str]:
+    return config.difference(before, after, off_before=off[0], off_after=off[1])
 
 
 def _say(connection: socket.socket, said: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ def add(
         except Failed as failed:
             why = f"peer {lines[0].peer.name}: {failed}" if len(lines) == 1 else str(failed)
             raise Failed(f"{path}{_place(lines, why)}: {why}; nothing is changed") from None
-        after = peers.after(done, environment)
+        after = peers.after(done)
         for line, file in zip(lines, files, strict=False):
             peer = peers.added(after, decode_key(line.peer.public_key))
             file.write(client_config.text(after.whole, peer, line.private, gateway))

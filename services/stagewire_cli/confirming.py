@@ -7,12 +7,24 @@ from collections.abc import Callable
 from typing import Final
 
 from stagewire.environment import Environment
-from stagewire_cli import key_door
+from stagewire_cli import again, key_door
 from stagewire_cli.failures import Failed
 
 _LOOK: Final = 0.2
 _PATIENCE: Final = 10.0
 """s beyond the time for the confirmation, for a new key-service to answer."""
+
+
+def confirm(environment: Environment) -> None:
+    """Keeps what was applied. Raises Failed if it goes back."""
+    try:
+        again.asked(lambda: key_door.confirm(environment))
+    except key_door.Unanswered:
+        left = again.asked(lambda: key_door.left_to_confirm(environment), (key_door.Unanswered,))
+        if left:
+            raise Failed(
+                f"key-service was replaced in the middle, and nothing is confirmed: again, within {left:.0f} s"
+            ) from None
 
 
 def wait(environment: Environment, seconds: int, tell: Callable[[str], None]) -> None:
@@ -26,7 +38,7 @@ def wait(environment: Environment, seconds: int, tell: Callable[[str], None]) ->
             line = sys.stdin.readline()
             asks = bool(line)
             if line.strip().lower() in {"y", "yes"}:
-                key_door.confirm(environment)
+                confirm(environment)
         try:
             left = key_door.left_to_confirm(environment)
         except Failed:

@@ -190,10 +190,10 @@ def apply(file_or_name: str | None, confirm: int | None) -> None:
 @click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
 def confirm(file_or_name: str | None) -> None:
     """Keeps what `apply --confirm` has applied."""
-    from stagewire_cli import key_door
+    from stagewire_cli import confirming
 
     def action(environment: Environment) -> None:
-        key_door.confirm(environment)
+        confirming.confirm(environment)
         operands.tell("confirmed: what was applied stays in force")
 
     operands.upon_its_file(file_or_name, action)

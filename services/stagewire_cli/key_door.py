@@ -24,17 +24,20 @@ _MOST: Final = 64 << 20
 def apply(environment: Environment, text: str, *, dry_run: bool = False, confirm: int = 0) -> tuple[list[str], str]:
     """Puts a file's text in force as a whole, unless `dry_run`; returns the difference, and a warning or nothing.
 
-    With `confirm`, key-service goes back after so many seconds without a confirmation. Raises Failed if nothing is changed.
+    With `confirm`, key-service goes back after so many seconds without a confirmation. Raises Failed if nothing is changed,
+    and Unanswered if key-service was asked and no answer came.
     """
     try:
         answer = _ask(environment, {"do": "apply", "dry_run": dry_run, "confirm": confirm}, text)
+    except Unanswered:
+        raise
     except Failed as failed:
         raise Failed(f"nothing is changed: {failed}") from None
     return _lines(answer), logs.cleaned(str(answer.get("warning", "")))
 
 
 def confirm(environment: Environment) -> None:
-    """Keeps what was applied. Raises Failed."""
+    """Keeps what was applied. Raises Failed, and Unanswered if key-service was asked and no answer came."""
     _ask(environment, {"do": "confirm"}, "")
 
 
@@ -45,7 +48,7 @@ def left_to_confirm(environment: Environment) -> float:
 
 
 def adopt(environment: Environment, text: str) -> tuple[list[str], str]:
-    """Does as `apply` for a text that differs in peers alone; peers that only `wg` knows stay. Raises Failed."""
+    """Does as `apply` for a text that differs in peers alone; peers that only `wg` knows stay. Raises as `apply`."""
     answer = _ask(environment, {"do": "adopt"}, text)
     return _lines(answer), logs.cleaned(str(answer.get("warning", "")))
 
@@ -55,7 +58,8 @@ def operate(
 ) -> tuple[list[str], str]:
     """Has key-service carry an operation out on a file's text; returns as `apply`. `write` gets the file's new text.
 
-    Raises Failed if nothing is changed, and Unanswered once `write` was called and no answer came.
+    Raises Failed if nothing is changed, NotAsked if key-service left before it said what to write, and Unanswered once
+    `write` was called and no answer came.
     """
     question = {"do": "operate", "operation": to_json(operation), "by": _by()}
     written = False
@@ -75,11 +79,18 @@ def operate(
             answer = _answer(line)
             return _lines(answer), logs.cleaned(str(answer.get("warning", "")))
     except (OSError, ValueError, RecursionError):
-        raise (Unanswered if written else Failed)("key-service doesn't answer") from None
+        raise (Unanswered if written else NotAsked)(_SILENT) from None
+
+
+class NotAsked(Failed):
+    """Says that key-service has made no change, as it never got to one."""
 
 
 class Unanswered(Failed):
     """Says that key-service may or may not have made a change."""
+
+
+_SILENT: Final = "key-service doesn't answer"
 
 
 def _by() -> str:
@@ -89,11 +100,15 @@ def _by() -> str:
 
 def _ask(environment: Environment, question: dict[str, Any], text: str) -> dict[str, Any]:
     try:
-        with _connected(environment, {**question, "by": _by()}, text) as line:
+        line = _connected(environment, {**question, "by": _by()}, text)
+    except OSError:  # half a question changes nothing
+        raise NotAsked(_SILENT) from None
+    try:
+        with line:
             line.shutdown(socket.SHUT_WR)
             return _answer(line)
     except (OSError, ValueError, RecursionError):
-        raise Failed("key-service doesn't answer") from None
+        raise Unanswered(_SILENT) from None
 
 
 def _connected(environment: Environment, question: dict[str, Any], text: str) -> socket.socket:

@@ -135,7 +135,7 @@ def add(name: str | None, table: Path | None, interface: str | None, **chosen: A
         public = _decoded(key)
         with output_files.made([chosen["output"]]) as files:
             done = _do(environment, AddPeers((new,)))
-            after = peers.after(done, environment)
+            after = peers.after(done)
             peers.tell(done, beside=not files)
             _warn_anew(whole, after.whole)
             _show(after.whole, peers.added(after, public), None if chosen["public_key"] else private, chosen, files)
@@ -230,7 +230,7 @@ def rotate(who: str, public_key: str | None, interface: str | None, **chosen: An
             operation, private = RotatePeer(who, public_key), b""
         with output_files.made([chosen["output"]]) as files:
             done = _do(environment, operation)
-            after = peers.after(done, environment)
+            after = peers.after(done)
             peers.tell(done, beside=not files)
             one = peers.added(after, config.decode_key(operation.public_key))
             _show(after.whole, one, private or None, chosen, files)
@@ -277,7 +277,7 @@ def set_(who: str, allowed_ips: str | None, interface: str | None, **chosen: Any
             raise Failed("say what to change, such as --expires 30d; `stagewire peer set --help` lists the options")
         done = _do(environment, SetPeer(who, settings))
         _tell(done)
-        _warn_anew(whole, peers.after(done, environment).whole)
+        _warn_anew(whole, peers.after(done).whole)
         _warn(whole, chosen)
 
     _upon(interface, action)

@@ -5,27 +5,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from stagewire import config
 from stagewire.config import PeerConfig, operations, roster
 from stagewire.config.operations import Operation
 from stagewire.control import usage
 from stagewire.environment import Environment
-from stagewire_cli import bring_up, key_door, operands, peers_file, the_file
+from stagewire_cli import again, bring_up, key_door, operands, peers_file, the_file
 from stagewire_cli.failures import Failed
 from stagewire_cli.peers_file import PeersFile
-
-AGAIN_WITHIN: Final = 10.0
-"""s in which a new key-service takes up what the one before may have left undone."""
-_POLL: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Describes a change that holds: the file's text, a line for each difference, and a warning or nothing."""
+    """Describes a change that holds: the file's text and path, a line for each difference, and a warning or nothing."""
 
     text: str = field(repr=False)
+    path: Path
     changes: list[str]
     warning: str = ""
 
@@ -59,34 +55,35 @@ def carry_out(environment: Environment, operation: Operation) -> Done:
         except roster.Refused as refused:
             raise Failed(str(refused)) from None
         file.write(outcome.text)
-        return Done(file.text, [*outcome.changes, *outcome.unchanged])
+        return Done(file.text, file.path, [*outcome.changes, *outcome.unchanged])
 
 
 def by_key_service(
     environment: Environment, operation: Operation, file: PeersFile, write: Callable[[str], None]
 ) -> Done:
     """Has key-service carry an operation out on a locked file, into which `write` puts the new text. Raises Failed."""
+    before = file.text
     try:
-        changes, warning = key_door.operate(environment, operation, file.text, write)
+        changes, warning = again.asked(lambda: key_door.operate(environment, operation, file.text, write))
     except key_door.Unanswered:
-        changes, warning = _again(environment, file)
-    except Failed:
+        changes, warning = _taken_up(environment, file, operation, before)
+    except Failed as failed:
         file.put_back()
-        raise
-    return Done(file.text, changes, warning)
+        raise Failed(again.unchanged(failed)) from None
+    return Done(file.text, file.path, changes, warning)
 
 
-def _again(environment: Environment, file: PeersFile) -> tuple[list[str], str]:
+def _taken_up(environment: Environment, file: PeersFile, operation: Operation, before: str) -> tuple[list[str], str]:
     """Asks the next key-service: the one before has died, before or after the change came into force."""
-    until = time.monotonic() + AGAIN_WITHIN
-    while True:
-        try:
-            return key_door.adopt(environment, file.text)
-        except Failed as failed:
-            if time.monotonic() > until:
-                mend = f"`stagewire reload {environment.interface}` puts it in force"
-                raise Failed(f"{failed}; the change stands in {file.path}: {mend}") from None
-        time.sleep(_POLL)
+    try:
+        _, warning = again.asked(lambda: key_door.adopt(environment, file.text), repeat=(key_door.Unanswered,))
+    except (key_door.Unanswered, key_door.NotAsked) as failed:
+        mend = f"`stagewire reload {environment.interface}` puts it in force"
+        raise Failed(f"{failed}; the change stands in {file.path}, and may not hold yet: {mend}") from None
+    except Failed as failed:
+        file.put_back()
+        raise Failed(again.unchanged(failed)) from None
+    return [*operations.told(before, file.text, str(file.path), operation)], warning
 
 
 def tell(done: Done, *, beside: bool = False) -> None:
@@ -95,9 +92,9 @@ def tell(done: Done, *, beside: bool = False) -> None:
         operands.tell(line, beside=beside)
 
 
-def after(done: Done, environment: Environment) -> roster.Roster:
+def after(done: Done) -> roster.Roster:
     """Returns the file's peers after a change."""
-    return roster.read(done.text, str(environment.config))
+    return roster.read(done.text, str(done.path))
 
 
 def added(found: roster.Roster, public_key: bytes) -> PeerConfig:

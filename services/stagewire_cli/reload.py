@@ -10,15 +10,17 @@ PreUp and PostUp wait for the next `up`.
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 from stagewire import config
 from stagewire.config import InterfaceConfig
 from stagewire.environment import Environment
-from stagewire_cli import bring_up, dns, host_warnings, key_door, peers_file, the_file
+from stagewire_cli import again, bring_up, dns, host_warnings, key_door, peers_file, the_file
 from stagewire_cli.done import DNS, DoneList, Plan
 from stagewire_cli.failures import Failed, NotUp
 
 Say = Callable[[str], None]
+_SUCCEEDED: Final = "key-service was replaced in the middle; the change holds"
 
 
 def reload(
@@ -47,7 +49,13 @@ def reload(
         for mistake in interface.warnings:
             warn(f"warning: {mistake}")
         before = the_file.as_it_was_read(environment)
-        difference, warning = key_door.apply(environment, text, dry_run=dry_run, confirm=confirm)
+        try:
+            difference, warning = again.asked(
+                lambda: key_door.apply(environment, text, dry_run=dry_run, confirm=confirm)
+            )
+        except key_door.Unanswered:
+            expect_to_hold(environment, text, dry_run=dry_run)
+            difference, warning = config.difference(before, interface) if before is not None else [], _SUCCEEDED
     for line in difference or [f"nothing differs: {path} is in force already"]:
         tell(line)
     if dry_run:
@@ -58,6 +66,17 @@ def reload(
         confirmed()
     host_warnings.say(environment, interface, lambda text: warn(f"warning: {text}"))
     _note_for_down(environment, interface, before, warn)
+
+
+def expect_to_hold(environment: Environment, text: str, *, dry_run: bool = False) -> None:
+    """Asks the next key-service whether a text is in force. Raises Failed if it is not, or nobody can tell."""
+    try:
+        left, _ = again.asked(lambda: key_door.apply(environment, text, dry_run=True), (key_door.Unanswered,))
+    except (key_door.NotAsked, key_door.Unanswered) as failed:
+        mend = f"`stagewire plan {environment.interface}` tells later"
+        raise Failed(f"{failed}, so it isn't known whether the change holds: {mend}") from None
+    if dry_run or left:
+        raise Failed("key-service was replaced in the middle, and the change does not hold: try again")
 
 
 def _note_for_down(

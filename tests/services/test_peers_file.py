@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from stagewire.config import encode_key
-from stagewire.config.operations import AddPeers, NewPeer, RenamePeer
+from stagewire.config import encode_key, operations
+from stagewire.config.operations import AddPeers, NewPeer, RenamePeer, SwitchPeers
 from stagewire.environment import Environment
-from stagewire_cli import bring_up, key_door, peers, peers_file
+from stagewire_cli import again, bring_up, key_door, peers, peers_file, reload
 from stagewire_cli.failures import Failed
 
 KEYS = [encode_key(bytes([number]) * 32) for number in range(1, 5)]
@@ -123,17 +123,26 @@ def test_a_hostile_key_service_writes_nothing_but_peers(environment: Environment
         b'{"write": 5}\nab', b'{"difference": 5}\n', b"[" * 100_000 + b"\n", b"\xff\n", None,
     ],
 )  # fmt: skip
-def test_any_other_answer_changes_nothing(environment: Environment, file: Path, answer: bytes | None) -> None:
-    with key_service(environment, answer), pytest.raises(Failed):
+def test_any_other_answer_changes_nothing(
+    environment: Environment, file: Path, answer: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(again, "WITHIN", 0.0)
+    with key_service(environment, answer), pytest.raises(Failed, match=r"nothing is changed$"):
         carry_out(environment, file)
     assert file.read_text() == TEXT
+
+
+def test_a_key_service_that_dies_before_it_said_anything_is_asked_again(environment: Environment, file: Path) -> None:
+    with key_service(environment, None, writes(RENAMED), made("~ a line")):
+        assert carry_out(environment, file).changes == ["~ a line"]
+    assert file.read_text() == RENAMED
 
 
 def test_a_refused_change_leaves_the_file_as_it_was(environment: Environment, file: Path) -> None:
     before = file.stat().st_ino
     with (
         key_service(environment, writes(RENAMED), b'{"error": "route 10.0.0.0/8 is taken"}\n'),
-        pytest.raises(Failed, match="route 10"),
+        pytest.raises(Failed, match=r"route 10.*; nothing is changed$"),
     ):
         carry_out(environment, file)
     assert file.read_text() == TEXT
@@ -142,20 +151,54 @@ def test_a_refused_change_leaves_the_file_as_it_was(environment: Environment, fi
 
 
 def test_the_next_key_service_takes_up_what_a_killed_one_left(environment: Environment, file: Path) -> None:
-    with key_service(environment, writes(RENAMED), None, made("~ adopted")) as heard:
+    with key_service(environment, writes(RENAMED), None, made("- peer a")) as heard:
         done = carry_out(environment, file)
-    assert done.changes == ["~ adopted"]
+    assert done.changes == [f"~ peer a ({KEYS[1][:10]})", "    ~ Name a -> b"]
     assert file.read_text() == RENAMED
     assert json.loads(heard[2].partition(b"\n")[0])["do"] == "adopt"
+
+
+def test_a_peer_that_is_disabled_is_told_so_also_by_the_next_key_service(environment: Environment, file: Path) -> None:
+    operation = SwitchPeers(("a",), on=False)
+    off = operations.carry_out(TEXT, "", operation, {}, 0).text
+    with key_service(environment, writes(off), None, made("- peer a")), peers_file.locked(file) as locked:
+        done = peers.by_key_service(environment, operation, locked, locked.write)
+    assert done.changes == [f"~ peer a ({KEYS[1][:10]}) is out of use"]
+
+
+def test_what_the_next_key_service_refuses_is_taken_back(environment: Environment, file: Path) -> None:
+    refused = b'{"error": "route 10.0.0.0/8 is taken"}\n'
+    with (
+        key_service(environment, writes(RENAMED), None, refused),
+        pytest.raises(Failed, match=r"route 10.*; nothing is changed$"),
+    ):
+        carry_out(environment, file)
+    assert file.read_text() == TEXT
+
+
+@pytest.mark.parametrize(("left_over", "holds"), [((), True), (("~ MTU 1420 -> 1380",), False)])
+def test_what_was_applied_while_key_service_died_is_asked_of_the_next(
+    environment: Environment, left_over: tuple[str, ...], holds: bool
+) -> None:
+    with key_service(environment, None, made(*left_over)):
+        with pytest.raises(key_door.Unanswered):
+            key_door.apply(environment, TEXT)
+        if holds:
+            reload.expect_to_hold(environment, TEXT)
+        else:
+            with pytest.raises(Failed, match="the change does not hold: try again"):
+                reload.expect_to_hold(environment, TEXT)
 
 
 def test_without_any_the_file_has_the_change_and_the_operator_is_told(
     environment: Environment, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "AGAIN_WITHIN", 0.0)
+    monkeypatch.setattr(again, "WITHIN", 0.0)
     with (
         key_service(environment, writes(RENAMED), None, None),
-        pytest.raises(Failed, match=r"the change stands in .*`stagewire reload wg0` puts it in force"),
+        pytest.raises(
+            Failed, match=r"the change stands in .*may not hold yet: `stagewire reload wg0` puts it in force"
+        ),
     ):
         carry_out(environment, file)
     assert file.read_text() == RENAMED

@@ -1,5 +1,6 @@
 """Commands at the door of a real key-service: two at once, again, of another version, and after its death."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +12,8 @@ from tests.services.surroundings import PATIENCE, Program, Surroundings, surroun
 from tests.services.test_peers_file import TEXT, races
 
 from lab.wait import until
-from stagewire.config import encode_key, public_key
-from stagewire.config.operations import AddPeers, NewPeer, RemovePeers, RenamePeer
+from stagewire.config import encode_key, operations, public_key
+from stagewire.config.operations import AddPeers, NewPeer, RemovePeers, RenamePeer, SwitchPeers
 from stagewire.environment import Environment
 from stagewire_cli import key_door, peers, peers_file, reload, saving
 from stagewire_cli.failures import Failed
@@ -31,6 +32,7 @@ class Door:
         self.file, folder = around.config, around.directory
         variables = {
             "STAGEWIRE_RUN_DIR": folder / "run", "STAGEWIRE_CONFIG": self.file, "STAGEWIRE_WG_DIR": folder / "wg",
+            "STAGEWIRE_STATE_DIR": folder / "state",
         }  # fmt: skip
         self.environment = Environment.read({name: str(value) for name, value in variables.items()}, "wg0")
         self.write(INTERFACE)
@@ -91,6 +93,19 @@ def test_two_at_once_never_give_an_address_twice(one: Door) -> None:
 def test_the_same_file_again_changes_nothing(one: Door) -> None:
     assert one.apply(OTHER) == ["+ MTU 1400"]
     assert one.apply(OTHER) == []
+
+
+def test_a_peer_that_an_edit_puts_out_of_use_is_not_said_to_go(one: Door) -> None:
+    off = operations.carry_out(INTERFACE, "", SwitchPeers(("a",), on=False), {}, 0).text
+    [says_off] = one.differs(off)
+    assert says_off.startswith("~ peer a (")
+    assert says_off.endswith(" is out of use")
+    assert one.apply(off) == [says_off]
+    assert one.apply(INTERFACE) == [says_off.replace("out of use", "in use")]
+    one.write(off)
+    assert key_door.adopt(one.environment, off)[1] == ""
+    line = json.loads((one.environment.state / "audit").read_text().splitlines()[-1])
+    assert (line["what"], line["changes"]) == ("change taken up again", [says_off])
 
 
 def test_a_file_with_a_time_that_is_over_is_refused(one: Door) -> None:

@@ -1,6 +1,6 @@
 """Tells in lines for the operator how two configurations differ. No line holds a secret."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import chain
 
 from stagewire.config import gateway
@@ -13,9 +13,15 @@ _HOOKS = {"pre_up": "PreUp", "post_up": "PostUp", "pre_down": "PreDown", "post_d
 _AT_NEXT_UP = "  (runs at the next up)"
 
 
-def lines(before: InterfaceConfig, after: InterfaceConfig) -> list[str]:
-    """Returns a line for each removal (-), addition (+) and change (~)."""
-    return [*_of_interface(before, after), *_of_peers(before, after)]
+def lines(
+    before: InterfaceConfig,
+    after: InterfaceConfig,
+    *,
+    off_before: Container[bytes] = (),
+    off_after: Container[bytes] = (),
+) -> list[str]:
+    """Returns a line for each removal (-), addition (+) and change (~). `off_…` has peers that are out of use, not gone."""
+    return [*_of_interface(before, after), *_of_peers(before, after, off_before, off_after)]
 
 
 def rotation(before: PeerConfig, after: PeerConfig) -> Iterator[str]:
@@ -54,15 +60,21 @@ def _of_interface(before: InterfaceConfig, after: InterfaceConfig) -> Iterator[s
     yield from _of_access(before.access, after.access)
 
 
-def _of_peers(before: InterfaceConfig, after: InterfaceConfig) -> Iterator[str]:
+def _of_peers(
+    before: InterfaceConfig, after: InterfaceConfig, off_before: Container[bytes], off_after: Container[bytes]
+) -> Iterator[str]:
     old = {peer.public_key: peer for peer in before.peers}
     new = {peer.public_key: peer for peer in after.peers}
     for key, peer in old.items():
-        if key not in new:
+        if key not in new and key in off_after:
+            yield switched(peer, on=False)
+        elif key not in new:
             yield f"- peer {title(peer)}{_summary(peer)}"
     for key, peer in new.items():
         known = old.get(key)
-        if known is None:
+        if known is None and key in off_before:
+            yield switched(peer, on=True)
+        elif known is None:
             yield f"+ peer {title(peer)}{_summary(peer)}"
         elif (known != peer or known.name != peer.name) and (changes := list(_of_peer(known, peer))):
             yield f"~ peer {title(known if known.name else peer)}"
@@ -83,6 +95,11 @@ def _of_peer(before: PeerConfig, after: PeerConfig) -> Iterator[str]:
     yield from _value("Quota", _quota(before), _quota(after))
     yield from _of_client(before.client, after.client)
     yield from _of_access(before.access, after.access)
+
+
+def switched(peer: PeerConfig, *, on: bool) -> str:
+    """Says that a peer is in use again, or no more."""
+    return f"~ peer {title(peer)} is {'in use' if on else 'out of use'}"
 
 
 def title(peer: PeerConfig) -> str:

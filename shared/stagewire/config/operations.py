@@ -13,7 +13,7 @@ from typing import Final
 
 from stagewire.config import keys, peer_checks, peer_names, roster, settings, values
 from stagewire.config.difference import lines as differences
-from stagewire.config.difference import rotation, title
+from stagewire.config.difference import rotation, switched, title
 from stagewire.config.free import free_addresses
 from stagewire.config.model import ConfigError, InterfaceConfig, Network, PeerConfig
 from stagewire.config.roster import Refused, Roster
@@ -149,6 +149,34 @@ def carry_out(text: str, path: str, operation: Operation, live: Mapping[Network,
     return Outcome(new, change.named, changes, tuple(_unchanged(before, after, operation, change.named, changes)))
 
 
+def told(before: str, after: str, path: str, operation: Operation) -> tuple[str, ...]:
+    """Returns the lines about an operation that has made one text of the other. Raises ConfigError as `parse`."""
+    return tuple(_changes(roster.read(before, path), roster.read(after, path), operation))
+
+
+def between(before: str, after: str, path: str) -> tuple[str, ...]:
+    """Returns the lines about the peers in which two texts differ. Raises ConfigError as `parse`.
+
+    Pre-shared keys of peers out of use don't count: an accepted text has none.
+    """
+    rosters = [roster.read(text, path) for text in (before, after)]
+    off = frozenset[bytes]().union(*(each.off for each in rosters))
+    bare = [
+        replace(
+            each,
+            whole=replace(
+                each.whole,
+                peers=tuple(
+                    replace(peer, preshared_key=keys.NO_KEY) if peer.public_key in off else peer
+                    for peer in each.whole.peers
+                ),
+            ),
+        )
+        for each in rosters
+    ]
+    return tuple(_changes(bare[0], bare[1], ExpirePeers()))
+
+
 def sorted_out(
     text: str, path: str, wanted: Sequence[NewPeer], now: float
 ) -> tuple[list[NewPeer], list[tuple[NewPeer, str]]]:
@@ -213,7 +241,7 @@ def _changes(before: Roster, after: Roster, operation: Operation) -> Iterator[st
     yield from differences(before.whole, after.whole)
     for key, peer in after.peers.items():
         if (key in before.off) != (key in after.off):
-            yield f"~ peer {title(peer)} is {'out of use' if key in after.off else 'in use'}"
+            yield switched(peer, on=key not in after.off)
 
 
 def _unchanged(
