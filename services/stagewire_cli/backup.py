@@ -77,8 +77,7 @@ def _history(environment: Environment) -> bytes:
 def write(backup: Backup, passphrase: str, path: Path) -> None:
     """Writes a backup into a new file for root alone. Raises Failed."""
     data = sealed.seal(backup.packed(), passphrase)
-    with output_files.made_for_bytes(path) as file:
-        file.write(data)
+    output_files.write(path, data)
 
 
 def opened(path: Path, passphrase: str) -> Backup:
@@ -134,8 +133,7 @@ def restore(backup: Backup, environment: Environment, tell: Callable[[str], None
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Failed(f"{path.parent}: {error.strerror}; nothing is changed") from None
-        with output_files.made_for_bytes(path) as file:
-            file.write(backup.text.encode("utf-8", "surrogateescape"))
+        output_files.write(path, backup.text.encode("utf-8", "surrogateescape"))
     off = f", {len(everybody.off)} of them out of use" if everybody.off else ""
     told = f"{path} of {backup.made}, with {operands.counted(len(everybody.whole.peers), 'peer')}{off}"
     if same or not there or differences or force:
@@ -185,8 +183,7 @@ def _restore_state(path: Path, data: bytes, tell: Callable[[str], None]) -> None
             tell(f"note: {path} exists already, and stays as it is")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with output_files.made_for_bytes(path) as file:
-        file.write(data)
+    output_files.write(path, data)
 
 
 def _restore_history(path: Path, data: bytes, tell: Callable[[str], None]) -> None:
@@ -200,9 +197,7 @@ def _restore_history(path: Path, data: bytes, tell: Callable[[str], None]) -> No
         tell("note: the backup's history is damaged, and left out")
         return
     privileges.make_folder(path.parent, "status", 0o700)
-    with output_files.made_for_bytes(path) as file:
-        os.fchown(file.fileno(), privileges.uid_of("status"), privileges.group())
-        file.write(content)
+    output_files.write(path, content, (privileges.uid_of("status"), privileges.group()))
 
 
 def _of_this_host(restored: InterfaceConfig) -> Iterator[str]:

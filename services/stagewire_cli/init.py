@@ -16,7 +16,7 @@ from typing import Final
 from stagewire import config
 from stagewire.config import ConfigError, HostPort, Network, encode_key, values
 from stagewire.limits import DEFAULT_PORT
-from stagewire_cli import neighbours
+from stagewire_cli import neighbours, output_files
 from stagewire_cli.failures import Failed
 
 _PORTS: Final = 100
@@ -181,19 +181,9 @@ def write(path: Path, said: str) -> None:
     config.parse_text(said, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        raise Failed(f"{path} exists already, and stays as it is: take another name") from None
     except OSError as error:
-        raise Failed(f"{path}: {error.strerror}") from None
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(said)
-            file.flush()
-            os.fsync(descriptor)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise Failed(f"{path}: {error.strerror}") from None
+        raise Failed(f"{path.parent}: {error.strerror}; nothing is changed") from None
+    output_files.write(path, said.encode("utf-8", "surrogateescape"))
 
 
 def firewall_hints(port: int) -> list[str]:

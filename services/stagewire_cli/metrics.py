@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import closing
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 from stagewire import logs
 from stagewire.control import query
 from stagewire.environment import Environment
+from stagewire.whole_files import WholeFile
 from stagewire_cli.failures import Failed, NotUp
 
 PATIENCE: Final = 5.0
@@ -88,18 +88,12 @@ def write(environment: Environment, file: Path) -> None:
     if file.suffix != ".prom":
         raise Failed(f"{file}: node-exporter reads only files whose names end in .prom")
     body = text(environment)
-    fresh = ""
     try:
-        descriptor, fresh = tempfile.mkstemp(prefix=".stagewire-", dir=file.parent)
-        with os.fdopen(descriptor, "wb") as opened:
-            opened.write(body)
-            opened.flush()
-            os.fsync(descriptor)
-            os.fchmod(descriptor, _MODE)
-        Path(fresh).replace(file)
+        with WholeFile(file) as fresh:
+            fresh.write(body)
+            os.fchmod(fresh.descriptor, _MODE)
+            fresh.replace()
     except OSError as error:
-        if fresh:
-            Path(fresh).unlink(missing_ok=True)
         raise Failed(f"{file}: {error.strerror}; nothing is written") from None
 
 

@@ -1,88 +1,93 @@
-"""Makes files with room for clients' configurations before anything is changed: no private key must be lost afterwards."""
+"""Makes new files, each as a whole or not at all. Clients' configurations get room before anything is changed.
 
+A private key must not be lost for want of room, and a killed command leaves no file behind.
+"""
+
+import io
 import os
+import resource
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
+from stagewire.whole_files import WholeFile
 from stagewire_cli.failures import Failed
 
 _ROOM: Final = 8192
 """Bytes that a client's configuration may have."""
+_FEW: Final = 512
+"""Files that may be open at once without more leave."""
 NEW_KEYS: Final = "; the change holds, and a private key is lost: `stagewire peer rotate` makes another"
+_UNCHANGED: Final = "; nothing is changed"
 
 
 @contextmanager
 def made(paths: Iterable[Path | None], mend: str = NEW_KEYS) -> Iterator[list[IO[str]]]:
-    """Makes new files for root alone; removes them if the block raises. Raises Failed; an existing file stays.
+    """Makes new files for root alone, none if the block raises. Raises Failed; an existing file stays.
 
     `mend` says what to do if a file can't be written after the block.
     """
-    opened: list[tuple[Path, IO[str]]] = []
-    try:
-        for path in paths:
-            if path is not None:
-                opened.append((path, _new(path)))  # noqa: PERF401 - a later file may fail
-        yield [file for _, file in opened]
-        for path, file in opened:
-            _finish(path, file, mend)
-    except BaseException as error:
-        for path, file in opened:
-            with suppress(OSError):
-                file.close()
-            with suppress(OSError):
-                path.unlink()
-        if isinstance(error, OSError):  # a configuration had more than _ROOM
-            raise Failed(f"--output: {error.strerror}{mend}") from None
-        raise
+    wanted = [path for path in paths if path is not None]
+    with ExitStack() as opened:
+        if len(wanted) > _FEW:
+            _raise_limit()
+        new = [opened.enter_context(_new(path, _ROOM)) for path in wanted]
+        texts = [io.StringIO() for _ in new]
+        yield list(texts)
+        failures = [failure for each, text in zip(new, texts, strict=True) if (failure := _failure(each, text))]
+        if failures:
+            more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
+            raise Failed(f"{failures[0]}{more}{mend}")
 
 
-def _new(path: Path) -> IO[str]:
+def _failure(file: WholeFile, text: io.StringIO) -> str:
+    """Writes a file; returns why that has failed, or nothing."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, _ROOM)
-        except OSError:
-            os.close(descriptor)
-            path.unlink()
-            raise
-    except FileExistsError:
-        raise Failed(f"{path} exists already, and stays as it is: give another name; nothing is changed") from None
+        data = text.getvalue().encode("utf-8", "surrogateescape")
+        file.write(data)
+        os.ftruncate(file.descriptor, len(data))
+        file.appear()
+    except OSError as error:
+        return f"{file.path}: {error.strerror}"
+    return ""
+
+
+def _new(path: Path, room: int) -> WholeFile:
+    """Opens a file with room on the disk. Raises Failed."""
+    if os.path.lexists(path):
+        raise Failed(f"{path} exists already, and stays as it is: give another name{_UNCHANGED}")
+    try:
+        file = WholeFile(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise Failed(f"{path}: there is no folder {path.parent}: make it first; nothing is changed") from None
+        raise Failed(f"{path}: there is no folder {path.parent}: make it first{_UNCHANGED}") from None
     except OSError as error:
-        raise Failed(f"{path}: {error.strerror}; nothing is changed") from None
-    return os.fdopen(descriptor, "w")
-
-
-def _finish(path: Path, file: IO[str], mend: str) -> None:
+        raise Failed(f"{path}: {error.strerror}{_UNCHANGED}") from None
     try:
-        file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
+        if room:
+            os.posix_fallocate(file.descriptor, 0, room)
+    except OSError as error:
         file.close()
-    except OSError as error:
-        raise Failed(f"{path}: {error.strerror}{mend}") from None
+        raise Failed(f"{path}: {error.strerror}{_UNCHANGED}") from None
+    return file
 
 
-@contextmanager
-def made_for_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """Makes a new file for root alone, which is on the disk afterwards; removes it if that fails. Raises Failed."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        raise Failed(f"{path} exists already, and stays as it is: give another name; nothing is changed") from None
-    except OSError as error:
-        raise Failed(f"{path}: {error.strerror}; nothing is changed") from None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(descriptor)
-    except BaseException as error:
-        with suppress(OSError):
-            path.unlink()
-        if isinstance(error, OSError):
+def write(path: Path, data: bytes, owner: tuple[int, int] | None = None) -> None:
+    """Writes a new file for root alone, or for `owner` (uid, gid). Raises Failed, and then there is none."""
+    with _new(path, 0) as file:
+        try:
+            file.write(data)
+            if owner is not None:
+                os.fchown(file.descriptor, *owner)
+            file.appear()
+        except FileExistsError:
+            raise Failed(f"{path} exists already, and stays as it is: give another name{_UNCHANGED}") from None
+        except OSError as error:
             raise Failed(f"{path}: {error.strerror}; nothing of it is written") from None
-        raise
+
+
+def _raise_limit() -> None:
+    """Lets this process open as many files as root allows it."""
+    with suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

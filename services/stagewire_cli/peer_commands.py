@@ -139,6 +139,7 @@ def add(name: str | None, table: Path | None, interface: str | None, **chosen: A
             peers.tell(done, beside=not files)
             _warn_anew(whole, after.whole)
             _show(after.whole, peers.added(after, public), None if chosen["public_key"] else private, chosen, files)
+        _tell_of_file(chosen)
         _warn(whole, chosen)
 
     _upon(interface, action)
@@ -202,6 +203,7 @@ def config_(who: str, interface: str | None, **chosen: Any) -> None:
         found = peers.read(environment)
         with output_files.made([chosen["output"]], mend="") as files:
             _show(found.whole, found.find(who), None, chosen, files)
+        _tell_of_file(chosen)
 
     _upon(interface, action)
 
@@ -234,6 +236,7 @@ def rotate(who: str, public_key: str | None, interface: str | None, **chosen: An
             peers.tell(done, beside=not files)
             one = peers.added(after, config.decode_key(operation.public_key))
             _show(after.whole, one, private or None, chosen, files)
+        _tell_of_file(chosen)
 
     _upon(interface, action)
 
@@ -409,11 +412,15 @@ def _show(
     wants_qr = chosen["qr"] if chosen["qr"] is not None else private is not None and sys.stdout.isatty()
     if files:
         files[0].write(text)
-        operands.tell(f"wrote {chosen['output']}")
     else:
         click.echo(text, nl=False)
     if wants_qr:
         click.echo(client_config.qr(text), nl=False)
+
+
+def _tell_of_file(chosen: dict[str, Any]) -> None:
+    if chosen["output"] is not None:
+        operands.tell(f"wrote {chosen['output']}")
 
 
 def _row(one: PeerConfig, off: bool, used: dict[bytes, int]) -> dict[str, Any]:

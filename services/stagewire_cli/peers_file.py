@@ -6,7 +6,6 @@ The file is locked meanwhile, replaced in one step, and put back if the change i
 import fcntl
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from typing import Final
 from stagewire import config
 from stagewire.config import guard
 from stagewire.config.load import MAX_SIZE
+from stagewire.whole_files import WholeFile, sync_folder
 from stagewire_cli.failures import Failed
 
 PATIENCE: Final = 60.0
@@ -44,40 +44,34 @@ class PeersFile:
         try:
             config.parse_text(text, self.path)
         except config.ConfigError as error:
-            raise Failed(f"key-service wants to write a file with a mistake: {error.mistakes[0]}") from None
+            what = f"key-service wants to write a file with a mistake: {error.mistakes[0]}"
+            raise Failed(f"{what}; nothing is written") from None
         data = text.encode("utf-8", "surrogateescape")
         if len(data) > MAX_SIZE:
-            raise Failed(f"{self.path} would be larger than {MAX_SIZE >> 20} MiB")
+            raise Failed(f"{self.path} would be larger than {MAX_SIZE >> 20} MiB; nothing is changed")
         try:
             self._replace(data)
         except OSError as error:
-            raise Failed(f"{self._target.parent}: {error.strerror}") from None
+            raise Failed(f"{self._target.parent}: {error.strerror}; nothing is changed") from None
 
     def _replace(self, data: bytes) -> None:
-        descriptor, name = tempfile.mkstemp(prefix=".stagewire-", dir=self._target.parent)
-        new = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                os.fchown(descriptor, self._found.st_uid, self._found.st_gid)
-                os.fchmod(descriptor, stat.S_IMODE(self._found.st_mode))
-                # The next command that waits for the lock finds it on the new file.
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                file.write(data)
-                file.flush()
-                os.fsync(descriptor)
-                self._lock = os.dup(descriptor)
+        with WholeFile(self._target) as new:
+            os.fchown(new.descriptor, self._found.st_uid, self._found.st_gid)
+            os.fchmod(new.descriptor, stat.S_IMODE(self._found.st_mode))
+            # The next command that waits for the lock finds it on the new file.
+            fcntl.flock(new.descriptor, fcntl.LOCK_EX)
+            new.write(data)
+            self._lock = os.dup(new.descriptor)
             old = self._target.with_name(f".{self._target.name}.before")
             old.unlink(missing_ok=True)  # of a command that was killed
+            os.fsync(new.descriptor)  # the old file has no second name for longer than it needs
             os.link(self._target, old)
             if not os.path.samestat(old.stat(), self._found):
                 old.unlink()
-                raise Failed(f"{self.path} was replaced by another program just now: try again")
+                raise Failed(f"{self.path} was replaced by another program just now: try again; nothing is changed")
             self._old = old
-            new.replace(self._target)
+            new.replace()
             self.text = data.decode("utf-8", "surrogateescape")
-            self._sync()
-        finally:
-            new.unlink(missing_ok=True)
 
     def put_back(self) -> None:
         """Puts the old file back. Raises Failed."""
@@ -85,7 +79,7 @@ class PeersFile:
             try:
                 self._old.replace(self._target)
                 self._old = None
-                self._sync()
+                sync_folder(self._target)
             except OSError as error:
                 raise Failed(
                     f"{self._target}: the change is refused but stays in the file ({error.strerror})"
@@ -98,14 +92,6 @@ class PeersFile:
                 self._old.unlink()
         if self._lock >= 0:
             os.close(self._lock)
-
-    def _sync(self) -> None:
-        with suppress(OSError):
-            folder = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
 
 
 @contextmanager
@@ -129,11 +115,12 @@ def _lock(path: Path, patience: float) -> int:
         try:
             descriptor = os.open(path.resolve(), _SAFELY)
         except OSError as error:
-            raise Failed(f"{path}: {error.strerror}") from None
+            raise Failed(f"{path}: {error.strerror}; nothing is changed") from None
         with suppress(OSError):  # another command has the lock, or has replaced the file
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(path.stat(), os.fstat(descriptor)):
                 return descriptor
         os.close(descriptor)
         time.sleep(_POLL)
-    raise Failed(f"{path}: another command has been changing it for {patience:.0f} s; wait for that or end it")
+    mend = "wait for that or end it; nothing is changed"
+    raise Failed(f"{path}: another command has been changing it for {patience:.0f} s: {mend}")

@@ -1,7 +1,5 @@
 """Writes the configuration in force to its file, for `stagewire save` and SaveConfig, and loses no edit of an operator."""
 
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -11,6 +9,7 @@ from pathlib import Path
 from stagewire import config
 from stagewire.config import ConfigError, InterfaceConfig
 from stagewire.environment import Environment
+from stagewire.whole_files import WholeFile
 from stagewire_cli import in_force, key_door, peers_file, the_file
 from stagewire_cli.done import DoneList, Plan
 from stagewire_cli.failures import Failed
@@ -149,12 +148,9 @@ def beside(path: Path, kind: str, data: bytes) -> Path:
     names = (target.with_name(f"{target.name}.{kind}{f'.{number}' if number else ''}") for number in range(1000))
     try:
         for name in names:
-            with suppress(FileExistsError):
-                descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(descriptor)
+            with suppress(FileExistsError), WholeFile(name) as file:
+                file.write(data)
+                file.appear()
                 return name
     except OSError as error:
         raise Failed(f"{target.parent}: {error.strerror}; nothing is changed") from None
@@ -165,14 +161,8 @@ def put(path: Path, text: str) -> None:
     """Replaces a file in one step. Raises Failed."""
     target = path.resolve()
     try:
-        descriptor, name = tempfile.mkstemp(prefix=".stagewire-", dir=target.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(text.encode("utf-8", "surrogateescape"))
-                file.flush()
-                os.fsync(descriptor)
-            Path(name).replace(target)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with WholeFile(target) as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
+            file.replace()
     except OSError as error:
         raise Failed(f"{target}: {error.strerror}; nothing is changed") from None

@@ -5,7 +5,6 @@ its own. A written text is parsed before anyone gets it, so that no value can be
 a text can't say it, the text is first rid of lines that don't count (`tidy`).
 """
 
-import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,6 +24,7 @@ from stagewire.config.text import BOM, LISTS, Line, Section, Text
 from stagewire.config.tidy import key_of_peer, tidy
 from stagewire.config.tolerant import BUILT_IN, Lookups
 from stagewire.proto.constants import REKEY_AFTER_TIME
+from stagewire.whole_files import WholeFile
 
 _NO_PATH: Final = "the configuration"
 _ANY_ORDER: Final = {"Address", "AllowedIPs"}
@@ -300,29 +300,13 @@ def _refusal(path: str, message: str) -> ConfigError:
 
 def _replaced(target: Path, found: os.stat_result, data: bytes) -> bool:
     """Puts a new file in place of the one that was found; False if that has changed meanwhile."""
-    import tempfile  # noqa: PLC0415 - it loads three compressors, and services write no file
-
-    descriptor, name = tempfile.mkstemp(prefix=".stagewire-", dir=target.parent)  # of mode 0600
-    new = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchown(descriptor, found.st_uid, found.st_gid)
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
+    with WholeFile(target) as new:
+        os.fchown(new.descriptor, found.st_uid, found.st_gid)
+        new.write(data)
+        os.fsync(new.descriptor)
         if _version(target.stat()) != _version(found):
             return False
-        new.replace(target)
-    finally:
-        with contextlib.suppress(OSError):
-            new.unlink()
-    # Too late to fail: the new file is in place. The sync keeps it there after a power cut.
-    with contextlib.suppress(OSError):
-        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        new.replace()
     return True
 
 
