@@ -26,8 +26,11 @@ class _Line:
 
 def add(
     environment: Environment, path: Path, chosen: dict[str, Any], gateway: HostPort | None, interface: InterfaceConfig
-) -> None:
-    """Adds the peers of a CSV file, and writes a client's configuration for each into the folder of --output."""
+) -> InterfaceConfig:
+    """Adds the peers of a CSV file, and writes a client's configuration for each into the folder of --output.
+
+    Returns what the file says afterwards.
+    """
     folder = chosen["output"]
     if folder is not None and not folder.is_dir():
         make = "" if folder.exists() else f"; `mkdir {folder}` makes it"
@@ -50,6 +53,7 @@ def add(
     peers.tell(done)
     into = f", and wrote their configurations into {folder}" if folder is not None else ""
     operands.tell(f"added {operands.counted(len(lines), 'peer')}{into}")
+    return after.whole
 
 
 def _read(path: Path, chosen: dict[str, Any], interface: InterfaceConfig) -> list[_Line]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from stagewire import config
-from stagewire.config import ConfigError, encode_key, known, operations, peer_names, values
+from stagewire.config import ConfigError, encode_key, gateway, known, operations, peer_names, values
 from stagewire.config.operations import AddPeers, NewPeer
 from stagewire.config.roster import Refused
 from stagewire.environment import Environment
@@ -19,6 +19,8 @@ from stagewire_cli.imports import sources
 from stagewire_cli.imports.found import Found, FoundPeer, Unusable
 
 _SHORT_KEY: Final = 8
+_RULES: Final = ("Exit", "Isolation", "Firewall", *gateway.KEYS)
+"""Keys of [Interface] without which peers reach more, or less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Chosen:
 def take_over(paths: Sequence[Path], environment: Environment, chosen: Chosen, tell: Callable[[str], None]) -> None:
     """Takes all over that can be, in one step, and tells what can't. Raises Failed or ConfigError."""
     found = [_read(path, chosen.only) for path in paths]
+    for path, each in zip(paths, found, strict=True):
+        tell(f"{path} is {each.program}")
     left = [f"{path}: {line}" for path, each in zip(paths, found, strict=True) for line in each.left]
     wanted = _named([each for one in found for each in one.peers])
     path = peers.file_of(environment)
@@ -49,6 +53,12 @@ def take_over(paths: Sequence[Path], environment: Environment, chosen: Chosen, t
                 )
         text = config.load_text(path)
         notes += _own_key(found, text, path)
+        left += [
+            f"the gateway: {key} = {value}: {path} keeps its own"
+            for each in found
+            for key, value in each.gateway
+            if key in _RULES
+        ]
     now = time.time()
     wanted = [_ended(each, now, notes) for each in wanted]
     try:
@@ -112,15 +122,18 @@ def _new_text(
     found: Iterable[Found], environment: Environment, chosen: Chosen, left: list[str], notes: list[str]
 ) -> str:
     """Returns a new file's [Interface]; what it can't hold goes to `left`, advice to `notes`. Raises Failed."""
-    pairs = dict(next((each.gateway for each in found if each.gateway), ()))
+    theirs = next((each.gateway for each in found if each.gateway), ())
+    own = dict[str, str]()
     if chosen.endpoint:
-        theirs = pairs.get("ListenPort", "")
-        port = chosen.port or (int(theirs) if theirs.isdecimal() else DEFAULT_PORT)
-        pairs["ClientEndpoint"] = str(init.place_of(chosen.endpoint, port))
+        said = dict(theirs).get("ListenPort", "")
+        port = chosen.port or (int(said) if said.isdecimal() else DEFAULT_PORT)
+        own["ClientEndpoint"] = str(init.place_of(chosen.endpoint, port))
     if chosen.port is not None:
-        pairs["ListenPort"] = str(chosen.port)
+        own["ListenPort"] = str(chosen.port)
+    pairs = [*((key, value) for key, value in theirs if key not in own), *own.items()]
+    given = {key for key, _ in pairs}
     lines = ["[Interface]"]
-    for key, value in pairs.items():
+    for key, value in pairs:
         if "\n" in value or "#" in value:
             left.append(f"the gateway: {key} can't be {values.shown(value)}")
             continue
@@ -136,11 +149,11 @@ def _new_text(
                 f"{environment.config} does not exist, and what is imported has no {key} for it: "
                 f"`stagewire init {environment.interface}` first"
             )
-    if "ClientEndpoint" not in pairs:
+    if "ClientEndpoint" not in given:
         notes.append(
             "nothing says where clients find the gateway: give --endpoint HOST:PORT, or --gateway with `peer add`"
         )
-    if "ListenPort" not in pairs:
+    if "ListenPort" not in given:
         notes.append(f"nothing says the gateway's UDP port, so it gets {DEFAULT_PORT}: give --port for another")
         lines.append(f"ListenPort = {DEFAULT_PORT}")
     return "".join(f"{line}\n" for line in lines)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from stagewire import config
-from stagewire.config import ConfigError, HostPort, Network, encode_key, values
+from stagewire.config import ConfigError, HostPort, Network, encode_key, odd_networks, values
 from stagewire.limits import DEFAULT_PORT
 from stagewire_cli import neighbours, output_files
 from stagewire_cli.failures import Failed
@@ -162,6 +162,8 @@ def _networks(said: str, place: HostPort, path: Path) -> tuple[Network, ...]:
     if len({network.version for network in found}) < len(found):
         raise Failed("--network takes one network of each family")
     for network in found:
+        if why := odd_networks.of_no_tunnel(network):
+            raise Failed(f"--network {network} {why}: give one such as 10.8.0.0/24")
         if network.num_addresses < 4:
             raise Failed(f"--network {network} has no room for clients: give a larger one, such as 10.8.0.0/24")
     _expect_free(found, place, path)

@@ -10,7 +10,15 @@ from typing import IO, Any
 import click
 
 from stagewire import config
-from stagewire.config import HostPort, InterfaceConfig, PeerConfig, encode_key, gateway, operations, values
+from stagewire.config import (
+    HostPort,
+    InterfaceConfig,
+    PeerConfig,
+    encode_key,
+    gateway,
+    operations,
+    values,
+)
 from stagewire.config.operations import (
     AddPeers,
     NewPeer,
@@ -121,7 +129,7 @@ def add(name: str | None, table: Path | None, interface: str | None, **chosen: A
         whole = peers.read(environment).whole
         _expect_gateway(whole, chosen["gateway"])
         if table is not None:
-            bulk.add(environment, table, chosen, _gateway(chosen["gateway"]), whole)
+            _warn_anew(whole, bulk.add(environment, table, chosen, _gateway(chosen["gateway"]), whole))
             _warn(whole, chosen)
             return
         private, public, psk = peers.new_keys()
@@ -375,10 +383,14 @@ def _warn(interface: InterfaceConfig, chosen: dict[str, Any]) -> None:
 
 def _warn_anew(before: InterfaceConfig, after: InterfaceConfig) -> None:
     """Says what is odd in the file only since a change, such as a group that may reach nothing."""
+    from stagewire_cli import oddities
+
     known = {warning.message for warning in before.warnings}
     for warning in after.warnings:
         if warning.message not in known:
             operands.complain(f"warning: {warning}")
+    for line in oddities.found(before, after):
+        operands.complain(f"warning: {line}")
 
 
 def _expect_gateway(interface: InterfaceConfig, gateway: str | None) -> None:

@@ -6,6 +6,7 @@ A value with a mistake is refused by the name that the operator typed, such as `
 import re
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from typing import Any, Final
 
 from stagewire.config import InterfaceConfig, peer_checks, values
@@ -118,6 +119,12 @@ def warnings(interface: InterfaceConfig, chosen: dict[str, Any]) -> Iterator[str
             "the client will send everything here, but the file has no `# stagewire: Exit = on`: "
             "this host passes it on only if something else sees to that"
         )
+    excluded = [network for each in chosen["exclude"] for network in values.networks(each)]
+    servers = values.dns(chosen["dns"]) if chosen["dns"] else interface.client.dns
+    own = {str(each.ip): "the gateway's own address" for each in interface.addresses}
+    for text, what in {**dict.fromkeys(servers, "the client's DNS server"), **own}.items():
+        if values.is_literal(text) and any(ip_address(text) in each for each in excluded):
+            yield f"--exclude takes in {text}, {what}: the client does not reach it through the tunnel"
 
 
 def _client_networks(interface: InterfaceConfig, chosen: dict[str, Any], named: Named) -> tuple[Setting, ...]:
@@ -142,6 +149,12 @@ def _client_networks(interface: InterfaceConfig, chosen: dict[str, Any], named: 
                 "is --full-tunnel meant too?"
             )
     left = client_config.without(networks, excluded)
+    for own in interface.addresses:
+        if own.version not in {each.version for each in left} and own.version in {each.version for each in networks}:
+            raise Failed(
+                f"{named('exclude')} leaves nothing of IPv{own.version} that the client sends through the tunnel, not even "
+                f"to {own.ip}: exclude less"
+            )
     if not left:
         raise Failed(f"{named('exclude')} leaves nothing that the client sends through the tunnel")
     return (checked(named("exclude"), Setting("ClientAllowedIPs", ", ".join(map(str, left)))),)

@@ -399,3 +399,40 @@ def test_an_option_that_means_nothing_here_is_refused(place: Place) -> None:
     for option in (("--endpoint", "a.example:1"), ("--port", "99")):
         assert f"leave {option[0]} out" in place.run(path, *option, status=1)
     assert place.conf.read_text() == before
+
+
+def test_limits_access_and_peers_out_of_use_of_our_own_file_come_over(place: Place) -> None:
+    """Fails if a peer may do more than before."""
+    rules = "# stagewire: Isolation = on\n# stagewire: Allow = any udp 53\n# stagewire: Allow = staff: any tcp 443\n"
+    limits = "".join(
+        f"# stagewire: {each}\n" for each in ("Rate = 1M", "Quota = 5G", "Groups = staff", "Allow = 10.0.0.0/8")
+    )
+    off = f"# stagewire off: [Peer]\n# stagewire off: # Name = gone\n# stagewire off: PublicKey = {KEYS[1]}\n"
+    text = (
+        f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.6.0.1/24\nListenPort = 51830\n{rules}\n"
+        f"[Peer]\n# Name = anna\nPublicKey = {KEYS[0]}\nAllowedIPs = 10.6.0.2/32\n{limits}\n{off}"
+    )
+    source = place.written("theirs.conf", text)
+    said = place.run(source)
+    assert f"{source} is a wg-quick file" in said
+    found, theirs = place.whole(), roster.read(text, "")
+    assert (found.whole.isolation, found.whole.access) == (True, theirs.whole.access)
+    anna = by_name(found.whole)["anna"]
+    assert (anna.limits, anna.access) == (theirs.whole.peers[0].limits, theirs.whole.peers[0].access)
+    assert found.off == theirs.off
+    other = place.folder / "other"
+    other.mkdir()
+    joined = Place(other)
+    joined.conf.write_text(f"[Interface]\nPrivateKey = {encode_key(bytes([8]) * 32)}\nAddress = 10.6.0.1/24\n")
+    joined.conf.chmod(0o600)
+    assert "left out: the gateway: Isolation = on" in joined.run(source)
+
+
+def test_a_clients_file_is_called_one(place: Place) -> None:
+    text = f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.6.0.2/32\n"
+    peer = f"[Peer]\nPublicKey = {KEYS[0]}\nEndpoint = vpn.example:51820\nAllowedIPs = 0.0.0.0/0, ::/0\n"
+    said = place.run(place.written("client.conf", text + peer))
+    assert (
+        "client.conf is a client's configuration: no ListenPort, and its peers are gateways, at vpn.example:51820"
+        in said
+    )

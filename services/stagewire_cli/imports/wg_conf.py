@@ -10,8 +10,7 @@
 import re
 from typing import Final
 
-from stagewire import config
-from stagewire.config import ConfigError, InterfaceConfig, PeerConfig, encode_key, peer_names
+from stagewire.config import ConfigError, InterfaceConfig, PeerConfig, encode_key, gateway, peer_names, roster, values
 from stagewire.config import text as texts
 from stagewire.config.known import SPACES
 from stagewire.config.operations import NewPeer
@@ -31,11 +30,15 @@ def read(text: str, path: str) -> Found:
     in_use = "\n".join(line.removeprefix(_OFF) for line in text.split("\n"))
     names, off = _comments(text)
     try:
-        whole = config.parse(in_use, path)
+        found = roster.read(in_use, path)
     except ConfigError as error:
         raise Unusable("\n".join(map(str, error.mistakes))) from None
+    whole = found.whole
     peers = tuple(
-        FoundPeer(f"{path}:{each.line}", _peer(each, names.get(each.line) or each.name, off=each.line in off))
+        FoundPeer(
+            f"{path}:{each.line}",
+            _peer(each, names.get(each.line) or each.name, off=each.line in off or each.public_key in found.off),
+        )
         for each in whole.peers
     )
     left = [f"line {number}: a command, {key}" for number, key in _hooks(in_use)]
@@ -43,7 +46,16 @@ def read(text: str, path: str) -> Found:
         left.append("DNS of the [Interface]: the gateway's own, not its clients'")
     if whole.save_config:
         left.append("SaveConfig: `stagewire save` writes live changes back")
-    return Found("a wg-quick file", _gateway(whole), peers, tuple(left))
+    left += [f"line {each.line}: ResponseTimestamp of a [Peer]" for each in whole.peers if each.response_timestamp]
+    return Found(_kind(whole), _gateway(whole), peers, tuple(left))
+
+
+def _kind(whole: InterfaceConfig) -> str:
+    """Says what a file is: a gateway waits at a port, and a client calls each of its peers."""
+    places = [str(each.endpoint) for each in whole.peers if each.endpoint is not None]
+    if whole.listen_port or not places or len(places) < len(whole.peers):
+        return "a wg-quick file"
+    return f"a client's configuration: no ListenPort, and its peers are gateways, at {', '.join(places)}"
 
 
 def _gateway(whole: InterfaceConfig) -> tuple[tuple[str, str], ...]:
@@ -61,6 +73,10 @@ def _gateway(whole: InterfaceConfig) -> tuple[tuple[str, str], ...]:
         *pair("ClientDNS", ", ".join(whole.client.dns)),
         *pair("ClientMTU", whole.client.mtu),
         *pair("ClientKeepalive", whole.client.keepalive),
+        *pair("Exit", "" if whole.exit == "off" else whole.exit),
+        *pair("Isolation", "on" if whole.isolation else ""),
+        *pair("Firewall", "open" if whole.open_firewall else ""),
+        *((key, value) for key, lines in gateway.words(whole.access).items() for value in lines),
     )
 
 
@@ -75,11 +91,14 @@ def _peer(peer: PeerConfig, name: str, *, off: bool) -> NewPeer:
         (
             *setting("Endpoint", peer.endpoint),
             *setting("PersistentKeepalive", peer.persistent_keepalive),
-            *setting("Expires", config.values.as_time(peer.expires) if peer.expires is not None else ""),
+            *setting("Expires", values.as_time(peer.expires) if peer.expires is not None else ""),
             *setting("ClientAllowedIPs", ", ".join(map(str, peer.client.allowed_ips))),
             *setting("ClientDNS", ", ".join(peer.client.dns)),
             *setting("ClientMTU", peer.client.mtu),
             *setting("ClientKeepalive", peer.client.keepalive),
+            *setting("Rate", values.as_rate(peer.limits.rate_to, peer.limits.rate_from) if peer.limits.rate_to else ""),
+            *setting("Quota", values.as_quota(peer.limits.quota) if peer.limits.quota else ""),
+            *(each for key, lines in gateway.words(peer.access).items() for each in setting(key, "; ".join(lines))),
         ),
         off=off,
     )

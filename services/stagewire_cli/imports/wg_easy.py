@@ -53,7 +53,7 @@ def from_file(content: dict[str, Any]) -> Found:
         except Unusable as unusable:
             left.append(f"{where}: {unusable}")
     left.append("port, endpoint, DNS and hooks: wg-easy 14 has them in environment variables, not in this file")
-    return Found("wg-easy 14", gateway, tuple(peers), tuple(left))
+    return Found("a file of wg-easy 14", gateway, tuple(peers), tuple(left))
 
 
 def from_database(rows: Rows, only: str) -> Found:
@@ -92,7 +92,7 @@ def from_database(rows: Rows, only: str) -> Found:
             left += _hooks(row, where)
         except Unusable as unusable:
             left.append(f"{where}: {unusable}")
-    return Found("wg-easy 15", gateway, tuple(peers), tuple(left))
+    return Found("a database of wg-easy 15", gateway, tuple(peers), tuple(left))
 
 
 def _peer(client: Fields) -> NewPeer:

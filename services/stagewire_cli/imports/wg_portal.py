@@ -71,7 +71,7 @@ def _read(interfaces: list[dict[str, Any]], peers: list[dict[str, Any]], only: s
             left += [f"{where}: its command {hook}" for hook in _HOOKS if _option(peer, hook).text("Value")]
         except Unusable as unusable:
             left.append(f"{where}: {unusable}")
-    return Found("WireGuard Portal", gateway, tuple(found), tuple(left))
+    return Found("an export of WireGuard Portal", gateway, tuple(found), tuple(left))
 
 
 def _gateway(own: Fields, left: list[str]) -> tuple[tuple[str, str], ...]:

@@ -368,7 +368,8 @@ def _set(before: Roster, operation: SetPeer, live: Mapping[Network, bytes], now:
         raise Refused("AllowedIPs must name an address at least: `stagewire peer disable` puts a peer out of use")
     owners = {prefix: owner for prefix, owner in _owners(before, live).items() if owner != peer.public_key}
     for prefix in new.allowed_ips:
-        peer_checks.check_prefix(before, prefix, owners)
+        if prefix not in peer.allowed_ips:
+            peer_checks.check_prefix(before, prefix, owners)
     if new.access.forwards != peer.access.forwards or new.allowed_ips != peer.allowed_ips:
         peer_checks.check_forwards(new, peer_checks.ports_of(before, peer))
     peers = _with(before, peer, new)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
 from types import MappingProxyType
 
-from stagewire.config import gateway, keys, peer_names, published, values
+from stagewire.config import gateway, keys, odd_networks, peer_names, published, values
 from stagewire.config.model import Network, PeerConfig
 from stagewire.config.roster import Refused, Roster
 
@@ -69,6 +69,8 @@ def check_prefix(before: Roster, prefix: Network, owners: Mapping[Network, bytes
         raise Refused(f"{prefix} belongs to peer {name}")
     if any(prefix == ip_network(each.ip) for each in before.whole.addresses):
         raise Refused(f"{prefix} is the gateway's own address")
+    if why := odd_networks.of_no_peer(prefix, before.whole):
+        raise Refused(f"{prefix} {why}: give another")
 
 
 Ports = dict[tuple[str, int, int], tuple[object, str]]
