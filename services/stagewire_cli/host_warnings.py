@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from stagewire.config import InterfaceConfig
 from stagewire.environment import Environment
-from stagewire_cli import legacy_rules
+from stagewire_cli import legacy_rules, taken_ports
 
 
 def say(environment: Environment, interface: InterfaceConfig, warn: Callable[[str], None]) -> None:
@@ -16,6 +16,8 @@ def say(environment: Environment, interface: InterfaceConfig, warn: Callable[[st
 
     answer = query.key_service(environment)
     for warning in answer.host.warnings if answer is not None and answer.host is not None else ():
+        warn(warning)
+    for warning in taken_ports.warnings(taken_ports.forwards(interface)):
         warn(warning)
     for warning in legacy_rules.warnings(environment.interface):
         warn(warning)

@@ -15,7 +15,7 @@ from typing import Final
 from stagewire import config
 from stagewire.config import InterfaceConfig
 from stagewire.environment import Environment
-from stagewire_cli import again, bring_up, dns, host_warnings, key_door, peers_file, the_file
+from stagewire_cli import again, bring_up, dns, host_warnings, key_door, oddities, peers_file, the_file
 from stagewire_cli.done import DNS, DoneList, Plan
 from stagewire_cli.failures import Failed, NotUp
 
@@ -49,6 +49,8 @@ def reload(
         for mistake in interface.warnings:
             warn(f"warning: {mistake}")
         before = the_file.as_it_was_read(environment)
+        for oddity in oddities.found(before, interface) if before is not None else ():
+            warn(f"warning: {oddity}")
         try:
             difference, warning = again.asked(
                 lambda: key_door.apply(environment, text, dry_run=dry_run, confirm=confirm)

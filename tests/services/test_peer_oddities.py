@@ -113,9 +113,9 @@ def test_a_port_on_which_this_host_listens_is_said(files: Files) -> None:
         said = warned(files, "add", "a", "--forward", f"tcp {port} 80", "--forward", f"tcp {hidden} 81")
         assert f"a program of this host listens on TCP port {port}" in said
         assert str(hidden) not in said
-        assert f"TCP port {port}" in warned(files, "add", "b") + warned(
-            files, "set", "b", "--forward", f"tcp {port} 80"
-        )
+        assert warned(files, "set", "a", "--rate", "1M") == ""
+        assert warned(files, "set", "a", "--forward", "") == ""
+        assert f"TCP port {port}" in warned(files, "set", "a", "--forward", f"tcp {port} 80")
 
 
 def test_a_killed_command_leaves_no_file(files: Files) -> None:

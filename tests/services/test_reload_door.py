@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +15,10 @@ from tests.services.test_peers_file import TEXT, races
 
 from lab.wait import until
 from stagewire.config import encode_key, operations, public_key
-from stagewire.config.operations import AddPeers, NewPeer, RemovePeers, RenamePeer, SwitchPeers
+from stagewire.config.operations import AddPeers, NewPeer, RemovePeers, RenamePeer, SetPeer, SwitchPeers
+from stagewire.config.settings import Setting
 from stagewire.environment import Environment
-from stagewire_cli import key_door, peers, peers_file, reload, saving
+from stagewire_cli import bring_up, key_door, peers, peers_file, reload, saving
 from stagewire_cli.failures import Failed
 
 RACES = 60
@@ -106,6 +109,17 @@ def test_a_peer_that_an_edit_puts_out_of_use_is_not_said_to_go(one: Door) -> Non
     assert key_door.adopt(one.environment, off)[1] == ""
     line = json.loads((one.environment.state / "audit").read_text().splitlines()[-1])
     assert (line["what"], line["changes"]) == ("change taken up again", [says_off])
+
+
+def test_a_warning_names_the_file_that_the_interface_was_brought_up_with(
+    one: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the one in /etc/stagewire that its name stands for otherwise."""
+    by_name = replace(one.environment, config=Path("/etc/stagewire/wg0.conf"))
+    (by_name.run / "config").symlink_to(one.file)
+    monkeypatch.setattr(bring_up, "is_up", lambda _environment: True)
+    done = peers.carry_out(by_name, SetPeer("a", (Setting("Groups", "staff"),)))
+    assert {warning.path for warning in peers.after(done).whole.warnings} == {str(one.file)}
 
 
 def test_a_file_with_a_time_that_is_over_is_refused(one: Door) -> None:
