@@ -9,6 +9,7 @@ from key_service.registry import Registry, unconfigured
 from key_service.service import KeyService
 from key_service.timestamps import TimestampStore
 from stagewire import config
+from stagewire.config import unconfirmed
 from stagewire.config.accepted import Accepted
 from stagewire.control import usage
 from stagewire.history import STATE_MODE
@@ -36,7 +37,7 @@ def main() -> int:
             registry.restore(record)
         privileges.make_folder(environment.state, "key", STATE_MODE)
         removed = privileges.give(timestamps, "key")
-        for name in ("audit", usage.NAME):
+        for name in ("audit", usage.NAME, unconfirmed.NAME):
             privileges.give(environment.state / name, "key")
         listener = wg_socket.listen(environment.wg / f"{environment.interface}.sock")
         door = reload_door.listen(environment.run) if environment.managed else None

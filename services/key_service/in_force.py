@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from stagewire import config, files
-from stagewire.config import ConfigError, InterfaceConfig, accepted, operations
+from stagewire.config import ConfigError, InterfaceConfig, accepted, operations, unconfirmed
 from stagewire.config.accepted import Accepted
 from stagewire.limits import MAX_ACCEPTED
 from stagewire.linux import privileges
@@ -35,6 +35,8 @@ def accepted_by(stage: Stage) -> tuple[Accepted, InterfaceConfig]:
         keep(stage, kept)
         return kept, operations.in_force(interface, time.time())
     kept = Accepted.first(config.load_text(environment.config))
+    if unconfirmed.holds(environment.state, kept.text):
+        stage.log.warning("the file was applied on trial and never confirmed", file=str(environment.config))
     interface = config.parse_text(kept.text, environment.config)
     kept = without_others(kept, interface)
     keep(stage, kept)

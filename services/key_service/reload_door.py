@@ -3,11 +3,14 @@
 Each connection carries one request: a line of JSON with the length of a text, and the text. The answer is a line of JSON. A
 thread reads the text and works out the difference, which may take long. The loop makes the change.
 
-    {"do": "apply", "dry_run": false, "confirm": 0, "length": N}\\n<text>    puts the file in force, unless `dry_run` is true
+    {"do": "apply", "dry_run": false, "confirm": 0, "trial": "…", "length": N}\\n<text>
+          puts the file in force, unless `dry_run` is true
           -> {"error": "", "warning": "", "difference": ["~ MTU 1420 -> 1380"]}
-          With `confirm`, all goes back to what was in force unless it is confirmed within so many seconds.
+          With `confirm`, all goes back to what was in force unless it is confirmed within so many seconds. Then the answer
+          repeats `trial`, the number of this trial, unless nothing differs.
     {"do": "confirm", "length": 0}\\n    keeps it    -> {"error": ""}
-    {"do": "unconfirmed", "length": 0}\\n    -> {"error": "", "left": 17.5}, or with 0 if nothing waits for confirmation
+    {"do": "unconfirmed", "trial": "…", "length": 0}\\n    -> {"error": "", "left": 17.5, "ended": ""}
+          `left` is 0 if nothing waits for confirmation; `ended` is "kept" or "back" once that trial ended so.
     {"do": "operate", "operation": {...}, "length": N}\\n<text>    changes peers of the file, which must be in force
           -> {"error": "", "write": N}\\n<new text>    the client puts this into the file, and says {"error": ""}\\n
           -> {"error": "", "warning": "", "difference": [...]}    the change holds
@@ -34,7 +37,17 @@ from key_service.live import LiveConfiguration, Task
 from key_service.registry import Prepared
 from key_service.trial_run import Before
 from stagewire import config, files, logs
-from stagewire.config import ConfigError, InterfaceConfig, accepted, encode_key, guard, operations, peer_names, roster
+from stagewire.config import (
+    ConfigError,
+    InterfaceConfig,
+    accepted,
+    encode_key,
+    guard,
+    operations,
+    peer_names,
+    roster,
+    unconfirmed,
+)
 from stagewire.config.accepted import Accepted
 from stagewire.config.roster import Refused
 from stagewire.control.operations import BadOperation, from_json_untrusted
@@ -75,6 +88,8 @@ class _Wanted:
     """s within which the change must be confirmed; 0 for none."""
     off: tuple[frozenset[bytes], frozenset[bytes]] = (frozenset(), frozenset())
     """Peers of the text in force, and of the new one, that are out of use."""
+    trial: str = ""
+    """The number of the trial that waits for its confirmation."""
     exact: InterfaceConfig | None = None
     """What comes into force, if that is more than `file`: live changes that were there before."""
 
@@ -119,6 +134,8 @@ class ReloadDoor:
         self._busy = threading.Lock()
         self._before: Before | None = trial_run.recalled(stage.environment.run)
         """What to go back to, unless the file in force is confirmed."""
+        self._ended = "", ""
+        """The number of the last trial, and how it ended."""
         self._going_back = False
         stage.loop.add_timed(self)
         self._wakeup, self._waker = socket.socketpair()
@@ -153,7 +170,7 @@ class ReloadDoor:
 
         def remember() -> Iterator[None]:
             if wanted.confirm:
-                self._remember_before(wanted.confirm)
+                self._remember_before(wanted)
             self._audit.write(wanted.asker, wanted.what, wanted.changes)
             try:
                 files.put_over(request.fresh, accepted.path(self._stage.environment.run))
@@ -165,8 +182,7 @@ class ReloadDoor:
         def made() -> None:
             request.after = registry.snapshot()
             self._keep(request, with_all=wanted.file != request.after)
-            if wanted.confirm:
-                self._before = trial_run.recalled(self._stage.environment.run)
+            self._begin_trial(wanted)
             self._tell_of(request)
             if wanted.only is not None and (lost := registry.lost()):
                 registry.forget(lost)
@@ -178,7 +194,7 @@ class ReloadDoor:
                 with suppress(OSError):
                     files.clear(request.fresh)
                 if wanted.confirm:
-                    trial_run.forget(self._stage.environment.run)
+                    self._forget_trial()
             request.made.set()
 
         def said(line: str) -> None:
@@ -206,11 +222,24 @@ class ReloadDoor:
 
     # --- a file that waits for its confirmation ----------------------------------------------------------------
 
-    def _remember_before(self, seconds: int) -> None:
+    def _remember_before(self, wanted: _Wanted) -> None:
         """Stores what is in force now. Raises OSError."""
+        unconfirmed.note(self._stage.environment.state, wanted.text)
         operation = b"".join(self._live.as_operation())
-        before = Before(boot_time() + seconds, self._text.kept, operation)
+        before = Before(boot_time() + wanted.confirm, self._text.kept, operation, wanted.trial)
         trial_run.store(self._stage.environment.run, before)
+
+    def _begin_trial(self, wanted: _Wanted) -> None:
+        """Begins a trial of what is in force now, if it is one. Any other change confirms itself."""
+        if wanted.confirm:
+            self._before = trial_run.recalled(self._stage.environment.run)
+        elif wanted.exact is None:
+            unconfirmed.forget(self._stage.environment.state)
+
+    def _forget_trial(self) -> None:
+        """Forgets a trial whose change was not made."""
+        trial_run.forget(self._stage.environment.run)
+        unconfirmed.forget(self._stage.environment.state)
 
     def next_deadline(self) -> float | None:
         """Returns when to go back."""
@@ -243,23 +272,33 @@ class ReloadDoor:
                 self._before = replace(before, until=boot_time() + _AGAIN)
             else:
                 self._stage.log.warning("went back to what was in force: no confirmation came")
-                self._forget_before()
+                self._end_trial(before, trial_run.BACK)
             self._going_back = False
 
-    def _forget_before(self) -> None:
+    def _end_trial(self, before: Before, how: str) -> None:
+        trial_run.end(self._stage.environment.run, before.number, how)
+        self._ended = before.number, how
         self._before = None
-        trial_run.forget(self._stage.environment.run)
 
-    def _confirmed(self) -> dict[str, Any]:
-        if self._before is None:
-            return {"error": "nothing waits for a confirmation"}
-        self._forget_before()
+    def _confirmed(self, asker: Asker) -> dict[str, Any]:
+        if (before := self._before) is None:
+            late = ": no confirmation came in time, so all went back" if self._ended[1] == trial_run.BACK else ""
+            return {"error": f"nothing waits for a confirmation{late}"}
+        unconfirmed.forget(self._stage.environment.state)
+        self._end_trial(before, trial_run.KEPT)
         self._stage.log.info("confirmed what was applied")
+        with suppress(OSError):  # the log has it too
+            self._audit.write(asker, "confirm", [])
         return {"error": ""}
+
+    def _how_it_ended(self, number: str) -> str:
+        known, how = self._ended
+        return how if known == number else trial_run.ended(self._stage.environment.run, number)
 
     def _left(self) -> float:
         """Returns the seconds left for a confirmation; 0 if nothing waits for any."""
-        return max(0.001, self._before.until - boot_time()) if self._before is not None else 0.0
+        before = self._before  # the loop's part may end the trial meanwhile
+        return max(0.001, before.until - boot_time()) if before is not None else 0.0
 
     # --- in the thread -------------------------------------------------------------------------------------
 
@@ -269,7 +308,9 @@ class ReloadDoor:
                 asked = _heard(stream)
                 text = _text(stream, asked["length"])
                 if asked.get("do") == "unconfirmed":
-                    answer: dict[str, Any] = {"error": "", "left": self._left()}
+                    number = str(asked.get("trial", ""))
+                    # In this order: a trial that ends in between has ended, and is not an unknown one.
+                    answer: dict[str, Any] = {"error": "", "left": self._left(), "ended": self._how_it_ended(number)}
                 else:
                     with self._busy:
                         answer = self._answer(asked, text, connection, stream)
@@ -281,7 +322,7 @@ class ReloadDoor:
         theirs = credentials(connection)
         asker = Asker(theirs.uid, theirs.pid, logs.cleaned(str(asked.get("by", "")))[:_MAX_NAME])
         if asked["do"] == "confirm":
-            return self._confirmed()
+            return self._confirmed(asker)
         if self._before is not None and not asked.get("dry_run"):
             name = self._stage.environment.interface
             return {"error": f"a file waits for {self._left():.0f} s for its confirmation: `stagewire confirm {name}`"}
@@ -291,7 +332,10 @@ class ReloadDoor:
                     confirm = int(asked.get("confirm", 0))
                     if not 0 <= confirm <= _MAX_CONFIRM:
                         raise ValueError
-                    return self._apply(text, asker, confirm, dry_run=bool(asked.get("dry_run")))
+                    number = str(asked.get("trial", "")) or trial_run.fresh_number()
+                    if not number.isalnum() or not number.isascii() or len(number) > _MAX_NAME:
+                        raise ValueError
+                    return self._apply(text, asker, confirm, number, dry_run=bool(asked.get("dry_run")))
                 case "operate":
                     return self._operate(asked["operation"], text, asker, connection, stream)
                 case "adopt":
@@ -302,7 +346,7 @@ class ReloadDoor:
             return {"error": str(refused)}
         raise ValueError
 
-    def _apply(self, text: str, asker: Asker, confirm: int, *, dry_run: bool) -> dict[str, Any]:
+    def _apply(self, text: str, asker: Asker, confirm: int, number: str, *, dry_run: bool) -> dict[str, Any]:
         registry, whole = self._live.registry, self._parsed(text)
         file = operations.in_force(whole, time.time())
         self._expect_ends_to_come(whole)
@@ -310,7 +354,10 @@ class ReloadDoor:
         changes = _difference(registry.snapshot(), registry.with_file(file), off)
         if dry_run:
             return {"error": "", "difference": changes}
-        return self._have_made(_Wanted(text, whole, file, None, "reload", changes, asker, confirm, off))
+        trial = number if confirm and changes else ""
+        wanted = _Wanted(text, whole, file, None, "reload", changes, asker, confirm if trial else 0, off, trial)
+        answer = self._have_made(wanted)
+        return answer if answer["error"] or not trial else {**answer, "trial": trial}
 
     def _off(self, text: str) -> frozenset[bytes]:
         """Returns the peers of a text that are out of use or expired."""

@@ -1,9 +1,11 @@
 """Holds what to go back to while an applied file waits for its confirmation (`stagewire apply --confirm`).
 
 The record lies in key-service's folder, so that a new key-service goes back in time as well. It holds keys that are no
-longer in force, until the file is confirmed or the gateway went back.
+longer in force, until the file is confirmed or the gateway went back. Each such trial has a number, and another file there
+tells how the last one ended: the command must not take the end of a trial for its confirmation.
 
-    <until> <length of the operation>\\n<operation><accepted text, packed>
+    <until> <length of the operation> <number>\\n<operation><accepted text, packed>
+    <number> <end>
 """
 
 import os
@@ -19,20 +21,24 @@ from stagewire.config.accepted import Accepted
 from stagewire.limits import MAX_ACCEPTED
 
 _NAME: Final = "unconfirmed"
+_ENDED: Final = "trial-ended"
 _HEAD: Final = 64
 """Bytes of the first line at most."""
+KEPT: Final = "kept"
+BACK: Final = "back"
 
 
 @dataclass(frozen=True, slots=True)
 class Before:
     """Holds what was in force before: the accepted text, and the live changes upon it as one operation.
 
-    `until` is when to go back, in seconds since the boot.
+    `until` is when to go back, in seconds since the boot; `number` tells one trial from another.
     """
 
     until: float
     kept: Accepted
     operation: bytes = field(repr=False)
+    number: str
 
     def configurations(self, path: Path) -> tuple[InterfaceConfig, InterfaceConfig]:
         """Returns the file's configuration, and the one in force with all live changes. Raises ConfigError."""
@@ -42,7 +48,7 @@ class Before:
         return file, registry.snapshot()
 
     def packed(self) -> bytes:
-        return f"{self.until} {len(self.operation)}\n".encode() + self.operation + self.kept.packed()
+        return f"{self.until} {len(self.operation)} {self.number}\n".encode() + self.operation + self.kept.packed()
 
 
 def store(run: Path, before: Before) -> None:
@@ -53,6 +59,27 @@ def store(run: Path, before: Before) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(before.packed())
     files.put_over(fresh, _path(run))
+
+
+def fresh_number() -> str:
+    """Returns the number of a trial whose command has given none."""
+    return os.urandom(8).hex()
+
+
+def end(run: Path, number: str, how: str) -> None:
+    """Notes how a trial ended, KEPT or BACK, and forgets the record."""
+    with suppress(OSError):
+        files.write(_path(run).with_name(_ENDED), f"{number} {how}".encode())
+    forget(run)
+
+
+def ended(run: Path, number: str) -> str:
+    """Tells how a trial ended; an empty text if that is unknown."""
+    try:
+        known, _, how = files.read(_path(run).with_name(_ENDED), _HEAD).decode().partition(" ")
+    except (OSError, ValueError):
+        return ""
+    return how if known == number and how in {KEPT, BACK} else ""
 
 
 def forget(run: Path) -> None:
@@ -75,10 +102,10 @@ def recalled(run: Path) -> Before | None:
         return None
     head, newline, rest = data.partition(b"\n")
     try:
-        until, length = head[:_HEAD].decode().split(" ")
+        until, length, number = head[:_HEAD].decode().split(" ")
         size = int(length)
         kept = accepted.unpack(rest[size:])
-        return Before(float(until), kept, rest[:size]) if newline and kept is not None and size >= 0 else None
+        return Before(float(until), kept, rest[:size], number) if newline and kept is not None and size >= 0 else None
     except ValueError:
         return None
 

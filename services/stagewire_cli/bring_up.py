@@ -6,13 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stagewire import files, logs
-from stagewire.config import InterfaceConfig
+from stagewire import config, files, logs
+from stagewire.config import ConfigError, InterfaceConfig, unconfirmed
 from stagewire.environment import Environment
 from stagewire.linux import privileges, sandbox, uids
 from stagewire.linux.uids import UidsRefused
@@ -29,6 +29,7 @@ from stagewire_cli import (
     predecessors,
     processes,
     saving,
+    the_file,
     turn,
     unresolved,
 )
@@ -92,9 +93,22 @@ def _up(
         _run_hooks("PostUp", interface.post_up, environment)
         unresolved.say(environment, warn)
         host_warnings.say(environment, interface, warn)
+        _say_unconfirmed(environment, warn)
     except BaseException:
         _take_down(environment, done.read(), warn)
         raise
+
+
+def _say_unconfirmed(environment: Environment, warn: Callable[[str], None]) -> None:
+    """Warns once that this start puts a text in force which `apply --confirm` had on trial, and nobody confirmed."""
+    read = the_file.what_was_read(environment)
+    if read is None:
+        return
+    with suppress(ConfigError):
+        text = config.load_text(environment.config)
+        if read.was(text) and unconfirmed.holds(environment.state, text):
+            warn(f"{environment.config} was applied on trial and never confirmed; it is in force now")
+            unconfirmed.forget(environment.state)
 
 
 def on_this_host(environment: Environment, warn: Callable[[str], None]) -> Environment:

@@ -32,10 +32,13 @@ class Plan:
     save_config: bool = False
     pre_up: tuple[str, ...] = ()
     post_up: tuple[str, ...] = ()
+    dns: tuple[str, ...] | None = None
+    """The entries of `DNS`; None if an earlier version wrote the list."""
 
     @classmethod
     def of(cls, interface: InterfaceConfig) -> "Plan":
-        return cls(interface.pre_down, interface.post_down, interface.save_config, interface.pre_up, interface.post_up)
+        ups = interface.pre_up, interface.post_up
+        return cls(interface.pre_down, interface.post_down, interface.save_config, *ups, tuple(interface.dns))
 
 
 @dataclass(slots=True)
@@ -117,8 +120,10 @@ class DoneList:
 def _with_line(found: Done | None, entry: dict[str, Any]) -> Done | None:
     match entry:
         case {"plan": dict(plan)}:
-            ups = tuple(tuple(plan.get(name, ())) for name in ("pre_up", "post_up"))
-            fresh = Plan(tuple(plan["pre_down"]), tuple(plan["post_down"]), bool(plan["save_config"]), *ups)
+            pre_up, post_up = (tuple(plan.get(name, ())) for name in ("pre_up", "post_up"))
+            dns = None if plan.get("dns") is None else tuple(plan["dns"])
+            downs = tuple(plan["pre_down"]), tuple(plan["post_down"])
+            fresh = Plan(*downs, bool(plan["save_config"]), pre_up, post_up, dns)
             if found is None:
                 return Done(fresh)
             found.plan = fresh

@@ -173,13 +173,14 @@ def apply(file_or_name: str | None, confirm: int | None) -> None:
     """Applies an edited file while traffic flows.
 
     Does what `reload` does. With --confirm all goes back to what was in force before, unless you confirm it in time, here
-    or by `stagewire confirm`: also if the change has cut you off.
+    or by `stagewire confirm`: also if the change has cut you off, or this command ends. Exit status 0 says that the change
+    holds, or that nothing differs.
     """
     from stagewire_cli import confirming, reload
 
     def action(environment: Environment) -> None:
-        def confirmed() -> None:
-            confirming.wait(environment, confirm or 0, operands.tell)
+        def confirmed(trial: str) -> None:
+            confirming.wait(environment, trial, confirm or 0, operands.tell)
 
         reload.reload(environment, operands.tell, _note, confirm=confirm or 0, confirmed=confirmed)
 
@@ -190,10 +191,10 @@ def apply(file_or_name: str | None, confirm: int | None) -> None:
 @click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
 def confirm(file_or_name: str | None) -> None:
     """Keeps what `apply --confirm` has applied."""
-    from stagewire_cli import confirming
+    from stagewire_cli import reload
 
     def action(environment: Environment) -> None:
-        confirming.confirm(environment)
+        reload.confirm(environment, _note)
         operands.tell("confirmed: what was applied stays in force")
 
     operands.upon_its_file(file_or_name, action)

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from stagewire import logs
 from stagewire.config.operations import Operation
@@ -21,19 +21,41 @@ _MOST: Final = 64 << 20
 """Bytes of an answer: key-service may be hostile."""
 
 
-def apply(environment: Environment, text: str, *, dry_run: bool = False, confirm: int = 0) -> tuple[list[str], str]:
-    """Puts a file's text in force as a whole, unless `dry_run`; returns the difference, and a warning or nothing.
+class Applied(NamedTuple):
+    """Says what an applied file changed. `trial` is the number of the trial that waits for its confirmation, if one does."""
 
-    With `confirm`, key-service goes back after so many seconds without a confirmation. Raises Failed if nothing is changed,
-    and Unanswered if key-service was asked and no answer came.
+    difference: list[str]
+    warning: str
+    trial: str
+
+
+class Trial(NamedTuple):
+    """Says how a trial stands: the seconds left, 0 once it is over, and how it ended (`kept`, `back`), if that is known."""
+
+    left: float
+    ended: str
+
+
+def fresh_trial() -> str:
+    """Returns the number of a new trial."""
+    return os.urandom(8).hex()
+
+
+def apply(environment: Environment, text: str, trial: str = "", *, dry_run: bool = False, confirm: int = 0) -> Applied:
+    """Puts a file's text in force as a whole, unless `dry_run`.
+
+    With `confirm`, key-service goes back after so many seconds without a confirmation, if anything differs. `trial` is the
+    number by which the command asks how that ended. Raises Failed if nothing is changed, and Unanswered if that is unknown.
     """
     try:
-        answer = _ask(environment, {"do": "apply", "dry_run": dry_run, "confirm": confirm}, text)
+        answer = _ask(environment, {"do": "apply", "dry_run": dry_run, "confirm": confirm, "trial": trial}, text)
     except Unanswered:
         raise
     except Failed as failed:
         raise Failed(f"nothing is changed: {failed}") from None
-    return _lines(answer), logs.cleaned(str(answer.get("warning", "")))
+    return Applied(
+        _lines(answer), logs.cleaned(str(answer.get("warning", ""))), logs.cleaned(str(answer.get("trial", "")))
+    )
 
 
 def confirm(environment: Environment) -> None:
@@ -41,10 +63,11 @@ def confirm(environment: Environment) -> None:
     _ask(environment, {"do": "confirm"}, "")
 
 
-def left_to_confirm(environment: Environment) -> float:
-    """Returns the seconds left for a confirmation; 0 if nothing waits for any. Raises Failed."""
-    left = _ask(environment, {"do": "unconfirmed"}, "").get("left")
-    return float(left) if isinstance(left, (int, float)) else 0.0
+def trial(environment: Environment, number: str = "") -> Trial:
+    """Tells how the trial of that number stands; `left` is of any. Raises Failed."""
+    answer = _ask(environment, {"do": "unconfirmed", "trial": number}, "")
+    left = answer.get("left")
+    return Trial(float(left) if isinstance(left, (int, float)) else 0.0, str(answer.get("ended", "")))
 
 
 def adopt(environment: Environment, text: str) -> tuple[list[str], str]:
@@ -99,6 +122,7 @@ def _by() -> str:
 
 
 def _ask(environment: Environment, question: dict[str, Any], text: str) -> dict[str, Any]:
+    """Raises Failed, and Unanswered once key-service has the whole question."""
     try:
         line = _connected(environment, {**question, "by": _by()}, text)
     except OSError:  # half a question changes nothing

@@ -15,7 +15,7 @@ from typing import Final
 from stagewire import config
 from stagewire.config import InterfaceConfig
 from stagewire.environment import Environment
-from stagewire_cli import again, bring_up, dns, host_warnings, key_door, oddities, peers_file, the_file
+from stagewire_cli import again, bring_up, confirming, dns, host_warnings, key_door, oddities, peers_file, the_file
 from stagewire_cli.done import DNS, DoneList, Plan
 from stagewire_cli.failures import Failed, NotUp
 
@@ -30,11 +30,12 @@ def reload(
     *,
     dry_run: bool = False,
     confirm: int = 0,
-    confirmed: Callable[[], None] = lambda: None,
+    confirmed: Callable[[str], None] = lambda _trial: None,
 ) -> None:
     """Applies the file; with `dry_run` only tells the difference. Raises Failed or ConfigError if nothing is changed.
 
-    With `confirm`, key-service goes back after so many seconds. Then `confirmed` waits, and raises Failed if it went back.
+    With `confirm`, key-service goes back after so many seconds, if anything differs. Then `confirmed` takes the trial's
+    number, waits, and raises Failed unless the change holds.
     """
     if not bring_up.is_up(environment):
         raise NotUp(environment.interface)
@@ -51,21 +52,23 @@ def reload(
         before = the_file.as_it_was_read(environment)
         for oddity in oddities.found(before, interface) if before is not None else ():
             warn(f"warning: {oddity}")
+        number = key_door.fresh_trial()
         try:
-            difference, warning = again.asked(
-                lambda: key_door.apply(environment, text, dry_run=dry_run, confirm=confirm)
+            difference, warning, trial = again.asked(
+                lambda: key_door.apply(environment, text, number, dry_run=dry_run, confirm=confirm)
             )
         except key_door.Unanswered:
             expect_to_hold(environment, text, dry_run=dry_run)
             difference, warning = config.difference(before, interface) if before is not None else [], _SUCCEEDED
+            trial = number if confirm and key_door.trial(environment).left else ""
     for line in difference or [f"nothing differs: {path} is in force already"]:
         tell(line)
     if dry_run:
         return
     if warning:
         warn(f"warning: {warning}")
-    if confirm:
-        confirmed()
+    if trial:
+        confirmed(trial)
     host_warnings.say(environment, interface, lambda text: warn(f"warning: {text}"))
     _note_for_down(environment, interface, before, warn)
 
@@ -73,12 +76,20 @@ def reload(
 def expect_to_hold(environment: Environment, text: str, *, dry_run: bool = False) -> None:
     """Asks the next key-service whether a text is in force. Raises Failed if it is not, or nobody can tell."""
     try:
-        left, _ = again.asked(lambda: key_door.apply(environment, text, dry_run=True), (key_door.Unanswered,))
+        left, _, _ = again.asked(lambda: key_door.apply(environment, text, dry_run=True), (key_door.Unanswered,))
     except (key_door.NotAsked, key_door.Unanswered) as failed:
         mend = f"`stagewire plan {environment.interface}` tells later"
         raise Failed(f"{failed}, so it isn't known whether the change holds: {mend}") from None
     if dry_run or left:
         raise Failed("key-service was replaced in the middle, and the change does not hold: try again")
+
+
+def confirm(environment: Environment, warn: Say) -> None:
+    """Keeps what was applied on trial, and does what waited for that. Raises Failed."""
+    confirming.confirm(environment)
+    # The command that applied it may be gone.
+    if (interface := the_file.as_it_was_read(environment)) is not None:
+        _note_for_down(environment, interface, None, warn)
 
 
 def _note_for_down(
@@ -92,7 +103,8 @@ def _note_for_down(
         done_list.remember(Plan.of(interface))
     except OSError as error:
         warn(f"`down` will run the former PreDown and PostDown: the new ones can't be noted ({error.strerror})")
-    if before is not None and before.dns == interface.dns:
+    known = done.plan.dns if done.plan.dns is not None else before.dns if before is not None else None
+    if known is not None and tuple(known) == tuple(interface.dns):
         return
     if done.dns and not interface.dns:
         if problem := dns.unset_servers(done.dns):

@@ -14,7 +14,7 @@ from tests.services.surroundings import PATIENCE, Program, Surroundings, surroun
 from tests.services.test_peers_file import TEXT, races
 
 from lab.wait import until
-from stagewire.config import encode_key, operations, public_key
+from stagewire.config import encode_key, operations, public_key, unconfirmed
 from stagewire.config.operations import AddPeers, NewPeer, RemovePeers, RenamePeer, SetPeer, SwitchPeers
 from stagewire.config.settings import Setting
 from stagewire.environment import Environment
@@ -52,7 +52,7 @@ class Door:
 
     def _answers(self) -> bool:
         try:
-            key_door.left_to_confirm(self.environment)
+            key_door.trial(self.environment)
         except Failed:
             return False
         return True
@@ -173,15 +173,39 @@ def test_save_add_and_apply_at_once_lose_no_peer(one: Door) -> None:
 
 
 def test_what_nobody_confirms_goes_back_though_key_service_dies(one: Door) -> None:
-    one.apply(OTHER, confirm=2)
+    one.write(OTHER)
+    number = key_door.apply(one.environment, OTHER, confirm=2).trial
     one.dies()
-    assert 0 < key_door.left_to_confirm(one.environment) <= 2
+    assert 0 < key_door.trial(one.environment).left <= 2
     with pytest.raises(Failed, match=r"waits for . s for its confirmation"):
         peers.carry_out(one.environment, RenamePeer("a", "b"))
     assert one.differs(OTHER) == []
-    until(lambda: not key_door.left_to_confirm(one.environment), 2.5, "the time to be over", promptly=True)
+    until(lambda: not key_door.trial(one.environment).left, 2.5, "the time to be over", promptly=True)
     until(lambda: one.differs(OTHER), 1, "all to be as it was")
     assert one.differs(INTERFACE) == []
+    one.dies()
+    assert key_door.trial(one.environment, number).ended == "back"
+    assert unconfirmed.holds(one.environment.state, OTHER), "the file keeps the edit, which the next `up` must tell"
+    one.apply(OTHER)
+    assert not unconfirmed.holds(one.environment.state, OTHER)
+
+
+def test_a_trial_is_confirmed_once_and_alone(one: Door) -> None:
+    number = key_door.apply(one.environment, OTHER, confirm=60).trial
+    assert key_door.trial(one.environment, number).ended == ""
+    assert unconfirmed.holds(one.environment.state, OTHER)
+    key_door.confirm(one.environment)
+    one.dies()
+    assert key_door.trial(one.environment, number) == key_door.Trial(0.0, "kept")
+    assert key_door.trial(one.environment, "another") == key_door.Trial(0.0, "")
+    assert not unconfirmed.holds(one.environment.state, OTHER)
+    with pytest.raises(Failed, match="nothing waits for a confirmation"):
+        key_door.confirm(one.environment)
+
+
+def test_where_nothing_differs_nothing_waits(one: Door) -> None:
+    applied = key_door.apply(one.environment, INTERFACE, confirm=60)
+    assert (applied.difference, applied.trial, key_door.trial(one.environment).left) == ([], "", 0.0)
 
 
 def test_what_is_over_when_the_next_key_service_begins_goes_back_at_once(one: Door) -> None:
@@ -191,7 +215,7 @@ def test_what_is_over_when_the_next_key_service_begins_goes_back_at_once(one: Do
     until(lambda: time.monotonic() > over, 2, "the time to be over")
     one.begins()
     until(lambda: one.differs(INTERFACE) == [], 2, "all to be as it was")
-    assert key_door.left_to_confirm(one.environment) == 0
+    assert key_door.trial(one.environment).left == 0
 
 
 @pytest.mark.parametrize(

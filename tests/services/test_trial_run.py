@@ -12,7 +12,7 @@ from stagewire.config.accepted import Accepted
 KEYS = [bytes([number]) * 32 for number in range(1, 4)]
 TEXT = f"[Interface]\nPrivateKey = {encode_key(KEYS[0])}\nMTU = 1400\n[Peer]\nPublicKey = {encode_key(KEYS[1])}\n"
 LIVE = f"set=1\npublic_key={KEYS[2].hex()}\npersistent_keepalive_interval=7\n\n".encode()
-BEFORE = Before(17.25, Accepted.first(TEXT), LIVE)
+BEFORE = Before(17.25, Accepted.first(TEXT), LIVE, "0123456789abcdef")
 
 
 @pytest.fixture
@@ -55,3 +55,14 @@ def test_a_record_that_is_cut_or_odd_counts_as_none(run: Path, cut: int) -> None
     assert trial_run.recalled(run) is None
     path.write_bytes(b"x y\nabc")
     assert trial_run.recalled(run) is None
+
+
+def test_how_a_trial_ended_is_known_of_that_trial_alone(run: Path) -> None:
+    trial_run.store(run, BEFORE)
+    assert trial_run.ended(run, BEFORE.number) == ""
+    trial_run.end(run, BEFORE.number, trial_run.KEPT)
+    assert trial_run.recalled(run) is None
+    assert trial_run.ended(run, BEFORE.number) == trial_run.KEPT
+    assert trial_run.ended(run, "1") == ""
+    (run / "key" / "trial-ended").write_text(f"{BEFORE.number} blessed")
+    assert trial_run.ended(run, BEFORE.number) == ""

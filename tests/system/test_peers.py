@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from lab import wait
 from lab.hub import PORT, Spoke
 from lab.namespaces import Topology
 from lab.pulse import Pulse
-from lab.stagewire import Gateway
+from lab.stagewire import Gateway, executable
 from lab.traffic import ping
 from lab.wait import until
 from lab.wg import WgHub, unique_name
@@ -370,7 +372,41 @@ def test_what_is_confirmed_holds(network: Topology, hub: WgHub) -> None:
     with ThreadPoolExecutor(1) as pool:
         doing = pool.submit(hub.gateway.command, "apply", "--confirm", "5", hub.name)
         until(lambda: hub.gateway.command("confirm", hub.name, check=False).returncode == 0, 5, "a confirmation")
-        assert "confirmed" in doing.result().stdout
+        assert "confirmed: what was applied" in doing.result().stdout
     assert "mtu 1300" in network.b.run("ip", "link", "show", hub.name).stdout
     assert hub.gateway.status()["warnings"] == []
     assert hub.gateway.command("confirm", hub.name, check=False).returncode == 1
+    again = hub.gateway.command("apply", "--confirm", "60", hub.name, timeout=20)
+    assert again.stdout.startswith("nothing differs"), "and waits for nothing"
+
+
+def test_what_was_applied_on_trial_and_went_down_is_not_confirmed(network: Topology, hub: WgHub) -> None:
+    hub.gateway.write_config(hub.config.replace("[Interface]", "[Interface]\nMTU = 1310"))
+    with ThreadPoolExecutor(1) as pool:
+        doing = pool.submit(hub.gateway.command, "apply", "--confirm", "60", hub.name, check=False)
+        until(lambda: "1310" in network.b.run("ip", "link", "show", hub.name).stdout, 10, "the change")
+        starts = [_restarted(hub), _restarted(hub)]
+        done = doing.result()
+    assert (done.returncode, "not confirmed" in done.stderr) == (1, True)
+    assert ["never confirmed" in said for said in starts] == [True, False], "the start that puts it in force says so"
+
+
+def _restarted(hub: WgHub) -> str:
+    hub.gateway.down()
+    return hub.gateway.command("up", str(hub.gateway.config_path), timeout=60).stderr
+
+
+def test_an_interrupted_trial_goes_on_and_its_confirmation_is_complete(network: Topology, hub: WgHub) -> None:
+    """The operator's line was cut: another command confirms, and `down` will run the new PostDown."""
+    noted = hub.gateway.config_path.with_suffix(".gone")
+    hub.gateway.write_config(hub.config.replace("[Interface]", f"[Interface]\nMTU = 1320\nPostDown = touch {noted}"))
+    command = executable("stagewire"), "apply", "--confirm", "60", hub.name
+    with network.b.popen(*command, output=subprocess.PIPE, env=hub.gateway.env) as doing:
+        until(lambda: "1320" in network.b.run("ip", "link", "show", hub.name).stdout, 10, "the change")
+        doing.send_signal(signal.SIGINT)
+        said, _ = doing.communicate(timeout=20)
+    assert (doing.returncode, b"interrupted, and not confirmed" in said) == (1, True), said
+    hub.gateway.command("confirm", hub.name)
+    hub.gateway.down()
+    assert noted.exists()
+    hub.gateway.up()
