@@ -366,6 +366,7 @@ class DeviceService:
             *(peer.public_key, None, peer.home, peer.persistent_keepalive, peer.endpoint or None, peer.endpoint_at),
             rates=(peer.rate_to, peer.rate_from),
             cap=peer.cap if peer.cap >= 0 else None,
+            held_back=peer.held_back,
         )
         self._emit(self._worker.set_peer(facts, now), now)
 

@@ -131,11 +131,10 @@ class Announcer:
         known, configured = self.handshaker.peers[key], self.registry.peers[key]
         limits = configured.limits
         cap = self.quotas.cap(key, worker) if home and self.quotas is not None else NO_CAP
-        if self.withheld is not None and key in self.withheld.keys:
-            cap = 0
+        held_back = self.withheld is not None and key in self.withheld.keys
         return WorkerPeer(
             *(key, home, configured.persistent_keepalive, known.endpoint or b"", known.endpoint_set_at),
-            *(limits.rate_to, limits.rate_from, cap),
+            *(limits.rate_to, limits.rate_from, cap, held_back),
         )
 
     def routes_of(self, keys: Iterable[bytes]) -> Iterator[RoutesSet]:

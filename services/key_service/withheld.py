@@ -1,7 +1,7 @@
 """Knows the peers whose packets the workers hold back, because the host could not set narrower rules for them.
 
-host-service names their prefixes (`control/narrower.py`). A worker drops all that such a peer sends or gets, as if its
-quota were used up, until host-service has set the rules.
+host-service names their prefixes (`control/narrower.py`). A worker drops all that such a peer sends or gets until
+host-service has set the rules.
 """
 
 from collections.abc import Callable, Iterable, Iterator

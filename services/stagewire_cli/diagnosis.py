@@ -258,7 +258,9 @@ def _session(e: Evidence) -> Iterator[Finding]:
             seen(found),
             wrong=not ip_address(source).is_link_local,  # hosts send from such an address by themselves
         )
-    for found in map(e.last, ("quota_reached", "transport_not_authentic", "nested_too_deep", "counter_exhausted")):
+    for found in map(
+        e.last, ("held_back", "quota_reached", "transport_not_authentic", "nested_too_deep", "counter_exhausted")
+    ):
         if found:
             yield Finding(found["reason"], found["meaning"], found["mend"], seen(found))
 

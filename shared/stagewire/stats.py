@@ -141,9 +141,13 @@ COUNTERS: Final = {
     ),
     "quota_reached": Counted(
         DROP,
-        "the peer has used up its Quota of this month, or the host's narrower rules for it are not set",
-        "wait for the next month (UTC), or raise the quota with `stagewire peer set --quota`; "
-        "`stagewire status` says whether the rules are set",
+        "the peer has used up its Quota of this month",
+        "wait for the next month (UTC), or raise the quota with `stagewire peer set --quota`",
+    ),
+    "held_back": Counted(
+        DROP,
+        "the host's narrower rules for the peer are not set, so nothing of it may pass",
+        "mend what keeps nft from setting them, which `stagewire status` names; then they hold within seconds",
     ),
     "grant_malformed": Counted(
         DROP,

@@ -138,8 +138,8 @@ class Refused(House):
     def host_is_well(self) -> None:
         self.live.on_host_state(HostState(0, (), (), 0))
 
-    def caps(self) -> dict[bytes, int]:
-        return {peer.public_key: peer.cap for told in self.hub.take(PeersSet) for peer in told.peers}
+    def held_back(self) -> dict[bytes, bool]:
+        return {peer.public_key: peer.held_back for told in self.hub.take(PeersSet) for peer in told.peers}
 
     def without(self, key: bytes, *, whole: bool) -> None:
         if whole:
@@ -177,14 +177,14 @@ def test_the_operator_hears_that_the_host_lacks_its_part(house: Refused) -> None
 def test_a_peer_that_may_reach_less_is_held_back_until_the_rules_stand(house: Refused) -> None:
     apply(house, FILE.replace("10.1.0.0/16", "10.1.0.0/24"))
     house.host_refuses("10.0.0.2/32")
-    assert house.caps() == {A: 0}
+    assert house.held_back() == {A: True}
     house.host_is_well()
-    assert house.caps() == {A: -1}
+    assert house.held_back() == {A: False}
 
 
 def test_a_lost_table_holds_restricted_peers_back_alone(house: Refused) -> None:
     house.live.on_host_state(HostState(0, (), (), 0, SAYS, 0, True, (gateway.EVERY_PEER,)))
-    assert house.caps() == {A: 0}
+    assert house.held_back() == {A: True}
 
 
 @pytest.mark.parametrize("fault_before", [False, True])

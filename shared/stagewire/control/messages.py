@@ -173,6 +173,7 @@ class WorkerPeer:
     """Describes a peer to a worker, with a packed endpoint or none. `endpoint_at` is EndpointFound's `at`.
 
     The rates are in bits/s, 0 for none. At `cap` bytes of its tunnel, both ways, the peer's traffic stops; -1 for none.
+    Nothing passes while `held_back` is set.
     """
 
     public_key: bytes
@@ -184,6 +185,7 @@ class WorkerPeer:
     rate_to: int = 0
     rate_from: int = 0
     cap: int = -1
+    held_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-VERSION: Final = 11
+VERSION: Final = 12
 """Version of all control messages."""
 
 

@@ -100,25 +100,27 @@ class Shaper:
 class Limits:
     """Limits one peer in its worker. At `cap` bytes of the tunnel, both ways, the quota is used up; None for no quota.
 
-    `refused` counts bytes that came from the peer and did not pass: they use up no quota. What waits has used it up.
+    Nothing passes while `held_back` is set: the host could not set narrower rules for the peer. `refused` counts bytes that
+    came from the peer and did not pass: they use up no quota. What waits has used it up.
     """
 
-    __slots__ = ("_drops", "_from_peer", "_to_peer", "cap", "rates", "refused")
+    __slots__ = ("_drops", "_from_peer", "_to_peer", "cap", "held_back", "rates", "refused")
 
     def __init__(self, rates: tuple[int, int], cap: int | None, drops: Drops, now: float) -> None:
         """Takes the rates to the peer and from the peer in bits/s, 0 for none."""
         self.rates, self.cap = rates, cap
         self._to_peer, self._from_peer = (Shaper(rate, now) if rate else None for rate in rates)
         self._drops = drops
+        self.held_back = False
         self.refused = 0
 
     def divert(self, traffic: int) -> bool:
-        """Tells whether packets must go one by one, after so much traffic: there is a rate, or the quota is used up."""
-        return self._to_peer is not None or self.used_up(traffic)
+        """Tells whether packets must go one by one, after so much traffic: there is a rate, or nothing may pass."""
+        return self._to_peer is not None or self._stopped(traffic)
 
-    def used_up(self, traffic: int) -> bool:
-        """Tells whether the quota is used up."""
-        return self.cap is not None and traffic >= self.cap
+    def _stopped(self, traffic: int) -> bool:
+        """Tells whether nothing may pass: the quota is used up, or the peer is held back."""
+        return self.held_back or (self.cap is not None and traffic >= self.cap)
 
     def to_peer(self, packets: Iterable[bytes], traffic: int, now: float) -> list[bytes]:
         """Returns the packets that may go to the peer now; counts those that may never."""
@@ -129,7 +131,7 @@ class Limits:
         packets, shaper = list(packets), self._from_peer
         size = sum(map(len, packets)) + OVERHEAD * len(packets)
         before = shaper.dropped if shaper is not None else 0
-        if self.used_up(traffic - size):
+        if self._stopped(traffic - size):
             self.refused += size
         passed = self._pass_on(shaper, packets, traffic - size, now)
         self.refused += shaper.dropped - before if shaper is not None else 0
@@ -137,9 +139,9 @@ class Limits:
 
     def _pass_on(self, shaper: Shaper | None, packets: Iterable[bytes], traffic: int, now: float) -> list[bytes]:
         packets = list(packets)
-        if self.used_up(traffic):
+        if self._stopped(traffic):
             if gone := len(packets) + (shaper.clear() if shaper is not None else 0):
-                self._drops["quota_reached"] += gone
+                self._drops["held_back" if self.held_back else "quota_reached"] += gone
             return []
         if shaper is None:
             return packets

@@ -56,6 +56,7 @@ class PeerFacts:
     """Bits/s to the peer and from the peer; 0 for no bound."""
     cap: int | None = None
     """Bytes of the tunnel, both ways, at which its traffic stops; None for no quota."""
+    held_back: bool = False
 
 
 class Elsewhere:
@@ -259,15 +260,17 @@ class Worker:
 
     # --- limits --------------------------------------------------------------------------------------------
 
-    def _set_limits(self, tunnel: Tunnel, rates: tuple[int, int], cap: int | None, now: float) -> None:
+    def _set_limits(self, tunnel: Tunnel, facts: PeerFacts, now: float) -> None:
         """Changes a peer's limits. Packets that wait for an unchanged rate go on waiting."""
-        limits, wanted = tunnel.limits, any(rates) or cap is not None
-        if limits is not None and limits.rates == rates and wanted:
-            limits.cap = cap
-        else:
+        limits, rates, cap = tunnel.limits, facts.rates, facts.cap
+        wanted = any(rates) or cap is not None or facts.held_back
+        if limits is None or limits.rates != rates or not wanted:
             if limits is not None:
                 limits.clear()
-            tunnel.set_limits(Limits(rates, cap, self.drops.of(tunnel.public_key), now) if wanted else None)
+            limits = Limits(rates, cap, self.drops.of(tunnel.public_key), now) if wanted else None
+            tunnel.set_limits(limits)
+        if limits is not None:
+            limits.cap, limits.held_back = cap, facts.held_back
         if cap is None:
             self.capped.pop(tunnel, None)
         else:
@@ -412,7 +415,7 @@ class Worker:
             if facts.endpoint is not None and (owner.endpoint is None or facts.endpoint_at > owner.endpoint_at):
                 owner.endpoint = facts.endpoint
             owner.endpoint_at = max(owner.endpoint_at, facts.endpoint_at)
-            self._set_limits(owner, facts.rates, facts.cap, now)
+            self._set_limits(owner, facts, now)
             owner.set_persistent_keepalive(facts.persistent_keepalive, now, out)
             self._agenda.enter(owner, owner.next_deadline())
         return self._settle(out)

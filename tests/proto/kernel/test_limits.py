@@ -15,17 +15,18 @@ RATE = 800_000
 LIMITED, FREE = 1, 2
 
 
-def limit(side: Side, *, rate: int = 0, cap: int | None = None) -> None:
+def limit(side: Side, *, rate: int = 0, cap: int | None = None, held_back: bool = False) -> None:
     facts = PeerFacts(
-        NAMES[LIMITED], prefixes_of(LIMITED), home=True, endpoint=PLACES[LIMITED], rates=(rate, rate), cap=cap
-    )
+        NAMES[LIMITED], prefixes_of(LIMITED), home=True, endpoint=PLACES[LIMITED], rates=(rate, rate), cap=cap,
+        held_back=held_back,
+    )  # fmt: skip
     side.worker.set_peer(facts, T)
 
 
-def limited(*, rate: int = 0, cap: int | None = None) -> Both:
+def limited(*, rate: int = 0, cap: int | None = None, held_back: bool = False) -> Both:
     both = Both()
     for side in (both.plain, both.compiled):
-        limit(side, rate=rate, cap=cap)
+        limit(side, rate=rate, cap=cap, held_back=held_back)
     return both
 
 
@@ -76,3 +77,17 @@ def test_a_quota_that_is_not_used_up_keeps_the_compiled_way() -> None:
     assert not both.compiled.worker._diverted
     assert both.compiled.worker.opening is not None
     assert both.compiled.worker.opening.aside() == []
+
+
+@pytest.mark.parametrize("rate", [0, RATE])
+@pytest.mark.parametrize("cap", [None, 0, 10**9])
+def test_what_is_held_back_has_its_own_reason_in_both(rate: int, cap: int | None) -> None:
+    both = limited(rate=rate, cap=cap, held_back=True)
+    both.cipher_in(cipher_train(LIMITED, 0, 20), cipher_train(FREE, 0, 20))
+    both.plain_in(plain_train(LIMITED, 20))
+    counted = both.compiled.counters
+    assert (counted["held_back"], counted["quota_reached"], counted["rate_exceeded"]) == (40, 0, 0)
+    for side in (both.plain, both.compiled):
+        limit(side, rate=rate, cap=cap)
+    both.plain_in(plain_train(LIMITED, 3))
+    assert (counted["held_back"], counted["quota_reached"]) == (40, 3 if cap == 0 else 0)
