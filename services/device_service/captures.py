@@ -55,7 +55,7 @@ class _Capture:
     pipe: int
     by: str
     until: float
-    unix_s: float
+    since: float
     packets: int = 0
     size: int = 0
     missed: int = 0
@@ -215,7 +215,7 @@ class Captures:
         [pipe] = descriptors
         os.set_blocking(pipe, False)
         by = logs.cleaned(order.by)[:_MAX_BY] or f"pid {credentials(line).pid}"
-        one = _Capture(order, Selection(order), line, pipe, by, now + order.seconds, time.time())
+        one = _Capture(order, Selection(order), line, pipe, by, now + order.seconds, now)
         self.running.append(one)
         self._say(line, Progress(0, 0, 0, ""))
         self._stage.log.info("capture begins", of=_short(order), by=by, takes=_about(order), seconds=order.seconds)
@@ -275,7 +275,7 @@ class Captures:
 
     def _reports(self) -> tuple[CaptureReport, ...]:
         return tuple(
-            CaptureReport(one.order.public_key, one.by, one.unix_s, _about(one.order), one.packets, one.missed)
+            CaptureReport(one.order.public_key, one.by, one.since, _about(one.order), one.packets, one.missed)
             for one in self.running
         )
 

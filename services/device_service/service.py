@@ -9,7 +9,6 @@ capture      ───▶ Captures      copies packets in clear, while root want
 """
 
 import math
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import assert_never
@@ -88,7 +87,7 @@ class DeviceService:
         self._named: set[bytes] | None = None
         """Peers that a snapshot has named so far, or None."""
         self._reported: dict[bytes, tuple[int, int, int]] = {}
-        self._handshake_times: dict[int, int] = {}
+        self._handshake_times: dict[int, float] = {}
         self._moved: dict[bytes, EndpointMoved] = {}
         """Where peers are that have moved since the last report."""
         self._next_moves = -math.inf
@@ -245,7 +244,7 @@ class DeviceService:
                 installed[grant.index] = out
         if installed:
             self._line.say(SessionsInstalled(tuple(installed)))
-            self._handshake_times.update(dict.fromkeys(installed, time.time_ns()))
+            self._handshake_times.update(dict.fromkeys(installed, now))
         for out in installed.values():
             self._emit(out, now)
 
@@ -294,7 +293,7 @@ class DeviceService:
         self._handshake_times = {index: at for index, at in self._handshake_times.items() if index in standing}
         sessions = [
             LiveSession(
-                tunnel.public_key, session.index, tunnel.endpoint or b"", self._handshake_times.get(session.index, 0)
+                tunnel.public_key, session.index, tunnel.endpoint or b"", self._handshake_times.get(session.index, 0.0)
             )
             for tunnel, session in live
         ]

@@ -4,7 +4,6 @@ control ──▶ settings, prefixes, endpoints ──▶ HostNetwork ──▶ 
         ◀── HostState, LinkState          ◀── Watch       ◀── netlink
 """
 
-import time
 from functools import partial
 from typing import NamedTuple, assert_never
 
@@ -254,7 +253,7 @@ class HostService:
                 self._stage.counters[_PUT_BACK[what].counter] += count
             names = {what: _NAMES.get(what, (what, f"{what}s"))[count > 1] for what, count in counts.items()}
             self._put_back = tuple(f"{count} {names[what]}" for what, count in counts.items())
-            self._put_back_at = int(time.time())
+            self._put_back_at = int(boot_time())
             log.warning("put back what others undid", **counts)
         for about, text in ground.warnings.items():
             if self._warned.get(about) != text:

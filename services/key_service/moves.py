@@ -136,7 +136,7 @@ class Moves:
         """s from which an unwanted worker that is up may retire."""
         self._look_again: float | None = None
         """s at which a worker may have to retire."""
-        self._claims: dict[bytes, int] = {}
+        self._claims: dict[bytes, float] = {}
         """The newest session of each peer whose home is certain: a worker has claimed it, or we have moved it."""
         self.earlier: tuple[int, ...] = ()
         """Numbers of workers by which peers may be at home where an earlier key-service had them."""
@@ -231,7 +231,7 @@ class Moves:
                     self._pace.end(public_key)
                     self._until(public_key, peer.last_consumed + INSTALL_TIMEOUT)
                     continue
-                live = self._is_live(peer, unix_ns)
+                live = self._is_live(peer, now)
                 move.state = "shaking"
                 self._until(public_key, now + SHAKE_WITHIN)
                 self._handshaker.move(public_key, worker)
@@ -246,11 +246,11 @@ class Moves:
             return self._switch(public_key, move, now)
         return []
 
-    def claim(self, worker: int, sessions: Iterable[tuple[bytes, int]]) -> list[Step]:
+    def claim(self, worker: int, sessions: Iterable[tuple[bytes, float]]) -> list[Step]:
         """Makes a worker the home of all peers whose sessions an earlier key-service gave this worker.
 
         A worker may be the home of a peer by the wanted number of workers, or by an earlier one if peers were moving.
-        Each session is (public key, its handshake's time in unix ns). If a peer was moving, two workers may claim it: the
+        Each session is (public key, its handshake's time in s). If a peer was moving, two workers may claim it: the
         newer session counts.
         """
         left: dict[int, list[bytes]] = {}
@@ -395,10 +395,9 @@ class Moves:
         return steps
 
     @staticmethod
-    def _is_live(peer: Peer, unix_ns: int) -> bool:
+    def _is_live(peer: Peer, now: float) -> bool:
         """Tells whether packets may be under way in a session of the peer's present worker."""
         if peer.endpoint is None or not peer.has_session(peer.worker):
             return False
-        age_ns = unix_ns - peer.last_handshake_unix_ns
         # An unconfirmed session may be confirmed at any moment.
-        return not peer.last_handshake_unix_ns or age_ns < c.REJECT_AFTER_TIME * 1_000_000_000
+        return not peer.last_handshake or now - peer.last_handshake < c.REJECT_AFTER_TIME

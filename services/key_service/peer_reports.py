@@ -16,6 +16,7 @@ from stagewire.control.telemetry import GatewayReport, PeerReport
 from stagewire.loop import Loop
 from stagewire.proto.handshaker import Handshaker
 from stagewire.proto.peer import Peer
+from stagewire.wall_clock import unix_ns
 
 INTERVAL: Final = 1.0
 """s between two reports."""
@@ -137,7 +138,7 @@ class PeerReports:
         configured = self._registry.peers.get(peer.public_key)
         allowed = configured.allowed_ips if configured is not None else ()
         name = self._registry.from_file.get(peer.public_key, "")
-        return peer.tx_bytes, peer.rx_bytes, peer.last_handshake_unix_ns, peer.endpoint, name, allowed
+        return peer.tx_bytes, peer.rx_bytes, unix_ns(peer.last_handshake), peer.endpoint, name, allowed
 
     def _shown(self, peer: Peer, now: float) -> PeerReport:
         configured = self._registry.peers.get(peer.public_key)
@@ -149,8 +150,10 @@ class PeerReports:
                 break
             text = more
         heard = now - peer.heard_at
+        shaken = unix_ns(peer.last_handshake) / 1e9 if peer.last_handshake else 0.0
         return PeerReport(
-            *(peer.public_key, name, text, peer.tx_bytes, peer.rx_bytes, peer.last_handshake_unix_ns / 1e9),
+            *(peer.public_key, name, text, peer.tx_bytes, peer.rx_bytes, shaken),
             endpoint=place(peer.endpoint) or "",
             heard_s_ago=round(heard, 3) if 0 <= heard < math.inf else -1.0,
+            last_handshake=peer.last_handshake,
         )

@@ -14,6 +14,7 @@ from stagewire.process.stage import Stage
 from stagewire.proto.endpoint import unpack_untrusted
 from stagewire.proto.handshaker import Handshaker
 from stagewire.proto.peer import Peer
+from stagewire.wall_clock import unix_ns
 
 
 def status(
@@ -70,7 +71,8 @@ def _host(live: LiveConfiguration) -> HostStatus | None:
     state = live.trial.state
     if state is None:
         return None
-    return HostStatus(state.mark, state.warnings, state.put_back, state.put_back_unix_s or None)
+    at = unix_ns(state.put_back_at) // 10**9 if state.put_back_at else None
+    return HostStatus(state.mark, state.warnings, state.put_back, at)
 
 
 def _ourselves(stage: Stage) -> StageStatus:
@@ -108,7 +110,7 @@ def _peer(peer: Peer, live: LiveConfiguration, unresolved: str, endpoint_fault: 
         endpoint=place(peer.endpoint),
         endpoint_set=_name(configured.endpoint),
         worker=peer.worker,
-        last_handshake_unix_s=peer.last_handshake_unix_ns / 1e9 if peer.last_handshake_unix_ns else None,
+        last_handshake_unix_s=unix_ns(peer.last_handshake) / 1e9 if peer.last_handshake else None,
         tx_bytes=peer.tx_bytes,
         rx_bytes=peer.rx_bytes,
         clock_skew_s=None if peer.skew_ns is None else peer.skew_ns / 1e9,

@@ -8,6 +8,7 @@ from stagewire.config import PeerConfig, uapi
 from stagewire.proto.endpoint import unpack_untrusted
 from stagewire.proto.handshaker import Handshaker
 from stagewire.proto.peer import Peer
+from stagewire.wall_clock import unix_ns
 
 
 def state(registry: Registry, handshaker: Handshaker, port: int, *, with_private_key: bool) -> uapi.InterfaceState:
@@ -64,7 +65,7 @@ def _peer_state(peer: PeerConfig, known: Peer) -> uapi.PeerState:
         public_key=peer.public_key,
         preshared_key=peer.preshared_key,
         endpoint=unpack_untrusted(known.endpoint) if known.endpoint else None,
-        last_handshake_unix_ns=known.last_handshake_unix_ns,
+        last_handshake_unix_ns=unix_ns(known.last_handshake) if known.last_handshake else 0,
         tx_bytes=known.tx_bytes,
         rx_bytes=known.rx_bytes,
         persistent_keepalive=peer.persistent_keepalive,

@@ -158,7 +158,7 @@ class Workers:
         """Takes up the sessions that a worker's hello lists, before the worker gets its snapshot."""
         self._quotas.worker_began(member.number, member.generation)
         if self._giver.generation(member.number) in {None, member.generation}:
-            sessions = ((session.public_key, session.handshake_unix_ns) for session in member.sessions)
+            sessions = ((session.public_key, session.handshake) for session in member.sessions)
             self._do(self.moves.claim(member.number, sessions), boot_time())
 
     def consider(self, number: int, now: float) -> None:
@@ -173,7 +173,7 @@ class Workers:
                 if worker_of(session.index) != number:
                     continue  # another worker's, which alone may tell of it
                 self._handshaker.adopt_session(
-                    session.public_key, session.index, session.endpoint or None, session.handshake_unix_ns
+                    session.public_key, session.index, session.endpoint or None, session.handshake
                 )
             self._carry_out(self._handshaker.worker_up(number, now, time.time_ns()), now)
             self.moves.worker_up(number, now)
@@ -237,7 +237,7 @@ class Workers:
 
     def on_confirmed(self, public_key: bytes, member: Member, now: float) -> None:
         """Takes a worker's word that the first packet under a session of the peer's initiation has come."""
-        self._handshaker.confirmed(public_key, member.number, time.time_ns())
+        self._handshaker.confirmed(public_key, member.number, now)
         self._do(self.moves.usable(public_key, member.number, now), now)
 
     def on_traffic(self, member: Member, message: PeerTraffic, now: float) -> None:

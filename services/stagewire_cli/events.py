@@ -1,5 +1,8 @@
 """Reads a gateway's events from status-service, in order, and writes each as a line."""
 
+import errno
+import os
+import select
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -112,6 +115,14 @@ class Reader:
             said = True
             self._pause(POLL)
         return answer
+
+
+def pause_while_read(seconds: float) -> None:
+    """Pauses, and raises BrokenPipeError once no reader of standard output is left, such as `head -1` after its line."""
+    output = select.poll()
+    output.register(1, 0)  # an error or a hang-up is told in any case
+    if output.poll(seconds * 1000):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def line(event: Event) -> str:

@@ -21,7 +21,7 @@ from stagewire import files
 from stagewire.config import decode_key, encode_key
 from stagewire.config.peer_names import NotFoundError, find, label
 from stagewire.environment import Environment
-from stagewire.history import FOLDER, NAME, VERSION
+from stagewire.history import FOLDER, LIFE, MAX_LIFE, NAME, VERSION
 from stagewire.stages import STAGES
 from stagewire_cli import layout
 from stagewire_cli.failures import Failed
@@ -105,7 +105,7 @@ def of_peer(environment: Environment, text: str, now: float) -> Found:
             "tx_bytes": tx,
             "minutes": _rows(db, "minutes", 60, peer, now - DAY, now),
             "hours": _rows(db, "hours", 3600, peer, now - QUARTER, now),
-            "connections": list(_connections(db, peer)),
+            "connections": list(_connections(db, peer, is_over=_is_over(environment, db))),
         }
 
 
@@ -120,9 +120,22 @@ def _rows(db: sqlite3.Connection, table: str, step: int, peer: int, since: float
     return [{"at_unix_s": at, "rx_bytes": rx, "tx_bytes": tx} for at, rx, tx in found]
 
 
-def _connections(db: sqlite3.Connection, peer: int) -> Iterator[Found]:
+def _is_over(environment: Environment, db: sqlite3.Connection) -> bool:
+    """Tells whether the life of the gateway that wrote last is over; the next one closes its connections."""
+    if not environment.run.exists():
+        return True
+    try:
+        life = files.read(environment.run / "status" / LIFE, MAX_LIFE).decode("ascii", "replace")
+    except OSError:  # it could not be written, or status-service has not begun
+        return False
+    found = db.execute("SELECT value FROM meta WHERE name = 'life'").fetchone()
+    return found is not None and found[0] != life
+
+
+def _connections(db: sqlite3.Connection, peer: int, *, is_over: bool) -> Iterator[Found]:
+    """Yields the connections, the newest first. Of one that a gateway's end has cut, `heard` is the end."""
     columns = "seconds, endpoint, rx, tx"
-    for table, until in (("open", "NULL"), ("connections", "until")):
+    for table, until in (("open", "heard" if is_over else "NULL"), ("connections", "until")):
         found = db.execute(
             f"SELECT at, {until}, {columns} FROM {table} WHERE peer = ? ORDER BY at DESC",  # noqa: S608 - our words
             (peer,),

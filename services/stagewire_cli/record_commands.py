@@ -64,7 +64,8 @@ def events(
 
     def show(environment: Environment) -> None:
         sends: list[delivery.Send] = [*map(delivery.Webhook, webhooks), *map(delivery.Command, programs)]
-        reader = reading.Reader(environment, kinds or tuple(KINDS), warn)
+        pause = time.sleep if sends else reading.pause_while_read
+        reader = reading.Reader(environment, kinds or tuple(KINDS), warn, pause)
         place = reading.Cursor(cursor)
         following = follow or bool(sends)
         after = place.id if since is None else reading.since(since, time.time())

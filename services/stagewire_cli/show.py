@@ -15,6 +15,7 @@ from stagewire.environment import Environment
 from stagewire.limits import MAX_WORKERS
 from stagewire.process import slots
 from stagewire.stages import STAGES
+from stagewire.wall_clock import unix_ns
 from stagewire_cli import by_filter, complaints, reasons, the_file
 from stagewire_cli.supervision import Process, Supervision
 
@@ -84,7 +85,8 @@ def _of_key_service(answer: GatewayStatus) -> Status:
 
 
 def _capture(found: CaptureReport) -> Status:
-    return asdict(found) | {"public_key": b64encode(found.public_key).decode()}
+    told = asdict(found) | {"public_key": b64encode(found.public_key).decode()}
+    return told | {"since_unix_s": unix_ns(told.pop("since")) / 1e9}
 
 
 def _without_supervisord(supervision: Supervision) -> list[str]:

@@ -204,9 +204,7 @@ class HistoryFile:
                     ended.tx_bytes,
                 ),
             )
-        rows = (
-            (self._id(db, key), one.since_unix_s, one.shaken_unix_s, *_values(one)) for key, one in batch.open.items()
-        )
+        rows = ((self._id(db, key), one.since_unix_s, one.shaken, *_values(one)) for key, one in batch.open.items())
         db.executemany("INSERT OR REPLACE INTO open VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def _id(self, db: sqlite3.Connection, key: bytes) -> int:

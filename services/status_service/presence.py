@@ -29,7 +29,7 @@ class Connection:
     since_unix_s: float
     heard: float
     heard_unix_s: float
-    shaken_unix_s: float
+    shaken: float
     """The time of the last handshake."""
     rx_bytes: int = 0
     tx_bytes: int = 0
@@ -71,7 +71,7 @@ class Presence:
                 return []
             connection = self.open[report.public_key] = Connection(
                 report.public_key, report.name, report.endpoint, heard, unix_s - (now - heard), heard,
-                unix_s - (now - heard), report.last_handshake_unix_s, *grown,
+                unix_s - (now - heard), report.last_handshake, *grown,
             )  # fmt: skip
             is_new = self._knows_all or report.last_handshake_unix_s >= self._begun
             return [connection.event("connected")] if is_new else []
@@ -86,8 +86,8 @@ class Presence:
         before, connection.endpoint = connection.endpoint, report.endpoint or connection.endpoint
         if connection.endpoint != before:
             yield connection.event("moved", before=before)
-        if report.last_handshake_unix_s != connection.shaken_unix_s:
-            connection.shaken_unix_s = report.last_handshake_unix_s
+        if report.last_handshake != connection.shaken:
+            connection.shaken = report.last_handshake
             yield connection.event("rekeyed")
 
     def look(self, now: float) -> list[Event]:

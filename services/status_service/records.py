@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from stagewire import files
+from stagewire.history import LIFE, MAX_LIFE
 from stagewire.logs import Log
 from stagewire.loop import boot_time
 from stagewire.proto.tai64n import MAX_JUMP_NS
@@ -18,9 +19,6 @@ LAST_WITHIN: Final = 0.5
 """s that the last batch may take when the process ends."""
 TRY_AGAIN: Final = 10.0
 """s after a write that failed."""
-LIFE: Final = "life"
-"""Name of the file in the run folder that tells one life of the gateway, from `up` to `down`, from the next."""
-_MAX_LIFE: Final = 64
 _DAY_S: Final = MAX_JUMP_NS / 1e9
 _GOES_ON: Final = "events and history go on by the new time, and lose nothing"
 
@@ -29,7 +27,7 @@ def life_of(run: Path, make: Callable[[], str]) -> str:
     """Returns the name of the gateway's life, which the first status-service makes."""
     path = run / "status" / LIFE
     with suppress(OSError):
-        return files.read(path, _MAX_LIFE).decode("ascii", "replace")
+        return files.read(path, MAX_LIFE).decode("ascii", "replace")
     life = make()
     with suppress(OSError):  # a full disk: the next status-service counts all again
         files.write(path, life.encode())

@@ -10,6 +10,10 @@ FOLDER: Final = "history"
 STATE_MODE: Final = 0o710
 """Mode of that state folder, which is key-service's: status-service passes through it."""
 NAME: Final = "history.db"
+LIFE: Final = "life"
+"""Name of the file in status-service's run folder that tells one life of the gateway, from `up` to `down`, from the next."""
+MAX_LIFE: Final = 64
+"""Bytes of that file."""
 VERSION: Final = 1
 """SQLite's `user_version` of the file."""
 TABLES: Final = """

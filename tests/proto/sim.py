@@ -380,7 +380,7 @@ class Gateway:
             case EndpointMoved(public_key, place, at):
                 self.handshaker.endpoint_moved(public_key, place, at)
             case SessionConfirmed(public_key):
-                self.handshaker.confirmed(public_key, worker, self.world.unix_ns)
+                self.handshaker.confirmed(public_key, worker, self.world.now)
             case SessionsEnded(indices):
                 self.handshaker.ended(worker, indices)
 

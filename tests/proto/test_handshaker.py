@@ -45,9 +45,9 @@ def test_remember_then_install_then_announce() -> None:
     assert (keys.send, keys.receive) == (install.keys.receive, install.keys.send)
     assert (peer.rx_bytes, peer.tx_bytes, peer.endpoint) == (148, 92, ELSEWHERE)
     # The session isn't confirmed, so the handshake isn't complete.
-    assert peer.last_handshake_unix_ns == 0
-    ours.confirmed(peer.public_key, 5, WALL + 5)
-    assert peer.last_handshake_unix_ns == WALL + 5
+    assert peer.last_handshake == 0
+    ours.confirmed(peer.public_key, 5, T + 5)
+    assert peer.last_handshake == T + 5
     assert ours.installed(install.index, T + 0.02) == []
 
 
@@ -166,7 +166,7 @@ def test_answering_does_not_end_our_own_initiation_but_confirmation_does() -> No
     assert isinstance(install, InstallSession)
     answer = Far(ours.identity).respond(mine)
     assert under_way(ours) == [peer.public_key]
-    ours.confirmed(peer.public_key, 5, WALL)
+    ours.confirmed(peer.public_key, 5, T)
     assert under_way(ours) == []
     refused(ours, answer, "unknown_response")
     assert ours.act(T + 100, WALL) == []
@@ -182,7 +182,7 @@ def test_a_response_that_the_peer_never_confirms_counts_for_it() -> None:
     assert ours.failures == {"response_unconfirmed": 2}
     [incident] = ours.failures.take_changed()
     assert (incident.public_key, incident.place, incident.count) == (peer.public_key, place_of(ELSEWHERE), 2)
-    ours.confirmed(peer.public_key, 5, WALL)
+    ours.confirmed(peer.public_key, 5, T)
     receive(ours, far.initiation(stamp(9)), T + 100, ELSEWHERE)
     assert ours.failures == {"response_unconfirmed": 2}
 
@@ -233,7 +233,7 @@ def test_a_response_yields_the_session() -> None:
     assert (install.initiator, install.created, install.endpoint) == (True, T + 0.1, ELSEWHERE)
     assert (install.keys.send, install.keys.receive) == (far.keys.receive, far.keys.send)
     assert ours.installed(install.index, T + 0.1) == []
-    assert peer.last_handshake_unix_ns == WALL + 10**8
+    assert peer.last_handshake == T + 0.1
     assert (peer.rx_bytes, peer.tx_bytes, peer.endpoint) == (92, 148, ELSEWHERE)
     assert ours.act(T + 1000, WALL) == []
 

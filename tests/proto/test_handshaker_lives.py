@@ -112,7 +112,7 @@ def test_many_peers_of_a_worker_that_comes_back_take_turns() -> None:
     fars = [Far(ours.identity, seed=seed) for seed in range(Pace.AT_ONCE + 8)]
     for number, far in enumerate(fars):
         peer = ours.add_peer(far.identity.public_key, PSK, 5)
-        ours.adopt_session(peer.public_key, number << 8 | 5, PLACE, WALL)
+        ours.adopt_session(peer.public_key, number << 8 | 5, PLACE, T)
     ours.worker_down(5)
     begun = [each for each in ours.worker_up(5, T, WALL) if isinstance(each, SendHandshake)]
     assert [each.public_key for each in begun] == [far.identity.public_key for far in fars[: Pace.AT_ONCE]]
@@ -135,7 +135,7 @@ def test_one_that_had_a_session_meanwhile_needs_none() -> None:
     assert ours.worker_up(5, T, WALL) == []
     _, install = receive(ours, far.initiation(stamp()))
     assert isinstance(install, InstallSession)
-    ours.confirmed(far.identity.public_key, 5, WALL)
+    ours.confirmed(far.identity.public_key, 5, T)
     assert ours.act(T + Pace.WINDOW, WALL) == []
     assert ours.next_deadline() == T + 1  # the response that waits for its worker
 
@@ -165,8 +165,8 @@ def test_what_is_confirmed_in_a_former_home_ends_nothing_in_the_new_one() -> Non
     receive(ours, far.initiation(stamp()))
     ours.move(peer.public_key, 6)
     again = initiation_sent(ours.renew(peer.public_key, T, WALL))
-    ours.confirmed(peer.public_key, 5, WALL + 7)
-    assert peer.last_handshake_unix_ns == WALL + 7
+    ours.confirmed(peer.public_key, 5, T + 7)
+    assert peer.last_handshake == T + 7
     assert receive(ours, far.respond(again))
 
 
@@ -252,10 +252,10 @@ def test_adopted_sessions_keep_their_indices_and_endpoints() -> None:
     ours = new_handshaker(lambda size: bytes(size) if size == 3 else random.Random(1).randbytes(size))
     far = Far(ours.identity)
     peer = ours.add_peer(far.identity.public_key, PSK, 5)
-    ours.adopt_session(peer.public_key, index, PLACE, WALL)
-    ours.adopt_session(peer.public_key, 0x00000104, ELSEWHERE, WALL)  # another worker's number
-    ours.adopt_session(b"?" * 32, 0x00000205, ELSEWHERE, WALL)
-    assert (peer.endpoint, peer.last_handshake_unix_ns) == (PLACE, WALL)
+    ours.adopt_session(peer.public_key, index, PLACE, T)
+    ours.adopt_session(peer.public_key, 0x00000104, ELSEWHERE, T)  # another worker's number
+    ours.adopt_session(b"?" * 32, 0x00000205, ELSEWHERE, T)
+    assert (peer.endpoint, peer.last_handshake) == (PLACE, T)
     assert len(ours._indices._used) == 1
     ours.worker_up(5, T, WALL)
     with pytest.raises(RuntimeError):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import sqlite3
 import tempfile
 from dataclasses import replace
@@ -17,7 +18,7 @@ from tests import schemas
 from stagewire.config import encode_key
 from stagewire.control.telemetry import PeerReport
 from stagewire.environment import Environment
-from stagewire.history import FOLDER, NAME
+from stagewire.history import FOLDER, LIFE, NAME
 from stagewire_cli import history as shown
 from stagewire_cli.__main__ import main
 from stagewire_cli.failures import Failed
@@ -47,6 +48,8 @@ def environment(tmp_path: Path) -> Environment:
     history._batch.stages[int(NOW) // 60 * 60, "tun", 0] = 100, 7, 1
     file._commit(history.take(0.0), None)
     file._close()
+    (made.run / "status").mkdir(parents=True)
+    (made.run / "status" / LIFE).write_text("a")
     return made
 
 
@@ -61,6 +64,19 @@ def test_a_peer_by_minute_and_hour_with_its_connections(environment: Environment
     assert "·" in text[2]
     assert text[-1].endswith(", 10 min, 192.0.2.1:5, received 2.9 KiB, sent 30 B")
     assert all(len(line) <= 80 for line in text[:7])
+
+
+def test_what_an_end_of_the_gateway_cut_ended_when_it_was_last_heard(environment: Environment) -> None:
+    def ends() -> list[float | None]:
+        return [each["until_unix_s"] for each in shown.of_peer(environment, "anna", NOW)["connections"]]
+
+    heard = NOW - HOUR + 600
+    (environment.run / "status" / LIFE).write_text("b")  # up again, and nothing is written yet
+    assert ends() == [heard, heard]
+    (environment.run / "status" / LIFE).unlink()
+    assert ends() == [None, heard]
+    shutil.rmtree(environment.run)
+    assert ends() == [heard, heard]
 
 
 def test_a_stage_and_a_month(environment: Environment) -> None:

@@ -419,7 +419,7 @@ def test_where_a_session_is_its_peer_is_whatever_a_new_key_service_thinks() -> N
         Carry(2, (zero[0],)),
     ]
     assert moves.claim(2, [(zero[1], 5)]) == [MoveOut(0, (zero[1],)), Carry(2, (zero[1],))]
-    town.handshaker.adopt_session(zero[1], 2, PLACE, WALL)
+    town.handshaker.adopt_session(zero[1], 2, PLACE, town.now)
     assert moves.claim(0, [(zero[1], WALL)]) == []  # we know it by now
     for worker in range(3):
         moves.worker_up(worker, town.now)

@@ -63,7 +63,7 @@ def test_a_peer_of_an_earlier_life_is_not_new_and_one_that_is_removed_goes() -> 
 
 
 def test_a_kept_connection_goes_on_and_ends_where_nothing_comes() -> None:
-    kept = Connection(KEY, "Anna", "192.0.2.1:5", T - 50, BEGUN - 50, T - 10, BEGUN - 10, BEGUN + 1, 100, 200)
+    kept = Connection(KEY, "Anna", "192.0.2.1:5", T - 50, BEGUN - 50, T - 10, BEGUN - 10, 0.0, 100, 200)
     presence = Presence(BEGUN, [kept])
     assert presence.take(replace(ANNA, heard_s_ago=1.0), (1, 2), T, BEGUN) == []
     [went] = presence.look(T + REJECT_AFTER_TIME)
@@ -75,9 +75,11 @@ def test_another_endpoint_and_another_session_are_events_of_a_connected_peer() -
     presence.take(ANNA, (1, 1), T, BEGUN)
     [moved] = presence.take(replace(ANNA, endpoint="[2001:db8::1]:7"), (1, 1), T + 1, BEGUN)
     assert (moved.kind, moved.before, moved.endpoint) == ("moved", "192.0.2.1:5", "[2001:db8::1]:7")
-    later = replace(ANNA, endpoint="[2001:db8::1]:7", last_handshake_unix_s=BEGUN + 121)
+    later = replace(ANNA, endpoint="[2001:db8::1]:7", last_handshake=T + 121)
     assert kinds(presence.take(later, (1, 1), T + 121, BEGUN)) == ["rekeyed"]
     assert presence.take(later, (1, 1), T + 122, BEGUN) == []
+    after_a_jump = replace(later, last_handshake_unix_s=later.last_handshake_unix_s + 3600)
+    assert presence.take(after_a_jump, (1, 1), T + 123, BEGUN + 3600) == []
 
 
 def test_a_crowd_goes_over_several_looks() -> None:

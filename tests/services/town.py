@@ -52,7 +52,7 @@ class Town:
             self.routes[key] = home
             self.sources[key] = {home}
             if sessions:
-                self.handshaker.adopt_session(key, number << 8 | home, PLACE, self.unix_ns)
+                self.handshaker.adopt_session(key, number << 8 | home, PLACE, self.now)
         for number in range(workers):
             self.start(number)
         self.run(1)
@@ -199,5 +199,5 @@ class Town:
 
     def _confirmed(self, grant: InstallSession) -> None:
         if grant.worker in self.told and self.handshaker.owner_of(grant.index) == grant.public_key:
-            self.handshaker.confirmed(grant.public_key, grant.worker, self.unix_ns)
+            self.handshaker.confirmed(grant.public_key, grant.worker, self.now)
             self.do(self.moves.usable(grant.public_key, grant.worker, self.now))

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sqlite3
+import subprocess
 import threading
 from base64 import b64decode
 from collections.abc import Iterator
@@ -156,6 +157,15 @@ def test_a_peers_way_and_the_gateways_own_are_events_and_reach_a_webhook_that_wa
     server.close()
 
 
+def test_a_follower_ends_with_its_reader(hub: Hub) -> None:
+    follower = hub.namespace.popen(
+        executable("stagewire"), "events", hub.name, "--follow", output=subprocess.PIPE, env=hub.gateway.env
+    )
+    assert follower.stdout is not None
+    follower.stdout.close()
+    assert follower.wait(10) == 1
+
+
 def test_a_stranger_is_refused_by_name_of_its_key_and_place(network: Topology, hub: Hub) -> None:
     with hub.wireguard_go(STRANGER, network.a, Topology.B4):
         assert broken(network.a, STRANGER.gateway_inner[0])
@@ -208,6 +218,7 @@ def test_sums_outlive_down_and_up_and_kills_and_are_shown_while_it_is_down(netwo
     assert first["name"].startswith(SHOWN)
     assert first["rx_bytes"] > 0
     assert [each["endpoint"].endswith(f":{ANNA.port}") for each in first["connections"]] == [True]
+    assert first["connections"][0]["until_unix_s"] is not None, "down has ended it"
     usage = hub.gateway.command("usage", hub.name).stdout
     assert all(line.isprintable() for line in usage.splitlines())
     assert SHOWN in usage

@@ -48,12 +48,15 @@ SILENT_AFTER: Final = 3.0
 
 @dataclass(frozen=True, slots=True)
 class LiveSession:
-    """Describes a session that runs in a worker. `handshake_unix_ns` is when the worker got the session, 0 if unknown."""
+    """Describes a session that runs in a worker.
+
+    `handshake` is when the worker got the session, in s since the boot, 0 if unknown.
+    """
 
     public_key: bytes
     index: int
     endpoint: bytes
-    handshake_unix_ns: int
+    handshake: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,15 +378,16 @@ class HostState:
     """Reports host-service's work. `mark` is the interface's mark and the table of its default route, 0 without either.
 
     `warnings` tells the operator which optional things failed, a line for each. `put_back` says what others undid and
-    host-service made again, how often, and when last (unix s, 0 for never). `request` is that of the newest settings that
-    are in force or refused. `fault` says why settings were refused, or is empty. `rules_unset`: the rules for packets of
-    peers were refused; `unheld` has the packed prefixes of peers that earlier rules let do more, or EVERY_PEER.
+    host-service made again, how often, and when last (s since the boot, 0 for never). `request` is that of the newest
+    settings that are in force or refused. `fault` says why settings were refused, or is empty. `rules_unset`: the rules
+    for packets of peers were refused; `unheld` has the packed prefixes of peers that earlier rules let do more, or
+    EVERY_PEER.
     """
 
     mark: int
     warnings: tuple[str, ...]
     put_back: tuple[str, ...]
-    put_back_unix_s: int
+    put_back_at: int
     fault: str = ""
     request: int = 0
     rules_unset: bool = False

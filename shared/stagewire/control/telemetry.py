@@ -30,11 +30,11 @@ class WaitReport:
 
 @dataclass(frozen=True, slots=True)
 class CaptureReport:
-    """Tells that packets of a peer are being copied: by whom, since when, and which in a few words."""
+    """Tells that packets of a peer are being copied: by whom, since when (s since the boot), and which in a few words."""
 
     public_key: bytes
     by: str
-    since_unix_s: float
+    since: float
     takes: str
     packets: int
     missed: int
@@ -105,6 +105,8 @@ class PeerReport:
     last_handshake_unix_s: float
     endpoint: str = ""
     heard_s_ago: float = -1.0
+    last_handshake: float = 0.0
+    """s since the boot: no jump of the wall clock changes it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,7 +185,7 @@ class Handshaker:
             peer.session_lost = True
             peer.endpoint = endpoint or peer.endpoint
 
-    def adopt_session(self, public_key: bytes, index: int, endpoint: bytes | None, handshake_unix_ns: int) -> None:
+    def adopt_session(self, public_key: bytes, index: int, endpoint: bytes | None, handshake: float) -> None:
         """Notes a session that a worker runs and another key-service made."""
         peer = self.peers.get(public_key)
         if peer is None or worker_of(index) != peer.worker or not self._indices.claim(index):
@@ -193,7 +193,7 @@ class Handshaker:
         self._own(index, peer)
         peer.session_lost = False
         peer.endpoint = endpoint or peer.endpoint
-        peer.last_handshake_unix_ns = max(peer.last_handshake_unix_ns, handshake_unix_ns)
+        peer.last_handshake = max(peer.last_handshake, handshake)
 
     def installed(self, index: int, now: float) -> list[Effect]:
         """Releases the held response: the home worker has the session."""
@@ -221,11 +221,11 @@ class Handshaker:
             if worker_of(index) == worker:
                 self._release(index)
 
-    def confirmed(self, public_key: bytes, worker: int, unix_ns: int) -> None:
+    def confirmed(self, public_key: bytes, worker: int, now: float) -> None:
         """Completes a handshake that we answered: the first packet under the session has come."""
         peer = self.peers.get(public_key)
         if peer is not None:
-            peer.last_handshake_unix_ns = unix_ns
+            peer.last_handshake = now
             peer.unconfirmed = None
             if peer.worker == worker:  # else it has moved: the handshake under way is for its new home
                 self._complete(peer)
@@ -325,7 +325,7 @@ class Handshaker:
             peer.session_lost = True
             peer.timers.reset()
             return effects + (self._initiate(peer, now, unix_ns) if peer.worker in self._workers else [])
-        peer.last_handshake_unix_ns = unix_ns
+        peer.last_handshake = now
         effects.append(
             InstallSession(peer.public_key, peer.worker, message.receiver, message.sender, True, now, endpoint, keys)
         )

@@ -34,7 +34,8 @@ class Peer:
     latest_initiation: bytes = bytes(c.TIMESTAMP_LENGTH)
     latest_response: bytes = bytes(c.TIMESTAMP_LENGTH)
     last_consumed: float | None = None
-    last_handshake_unix_ns: int = 0
+    last_handshake: float = 0.0
+    """s since the boot; 0 for never."""
     heard_at: float = -math.inf
     """When its last authentic packet is known to have come."""
     skew_ns: int | None = None
