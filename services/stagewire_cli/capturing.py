@@ -4,6 +4,7 @@ The worker gets the writing end of a pipe and never waits, so a slow or full dis
 moves to another worker, or its worker dies, the capture goes on there, in another section of the file.
 """
 
+import errno
 import fcntl
 import math
 import os
@@ -13,7 +14,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
@@ -48,6 +49,7 @@ _LENGTH: Final = slice(4, 8)
 _PACKET: Final = b"\x06\x00\x00\x00"
 """How the block of a packet begins."""
 _LEAST_BLOCK: Final = 12
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_BLOCK: Final = 1 << 17
 """Bytes; a packet has half as many."""
 
@@ -125,10 +127,11 @@ def _by() -> str:
 
 
 @contextmanager
-def opened(output: str) -> Iterator[int]:
+def opened(output: str, tell: Callable[[str], None]) -> Iterator[int]:
     """Opens a new file for root alone, an existing pipe, or with `-` standard output. Raises Failed.
 
-    A new file goes again if the capture fails before it begins: a second try finds no file in its place.
+    A new file goes again if the capture fails before it begins: a second try finds no file in its place. `tell` hears that
+    a pipe has no reader yet.
     """
     if output == "-":
         if sys.stdout.isatty():
@@ -138,8 +141,7 @@ def opened(output: str) -> Iterator[int]:
     path = Path(output)
     try:
         special = path.exists() and not path.is_file()
-        flags = os.O_WRONLY if special else os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        descriptor = _special(path, tell) if special else os.open(path, _NEW, 0o600)
     except FileExistsError:
         raise Failed(f"{output} exists already, and stays as it is; nothing is captured") from None
     except OSError as error:
@@ -153,6 +155,23 @@ def opened(output: str) -> Iterator[int]:
         raise
     finally:
         os.close(descriptor)
+
+
+def _special(path: Path, tell: Callable[[str], None]) -> int:
+    """Opens what is no file. A named pipe may have to wait for its reader. Raises Failed and OSError."""
+    mode = path.stat().st_mode
+    for is_kind, kind in ((stat.S_ISBLK, "a block device"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder")):
+        if is_kind(mode):
+            raise Failed(f"{path} is {kind}: name a file or a pipe; nothing is captured")
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO or not stat.S_ISFIFO(mode):
+            raise
+        tell(f"{path} has no reader yet; waits for one")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 class Output:
@@ -214,7 +233,7 @@ def run(environment: Environment, text: str, order: Order, output: Output, ends:
     `ends` is the output's descriptor, whose reader may go away. Raises Failed.
     """
     uids.look(environment)
-    public_key, shown = _peer(environment, text)
+    public_key, shown = peer(environment, text)
     total, until = Sum(), time.monotonic() + order.seconds
     order = replace(order, public_key=decode_key(public_key))
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -242,7 +261,7 @@ def run(environment: Environment, text: str, order: Order, output: Output, ends:
     return shown, total
 
 
-def _peer(environment: Environment, text: str) -> tuple[str, str]:
+def peer(environment: Environment, text: str) -> tuple[str, str]:
     """Returns the peer's public key and its label. Raises Failed."""
     status = query.key_service(environment)
     if status is None:

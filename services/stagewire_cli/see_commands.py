@@ -132,7 +132,8 @@ def capture(
 
     def action(environment: Environment) -> None:
         order = replace(capturing.filtered(**chosen), whole=whole, seconds=seconds, most=megabytes * 1_000_000)
-        with capturing.opened(output) as descriptor:
+        capturing.peer(environment, peer)  # before it waits for the reader of a pipe
+        with capturing.opened(output, lambda text: operands.complain(f"note: {text}")) as descriptor:
             shown, total = capturing.run(
                 environment, peer, order, capturing.Output(descriptor, output, order.most), descriptor
             )

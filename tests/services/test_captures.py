@@ -1,6 +1,7 @@
 """`stagewire capture` at a worker: pcapng, filters, who may order, and pipes that are full or have no reader."""
 
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +9,18 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_Router_Alert
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    ICMPv6ND_NS,
+    ICMPv6PacketTooBig,
+    ICMPv6Unknown,
+    IPv6,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+)
+from scapy.layers.l2 import GRE, GRE_PPTP
+from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
 from device_service import pcapng
@@ -50,12 +61,40 @@ def blocks(data: bytes) -> list[tuple[int, bytes]]:
         (V4 / TCP(sport=5, dport=443, options=[("MSS", 1400)]) / Raw(PAYLOAD), 6, (5, 443), 44),
         (V4 / ICMP() / Raw(PAYLOAD), 1, (), 28),
         (IP(frag=100, proto=17) / Raw(PAYLOAD), 17, (), 20),
-        (IP(proto=47) / Raw(PAYLOAD), 47, (), 20),
-        (IP(proto=6) / Raw(b"abc"), 6, (), 20),
+        (IP(proto=99) / Raw(PAYLOAD), 99, (), 20),
+        (IP(proto=58) / Raw(PAYLOAD), 58, (), 20),
+        (IP(proto=4) / V4 / Raw(PAYLOAD), 4, (), 20),
+        (IP(proto=41) / V6 / Raw(PAYLOAD), 41, (), 20),
+        (IP(options=[IPOption_Router_Alert()], proto=2) / Raw(b"\x16\0\0\0\xe0\0\0\5" + PAYLOAD), 2, (), 32),
+        (IP(proto=51) / Raw(b"\x11\4" + bytes(22)) / UDP(sport=5, dport=53) / Raw(PAYLOAD), 17, (5, 53), 52),
+        (V4 / GRE(proto=0x800) / Raw(PAYLOAD), 47, (), 24),
+        (V4 / GRE(proto=0x800, chksum_present=1, key_present=1, seqnum_present=1) / Raw(PAYLOAD), 47, (), 36),
+        (V4 / GRE_PPTP(seqnum_present=1, acknum_present=1) / Raw(PAYLOAD), 47, (), 36),
+        (IP(proto=50) / Raw(bytes(8) + PAYLOAD), 50, (), 28),
+        (V4 / SCTP(sport=5, dport=6) / Raw(PAYLOAD), 132, (), 32),
+        (IP(proto=136) / Raw(bytes(8) + PAYLOAD), 136, (), 28),
+        (IP(proto=33) / Raw(bytes(4) + b"\4" + bytes(11) + PAYLOAD), 33, (), 36),
+        (V4 / TCP(sport=5, dport=443, dataofs=0) / Raw(PAYLOAD), 6, (5, 443), 40),
+        (V4 / ICMP(type=200) / Raw(PAYLOAD), 1, (), 24),
+        (V4 / ICMP(type=3) / V4 / UDP(sport=5, dport=53) / Raw(PAYLOAD), 1, (), 56),
+        (V4 / ICMP(type=11) / V4 / TCP(options=[("MSS", 1400)]) / Raw(PAYLOAD), 1, (), 72),
+        (V4 / ICMP(type=3) / V4 / ICMP(type=3) / V4 / UDP() / Raw(PAYLOAD), 1, (), 56),
+        (V4 / ICMP(type=3) / IP(frag=9, proto=17) / Raw(PAYLOAD), 1, (), 48),
+        (V4 / ICMP(type=3) / Raw(PAYLOAD), 1, (), 28),
+        (V4 / ICMP(type=3) / V6 / UDP() / Raw(PAYLOAD), 1, (), 28),
+        (IP(proto=6) / Raw(b"abc"), 6, (), 23),
         (V6 / UDP(sport=5, dport=53) / Raw(PAYLOAD), 17, (5, 53), 48),
         (V6 / IPv6ExtHdrHopByHop() / TCP(sport=5, dport=443) / Raw(PAYLOAD), 6, (5, 443), 68),
         (V6 / IPv6ExtHdrFragment(offset=0, m=1, nh=17) / UDP(sport=5, dport=53) / Raw(PAYLOAD), 17, (5, 53), 56),
         (V6 / IPv6ExtHdrFragment(offset=9, nh=17) / Raw(PAYLOAD), 17, (), 48),
+        (V6 / IPv6ExtHdrFragment(offset=9, nh=60) / Raw(PAYLOAD), 60, (), 48),
+        (V6 / ICMPv6EchoRequest(data=PAYLOAD), 58, (), 48),
+        (V6 / ICMPv6ND_NS(tgt="fd00::1") / Raw(PAYLOAD), 58, (), 64),
+        (V6 / ICMPv6Unknown(type=200) / Raw(PAYLOAD), 58, (), 44),
+        (V6 / ICMPv6PacketTooBig() / V6 / UDP() / Raw(PAYLOAD), 58, (), 96),
+        (IPv6(nh=1) / Raw(PAYLOAD), 1, (), 40),
+        (IPv6(nh=59) / Raw(PAYLOAD), 59, (), 40),
+        (IPv6(nh=51) / Raw(b"\x11\4" + bytes(22)) / UDP(sport=5, dport=53) / Raw(PAYLOAD), 17, (5, 53), 72),
     ],
     ids=lambda value: value.summary() if hasattr(value, "summary") else None,
 )
@@ -81,6 +120,8 @@ def test_any_bytes_behind_a_version_are_looked_at_without_harm(data: bytes) -> N
     for first in (b"\x45", b"\x4f", b"\x60"):
         packet = first + data
         assert 20 <= look(packet).headers <= len(packet)
+        for end in range(41, len(packet)):
+            assert look(packet[:end]).headers <= min(end, look(packet).headers)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +172,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 def test_a_capture_that_fails_before_it_begins_leaves_no_file_and_no_other_is_touched(tmp_path: Path) -> None:
     def fail(path: Path, data: bytes) -> None:
-        with capturing.opened(str(path)) as descriptor:
+        with capturing.opened(str(path), print) as descriptor:
             os.write(descriptor, data)
             raise Failed("no such peer")
 
@@ -142,7 +183,7 @@ def test_a_capture_that_fails_before_it_begins_leaves_no_file_and_no_other_is_to
         fail(tmp_path / "begun", b"data")
     assert (tmp_path / "begun").read_bytes() == b"data"
     (tmp_path / "old").touch()
-    with pytest.raises(Failed, match="exists already"), capturing.opened(str(tmp_path / "old")):
+    with pytest.raises(Failed, match="exists already"), capturing.opened(str(tmp_path / "old"), print):
         pass
     assert (tmp_path / "old").exists()
 
@@ -181,3 +222,37 @@ def test_a_full_disk_leaves_whole_blocks(pipe: tuple[int, int]) -> None:
             Output(full, "x", 1000).take(pcapng.begin("wg0", ""))
     finally:
         os.close(full)
+
+
+def test_a_pipe_without_a_reader_is_said_once_and_waited_for(tmp_path: Path) -> None:
+    path, said = tmp_path / "pipe", list[str]()
+    os.mkfifo(path)
+    readers: list[int] = []
+
+    def tell(text: str) -> None:
+        said.append(text)
+        readers.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+
+    for _ in range(2):
+        with capturing.opened(str(path), tell) as descriptor:
+            assert os.get_blocking(descriptor)
+            os.write(descriptor, b"x")
+    assert said == [f"{path} has no reader yet; waits for one"]
+    assert os.read(readers[0], 9) == b"xx"
+    os.close(readers[0])
+
+
+def test_what_is_neither_a_file_nor_a_pipe_is_refused_in_a_line(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as there:
+        there.bind(str(tmp_path / "socket"))
+        for name, kind in (("socket", "a socket"), (".", "a folder")):
+            with pytest.raises(Failed, match=f"is {kind}: name a file or a pipe; nothing is captured$"):
+                _open(tmp_path / name)
+    for name, why in (("no/such", "No such file"), ("x" * 300, "File name too long")):
+        with pytest.raises(Failed, match=f"{why}.*; nothing is captured$"):
+            _open(tmp_path / name)
+
+
+def _open(path: Path) -> None:
+    with capturing.opened(str(path), print):
+        pass

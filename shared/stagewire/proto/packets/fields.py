@@ -13,9 +13,15 @@ from typing import Final
 # --- IP ----------------------------------------------------------------------------------------------------
 
 ICMP: Final = 1
+IGMP: Final = 2
 TCP: Final = 6
 UDP: Final = 17
+DCCP: Final = 33
+GRE: Final = 47
+ESP: Final = 50
 ICMPV6: Final = 58
+SCTP: Final = 132
+UDP_LITE: Final = 136
 
 V4_FIRST: Final = 0x45
 """First byte of an IPv4 header without options."""
