@@ -40,6 +40,15 @@ def test_metrics_lie_where_they_are_wanted(value: str | None, place: tuple[str, 
     assert Environment.read({} if value is None else {"STAGEWIRE_METRICS": value}).metrics == place
 
 
+def test_metrics_have_the_names_that_are_set() -> None:
+    assert Environment.read({}).metrics_names == ()
+    set_names = Environment.read({"STAGEWIRE_METRICS_NAMES": "Gw.example.net., metrics_1"})
+    assert set_names.metrics_names == ("gw.example.net", "metrics_1")
+    for bad in ("gw:9586", "a,,b", "*", "http://gw"):
+        with pytest.raises(EnvironmentMistake, match=r"STAGEWIRE_METRICS_NAMES: .* is no host name"):
+            Environment.read({"STAGEWIRE_METRICS_NAMES": bad})
+
+
 @pytest.mark.parametrize("value", ["9586", "localhost:9586", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:", "::1:x"])
 def test_a_place_for_metrics_that_is_none(value: str) -> None:
     with pytest.raises(

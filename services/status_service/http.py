@@ -1,8 +1,14 @@
-"""Serves metrics and health by HTTP, without a thread: a few requests at a time, none for long."""
+"""Serves metrics and health by HTTP, without a thread: a few requests at a time, none for long.
 
+A page of another site may have its name lead here, and its script would read what we answer. So a request must name an
+address, `localhost` or a name that the operator has set.
+"""
+
+import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Final
 
 from stagewire.loop import Loop
@@ -20,6 +26,7 @@ Answer = tuple[int, str, bytes]
 """(status, content type, body)"""
 _REASONS: Final = {
     200: "OK",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     400: "Bad Request",
@@ -35,14 +42,40 @@ class BadRequest(Exception):  # noqa: N818 - it is the client's error
         self.status = status
 
 
-def read_untrusted(request: bytes) -> tuple[str, bool]:
-    """Reads the path of a request, and whether only the answer's head is wanted. Raises BadRequest, and nothing else."""
+def read_untrusted(request: bytes, names: Collection[str] = ()) -> tuple[str, bool]:
+    """Reads the path of a request, and whether only the answer's head is wanted. Raises BadRequest, and nothing else.
+
+    `names` has the host names in lower case that it may be for, besides addresses and `localhost`.
+    """
     words = request.partition(b"\r\n")[0].split(b" ")
     if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
         raise BadRequest(400, "this is no HTTP request")
     if words[0] not in (b"GET", b"HEAD"):
         raise BadRequest(405, "only GET is answered")
+    for name in _hosts(request):
+        if not (name == "localhost" or name in names or _is_address(name)):
+            raise BadRequest(403, "no such name here: use an address, or set STAGEWIRE_METRICS_NAMES for `up`")
     return words[1].partition(b"?")[0].decode("ascii", "replace"), words[0] == b"HEAD"
+
+
+def _hosts(request: bytes) -> Iterator[str]:
+    """Yields the host names that a request gives, without ports and in lower case."""
+    for line in request.partition(b"\r\n\r\n")[0].split(b"\n")[1:]:
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == b"host":
+            host = _PORT.sub("", value.strip().decode("ascii", "replace").lower())
+            yield host.removeprefix("[").removesuffix("]").removesuffix(".")
+
+
+_PORT: Final = re.compile(r"(?<!:):[0-9]*$")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def listen(address: str, port: int) -> socket.socket | str:
@@ -72,10 +105,16 @@ class _Client:
 
 
 class Server:
-    """Answers GET requests by `answer`, which takes a path."""
+    """Answers GET requests by `answer`, which takes a path. `names` is that of `read_untrusted`."""
 
-    def __init__(self, loop: Loop, listener: socket.socket, answer: Callable[[str, float], Answer]) -> None:
-        self._loop, self._listener, self._answer = loop, listener, answer
+    def __init__(
+        self,
+        loop: Loop,
+        listener: socket.socket,
+        answer: Callable[[str, float], Answer],
+        names: Collection[str] = (),
+    ) -> None:
+        self._loop, self._listener, self._answer, self._names = loop, listener, answer, names
         self._clients: dict[int, _Client] = {}
         loop.add(listener.fileno(), self._on_listener)
         loop.add_timed(self)
@@ -126,7 +165,7 @@ class Server:
     def _respond(self, request: bytes, now: float) -> bytes:
         head_only = False
         try:
-            path, head_only = read_untrusted(request)
+            path, head_only = read_untrusted(request, self._names)
         except BadRequest as bad:
             status, kind, body = bad.status, "text/plain", f"{bad}\n".encode()
         else:

@@ -74,7 +74,7 @@ class StatusService:
         stage.loop.add_paced(1.0, self._look)
         stage.loop.add_paced(1.0, self._health.look)
         if isinstance(self._listener, socket.socket):
-            self._place = Server(stage.loop, self._listener, self._answer).url
+            self._place = Server(stage.loop, self._listener, self._answer, stage.environment.metrics_names).url
 
     def _begin_records(self) -> None:
         now, unix_s, records = boot_time(), time.time(), self._records

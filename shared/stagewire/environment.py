@@ -16,6 +16,7 @@
 | `STAGEWIRE_UIDS` | FIRST-LAST: uids and gids that each interface takes 128 of | 1879048192-1879113727 |
 | `STAGEWIRE_STAGES` | the operator's own stages, `name:pipe,...`; see docs/PIPES.md | none |
 | `STAGEWIRE_METRICS` | ADDRESS:PORT of metrics and health, or the next free port; `off` for none | `127.0.0.1:9586` |
+| `STAGEWIRE_METRICS_NAMES` | host names under which they may be asked for, `NAME,...` | addresses and `localhost` |
 | `STAGEWIRE_TELEMETRY` | 0: stages count for themselves alone, and status, why and metrics know no counters | 1 |
 | `STAGEWIRE_LOG_LEVEL` | debug, info, warning, error; without it, `LOG_LEVEL` counts | `info` |
 | `STAGEWIRE_SHOW_PRIVATE_KEY` | 0: the `wg` socket doesn't show the private key | 1: without it `wg` shows no public key |
@@ -34,6 +35,7 @@ from stagewire.stages import MAX_OWN_STAGES, STAGES, UID_RANGES, UIDS
 
 _INTERFACE_NAME = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9-]{0,15}")
+_HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,252})")
 _LAST_UID = 4294967293
 """The kernel and others use the two above for "none"."""
 MAX_PORT = 0xFFFF
@@ -103,6 +105,8 @@ class Environment:
     """First uid of the interface's block, as the process that started this one says (BLOCK)."""
     metrics: tuple[str, int] | None = None
     """Address and port of metrics and health; None for none."""
+    metrics_names: tuple[str, ...] = ()
+    """Host names, in lower case, under which metrics and health may be asked for."""
     telemetry: bool = True
     """Stages report to status-service."""
     own_stages: tuple[tuple[str, str], ...] = ()
@@ -145,6 +149,7 @@ class Environment:
             kernel=_choice(variables, "STAGEWIRE_KERNEL", KERNELS) if variables.get("STAGEWIRE_KERNEL") else "",
             uids=_uids(variables),
             metrics=_place(variables, "STAGEWIRE_METRICS", METRICS),
+            metrics_names=_host_names(variables, "STAGEWIRE_METRICS_NAMES"),
             uid_block=int(told) if (told := variables.get(BLOCK, "")).isdecimal() else None,
             telemetry=_flag(variables, "STAGEWIRE_TELEMETRY"),
             own_stages=_own_stages(variables),
@@ -179,6 +184,15 @@ def _place(variables: Mapping[str, str], name: str, default: str) -> tuple[str, 
     if not 1 <= place[1] <= MAX_PORT:
         raise mistake
     return place
+
+
+def _host_names(variables: Mapping[str, str], name: str) -> tuple[str, ...]:
+    text = variables.get(name)
+    found = tuple(each.strip().lower().removesuffix(".") for each in text.split(",")) if text else ()
+    for each in found:
+        if not _HOST_NAME.fullmatch(each):
+            raise EnvironmentMistake(f"{name}: {each!r} is no host name; set NAME,... without ports")
+    return found
 
 
 def _choice(variables: Mapping[str, str], name: str, words: tuple[str, ...]) -> str:

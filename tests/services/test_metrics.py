@@ -246,7 +246,7 @@ def page() -> Iterator[Page]:
 
 
 def test_a_request_is_answered_whole(page: Page) -> None:
-    said = page.read(page.client(b"GET /metrics?a=b HTTP/1.1\r\nHost: x\r\n\r\n"))
+    said = page.read(page.client(b"GET /metrics?a=b HTTP/1.1\r\nHost: localhost:9586\r\n\r\n"))
     head, _, body = said.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert f"Content-Length: {len(page.body)}".encode() in head
@@ -261,6 +261,26 @@ def test_a_request_is_answered_whole(page: Page) -> None:
 def test_what_is_no_question_gets_a_clear_answer(page: Page, request_: bytes, status: bytes) -> None:
     assert page.read(page.client(request_)).startswith(b"HTTP/1.1 " + status)
     assert page.asked == []
+
+
+@pytest.mark.parametrize(
+    ("host", "answered"),
+    [
+        ("127.0.0.1:9586", True), ("192.0.2.1", True), ("[::1]:9586", True), ("::1", True), ("[fe80::1%eth0]:1", True),
+        ("LocalHost.", True), ("gw.example.net", True), ("GW.example.net.:9586", True), ("evil.example", False),
+        ("127.0.0.1.evil.example:9586", False), ("localhost.evil.example", False), ("127.0.0.1@evil.example", False),
+        ("", False), ("evil.example\r\nHost: localhost", False), ("localhost\r\nHOST : evil.example", False),
+        ("localhost\nHost: evil.example", False), ("gw.example.net:9586:1", False),
+    ],
+)  # fmt: skip
+def test_a_name_that_another_site_has_lead_here_gets_no_answer(host: str, answered: bool) -> None:
+    request = f"GET /metrics HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    if answered:
+        assert http.read_untrusted(request, {"gw.example.net"}) == ("/metrics", False)
+        return
+    with pytest.raises(http.BadRequest, match="STAGEWIRE_METRICS_NAMES") as refused:
+        http.read_untrusted(request, {"gw.example.net"})
+    assert refused.value.status == 403
 
 
 def test_too_long_a_request_ends_the_connection(page: Page) -> None:

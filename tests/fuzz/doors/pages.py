@@ -7,7 +7,8 @@ from tests.fuzz.doors.door import door
 from status_service.http import BadRequest, read_untrusted
 
 REQUESTS = (
-    b"GET /metrics?a=b HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /metrics?a=b HTTP/1.1\r\nHost: localhost:9586\r\n\r\n",
+    b"GET /metrics HTTP/1.1\r\nHost: [::1]:1\r\nhost: x\r\n\r\n",
     b"HEAD /readyz HTTP/1.0\r\n\r\n",
     b"POST / HTTP/1.1\r\n\r\n",
     b"\xff\xfe /\0 HTTP/1.\r\n",
