@@ -117,6 +117,7 @@ def up(file_or_name: str) -> None:
             bring_up.up(environment, interface, lambda text: operands.complain(f"note: {text}"))
     except Failed as failed:
         operands.fail_with(failed, environment.interface)
+    operands.done(f"{environment.interface} is up, with {operands.counted(len(interface.peers), 'peer')}")
 
 
 for _command in (later.peer, *file_commands.COMMANDS, *record_commands.COMMANDS, *see_commands.COMMANDS):
@@ -203,9 +204,7 @@ def bare(name: str, foreground: bool) -> None:
     except Failed as failed:
         operands.fail_with(failed, environment.interface)
     if not foreground:
-        with suppress(OSError):  # the interface is made, even if no output can say so
-            # Bypasses Python's buffer: to flush that at exit could fail.
-            os.write(1, f"made interface {name}, without a configuration; `ip link del {name}` ends it\n".encode())
+        operands.done(f"made interface {name}, without a configuration; `ip link del {name}` ends it")
 
 
 @main.command(epilog=operands.OPERAND)
@@ -218,7 +217,7 @@ def save(file_or_name: str, force: bool) -> None:
     """
     from stagewire_cli import saving
 
-    operands.upon_its_file(file_or_name, lambda environment: saving.save(environment, operands.tell, force=force))
+    operands.upon_its_file(file_or_name, lambda environment: saving.save(environment, operands.done, force=force))
 
 
 @main.command(epilog=operands.OPTIONAL)
@@ -232,7 +231,8 @@ def reload(file_or_name: str | None, dry_run: bool) -> None:
     from stagewire_cli import reload
 
     def apply(environment: Environment) -> None:
-        reload.reload(environment, operands.tell, lambda text: operands.complain(f"note: {text}"), dry_run=dry_run)
+        tell = operands.tell if dry_run else operands.done
+        reload.reload(environment, tell, lambda text: operands.complain(f"note: {text}"), dry_run=dry_run)
 
     operands.upon_its_file(file_or_name, apply)
 
@@ -303,6 +303,7 @@ def down(file_or_name: str) -> None:
             sys.exit(operands.FAILED)
     except Failed as failed:
         operands.fail_with(failed, environment.interface)
+    operands.done(f"{environment.interface} is down")
 
 
 @main.command(epilog=operands.OPERAND)
@@ -367,7 +368,12 @@ def scale(workers: int, file_or_name: str | None, interface: str | None) -> None
     """
     from stagewire_cli import rolling
 
-    operands.upon(operands.either(file_or_name, interface), lambda environment: rolling.scale(environment, workers))
+    def change(environment: Environment) -> None:
+        rolling.scale(environment, workers)
+        at_work = f"{operands.counted(workers, 'worker')} {'is' if workers == 1 else 'are'} at work"
+        operands.done(f"{environment.interface}: {at_work}, and each peer is at its worker")
+
+    operands.upon(operands.either(file_or_name, interface), change)
 
 
 @main.command(epilog=operands.OPERAND)

@@ -180,9 +180,9 @@ def apply(file_or_name: str | None, confirm: int | None) -> None:
 
     def action(environment: Environment) -> None:
         def confirmed(trial: str) -> None:
-            confirming.wait(environment, trial, confirm or 0, operands.tell)
+            confirming.wait(environment, trial, confirm or 0, operands.done)
 
-        reload.reload(environment, operands.tell, _note, confirm=confirm or 0, confirmed=confirmed)
+        reload.reload(environment, operands.done, _note, confirm=confirm or 0, confirmed=confirmed)
 
     operands.upon_its_file(file_or_name, action)
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -62,6 +63,13 @@ def complain(text: str) -> None:
 def tell(text: str, *, beside: bool = False) -> None:
     """Writes a line to stdout, or with `beside` to stderr."""
     click.echo(logs.cleaned_lines(text), err=beside)
+
+
+def done(text: str) -> None:
+    """Writes to stdout what holds now. A command that has done its work does not fail for want of an output."""
+    with suppress(OSError):
+        # Bypasses Python's buffer: to flush that at exit could fail.
+        os.write(1, f"{logs.cleaned_lines(text)}\n".encode(errors="replace"))
 
 
 def counted(count: int, what: str) -> str:

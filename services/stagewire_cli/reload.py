@@ -69,6 +69,8 @@ def reload(
         warn(f"warning: {warning}")
     if trial:
         confirmed(trial)
+    elif difference:
+        tell(f"{path} is in force")
     host_warnings.say(environment, interface, lambda text: warn(f"warning: {text}"))
     _note_for_down(environment, interface, before, warn)
 

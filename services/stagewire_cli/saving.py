@@ -45,9 +45,10 @@ def _save(environment: Environment, tell: Say, *, force: bool) -> None:
         if backup is None:
             tell(f"{path} was gone; it now has the configuration in force")
         else:
-            tell(f"{path} had changed since it was read; its old text is in {backup}")
+            tell(f"{path} had changed since it was read; its old text is in {backup}, and it now has what is in force")
     else:
         config.save(path, now)
+        tell(f"{path} has the configuration in force")
 
 
 def save_as_it_goes_down(environment: Environment, say: Say) -> None:

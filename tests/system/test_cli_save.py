@@ -7,6 +7,7 @@ import pytest
 
 from lab.hub import Spoke
 from lab.namespaces import Topology
+from lab.stagewire import executable
 from lab.wg import WgHub
 from lab.wireguard_go import new_key_pair
 
@@ -112,3 +113,22 @@ def test_a_command_that_key_service_made_up_is_refused_and_never_written(hub: Wg
     assert hub.gateway.config_path.read_text() == hub.config
     assert not [each for each in hub.gateway.config_path.parent.glob("*.in-force*") if kind in each.read_text()]
     assert not (hub.gateway.run_directory / "owned").exists()
+
+
+def test_each_command_says_in_a_line_what_holds_and_fails_for_no_want_of_an_output(hub: WgHub) -> None:
+    file = str(hub.gateway.config_path)
+    hub.gateway.write_config(hub.config.replace("[Interface]", "[Interface]\nMTU = 1350"))
+    said = {
+        ("reload", hub.name): f"{file} is in force",
+        ("save", hub.name): f"{file} has the configuration in force",
+        ("scale", "1", "-i", hub.name): f"{hub.name}: 1 worker is at work, and each peer is at its worker",
+        ("down", hub.name): f"{hub.name} is down",
+        ("up", file): f"{hub.name} is up, with {len(hub.spokes)} peer",
+    }
+    for command, line in said.items():
+        done = hub.gateway.command(*command, timeout=60)
+        assert done.stdout.splitlines()[-1].startswith(line), command
+    for command in said:
+        full = ("sh", "-c", 'exec "$@" > /dev/full', "sh", str(executable("stagewire")), *command)
+        done = hub.namespace.run(*full, timeout=60, env=hub.gateway.env)
+        assert done.stderr == "", command
