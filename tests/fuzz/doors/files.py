@@ -234,7 +234,7 @@ def reload_requests(data: bytes) -> None:
     one._stage = cast("Any", SimpleNamespace(environment=environment))
     one._live = cast("Any", SimpleNamespace(registry=_Registry()))
     one._busy = cast("Any", nullcontext())
-    one._before = None
+    one._before, one._ended = None, ("", "")
     one._text = cast("Any", SimpleNamespace(kept=Accepted.first("[Interface]\n")))
     ours, theirs = socket.socketpair()
     with theirs:
