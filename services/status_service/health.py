@@ -1,8 +1,10 @@
 """Judges whether the gateway works, and whether traffic can flow."""
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
+from status_service.beats import Beats
 from status_service.peers import Peers
 from status_service.tally import Tally
 
@@ -22,8 +24,9 @@ _OURS: Final = ("train_too_old", "datagram_too_old", "tun_full", "tun_write_fail
 class Health:
     """Looks at the counters each second. Without peers or traffic a gateway is as ready as with them."""
 
-    def __init__(self, tally: Tally, peers: Peers) -> None:
-        self._tally, self._peers = tally, peers
+    def __init__(self, tally: Tally, peers: Peers, beats: Beats | None = None) -> None:
+        """Takes None where there are no slots to look at."""
+        self._tally, self._peers, self._beats = tally, peers, beats
         self._seen: deque[tuple[float, dict[str, int]]] = deque()
 
     def look(self, now: float) -> None:
@@ -41,11 +44,18 @@ class Health:
 
     def unwell(self, now: float) -> list[str]:
         """Returns why the gateway doesn't work, a line for each reason."""
-        return [] if self._peers.hears(now) else ["key-service does not report"]
+        if not self._peers.hears(now):
+            return ["key-service does not report"]
+        return self._at_fault([("key", 0)], now)
+
+    def _at_fault(self, places: Iterable[tuple[str, int]], now: float) -> list[str]:
+        return self._beats.at_fault(places, now) if self._beats is not None else []
 
     def unready(self, now: float) -> list[str]:
         """Returns why no traffic can flow, a line for each reason."""
         if found := self.unwell(now):
+            return found
+        if found := self._at_fault(self._tally.services, now):
             return found
         if not self._peers.ready(now):
             return ["not every process is at work, or the link is down"]

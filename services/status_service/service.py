@@ -19,6 +19,7 @@ from stagewire.loop import boot_time
 from stagewire.pipe.names import STATUS_QUERY, TELEMETRY
 from stagewire.process.control_line import ControlLine
 from stagewire.process.stage import Stage
+from status_service.beats import Beats
 from status_service.exposition import CONTENT_TYPE, Metrics
 from status_service.happenings import Happenings
 from status_service.health import Health
@@ -47,7 +48,7 @@ class StatusService:
         self._stage = stage
         self._tally = Tally()
         self._peers = Peers()
-        self._health = Health(self._tally, self._peers)
+        self._health = Health(self._tally, self._peers, Beats(stage.slot))
         self._metrics = Metrics(stage.environment.interface, self._tally, self._peers, self._health)
         self._listener = listener
         self._place = "" if isinstance(listener, socket.socket) else listener

@@ -18,6 +18,7 @@ from tests.system.whys import works
 
 from lab.hub import Hub, Spoke
 from lab.namespaces import Topology, stop
+from lab.pulse import Pulse
 from lab.traffic import ping
 from lab.wait import until
 
@@ -106,14 +107,19 @@ def test_a_gateway_that_works_is_ready_and_a_killed_status_service_comes_back_wi
     until(lambda: ("wireguard_sent_bytes_total", "Anna") in samples(hub), 10, "the peers to be known again")
 
 
-def test_a_gateway_without_conn_service_is_not_ready(hub: Hub) -> None:
-    stopped = hub.gateway.kill("conn", signal.SIGSTOP)
-    try:
-        until(lambda: fetch(hub, "/readyz")[0] == 503, 10, "it to be noticed")
-        until(lambda: ready(hub) == (4, "not every process is at work, or the link is down\n"), 10, "the command too")
-        assert fetch(hub, "/healthz")[0] == 200
-    finally:
-        os.kill(stopped, signal.SIGCONT)
+def test_a_gateway_whose_conn_service_stands_still_is_not_ready_within_a_second(network: Topology, hub: Hub) -> None:
+    still = "conn-service stands still"
+    with hub.wireguard_go(ANNA, network.a, Topology.B4), Pulse(network.a, network.b, [ANNA.gateway_inner[0]]) as pulse:
+        until(lambda: pulse.received > 10, 10, "packets to flow")
+        stopped = hub.gateway.kill("conn", signal.SIGSTOP)
+        try:
+            until(lambda: fetch(hub, "/readyz") == (503, f"{still}\n"), 1.5, "it to be noticed", promptly=True)
+            assert ready(hub) == (4, f"{still}\n")
+            assert still in hub.gateway.command("doctor", hub.name, check=False).stdout
+            assert fetch(hub, "/healthz")[0] == 200
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        pulse.finish()
     until(lambda: fetch(hub, "/readyz")[0] == 200, 10, "it to be ready again")
     until(lambda: ready(hub) == (0, "ready\n"), 10, "the command too")
 

@@ -35,6 +35,8 @@ _PAGE: Final = mmap.PAGESIZE
 _TIMES: Final = struct.Struct("=ddd")
 """Last heartbeat, end of an announced silence, end of a sleep."""
 _CHUNK: Final = 1 << 16
+_MODE: Final = 0o644
+"""status-service reads the pages, and nobody enters the folder but the services."""
 
 
 class SlotLost(Exception):  # noqa: N818 - a state of the host, told to the operator
@@ -167,11 +169,23 @@ class SlotLocks:
     def holds(self, place: Place, pid: int) -> bool | None:
         """Tells whether a process holds the slot of a place; None if the place has no slot."""
         try:
-            file = holders.File(self._device, (self._run / f"{PREFIX}{place.stage}.{place.number}").stat().st_ino)
+            file = self._file(place)
         except OSError:
             return None
-        found = holders.locks_in(self._read())
-        return any(lock.pid == pid for lock in found if lock.exclusive and lock.file == file)
+        return pid in self._pids(file)
+
+    def are_held(self, place: Place) -> bool | None:
+        """Tells whether any process holds the slot of a place; None if the place has no slot."""
+        try:
+            return bool(self._pids(self._file(place)))
+        except OSError:
+            return None
+
+    def _file(self, place: Place) -> holders.File:
+        return holders.File(self._device, (self._run / f"{PREFIX}{place.stage}.{place.number}").stat().st_ino)
+
+    def _pids(self, file: holders.File) -> list[int]:
+        return [lock.pid for lock in holders.locks_in(self._read()) if lock.exclusive and lock.file == file]
 
     def _read(self) -> str:
         chunks = [os.pread(self._locks, _CHUNK, 0)]
@@ -192,6 +206,7 @@ def _opened(path: Path) -> tuple[int, "memoryview[float]"]:
         found = os.fstat(writable)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or found.st_uid not in {0, os.geteuid()}:
             raise OSError(errno.EINVAL, "is no slot of ours; remove it")
+        os.fchmod(writable, _MODE)
         os.ftruncate(writable, _PAGE)
         # On a full disk, a write to the page would be a SIGBUS; this call raises a readable error.
         os.posix_fallocate(writable, 0, _PAGE)
@@ -199,6 +214,24 @@ def _opened(path: Path) -> tuple[int, "memoryview[float]"]:
         return os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC), page
     finally:
         os.close(writable)
+
+
+def quiet_for(run: Path, stage: str, number: int, now: float) -> float:
+    """Returns for how long (s) a holder that neither sleeps nor has announced a silence has given no heartbeat."""
+    try:
+        file = os.open(run / f"{PREFIX}{stage}.{number}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return 0.0
+    try:
+        data = os.pread(file, _TIMES.size, 0)
+    finally:
+        os.close(file)
+    if len(data) < _TIMES.size:
+        return 0.0
+    beat, silent, asleep = _TIMES.unpack(data)
+    if now < silent <= now + MAX_SILENCE or now < asleep <= now + MAX_SLEEP:
+        return 0.0
+    return now - beat if beat <= now else 0.0
 
 
 def held(run: Path) -> dict[tuple[str, int], int]:
