@@ -11,7 +11,7 @@ from stagewire.process import slots
 from stagewire.process.slots import Slot, SlotLocks
 
 QUIET_AFTER: Final = 0.8
-"""s without a turn of the loop after which a holder that does not sleep counts as standing still; a beat comes more often."""
+"""s without a turn of the loop after which a holder that does not sleep counts as standing still; it beats more often."""
 _ALWAYS: Final = frozenset({"tun", "conn", "host", "key"})
 """Stages of one process, which must be at work. Workers may have been ended rightly."""
 _CARRY: Final = _ALWAYS | {"device"}
