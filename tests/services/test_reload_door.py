@@ -174,13 +174,13 @@ def test_save_add_and_apply_at_once_lose_no_peer(one: Door) -> None:
 
 def test_what_nobody_confirms_goes_back_though_key_service_dies(one: Door) -> None:
     one.write(OTHER)
-    number = key_door.apply(one.environment, OTHER, confirm=2).trial
+    number = key_door.apply(one.environment, OTHER, confirm=5).trial
     one.dies()
-    assert 0 < key_door.trial(one.environment).left <= 2
+    assert 0 < key_door.trial(one.environment).left <= 5
     with pytest.raises(Failed, match=r"waits for . s for its confirmation"):
         peers.carry_out(one.environment, RenamePeer("a", "b"))
     assert one.differs(OTHER) == []
-    until(lambda: not key_door.trial(one.environment).left, 2.5, "the time to be over", promptly=True)
+    until(lambda: not key_door.trial(one.environment).left, 5.5, "the time to be over", promptly=True)
     until(lambda: one.differs(OTHER), 1, "all to be as it was")
     assert one.differs(INTERFACE) == []
     one.dies()
