@@ -39,6 +39,21 @@ def reload(
     """
     if not bring_up.is_up(environment):
         raise NotUp(environment.interface)
+    try:
+        _reload(environment, tell, warn, dry_run=dry_run, confirm=confirm, confirmed=confirmed)
+    except KeyboardInterrupt:
+        if dry_run:
+            raise
+        mend = f"`stagewire plan {environment.interface}` tells whether the file is in force"
+        if confirm:
+            mend = f"if the file is in force, all goes back in {confirm} s, unless you run"
+            mend += f" `stagewire confirm {environment.interface}`"
+        raise Failed(f"interrupted: {mend}") from None
+
+
+def _reload(
+    environment: Environment, tell: Say, warn: Say, *, dry_run: bool, confirm: int, confirmed: Callable[[str], None]
+) -> None:
     path = the_file.of(environment)
     # Another command must not change the file between its reading here and its coming into force.
     with peers_file.locked(path) as file:

@@ -405,7 +405,7 @@ def test_an_interrupted_trial_goes_on_and_its_confirmation_is_complete(network: 
         until(lambda: "1320" in network.b.run("ip", "link", "show", hub.name).stdout, 10, "the change")
         doing.send_signal(signal.SIGINT)
         said, _ = doing.communicate(timeout=20)
-    assert (doing.returncode, b"interrupted, and not confirmed" in said) == (1, True), said
+    assert (doing.returncode, b"interrupted" in said, b"stagewire confirm" in said) == (1, True, True), said
     hub.gateway.command("confirm", hub.name)
     hub.gateway.down()
     assert noted.exists()
