@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
 import click
@@ -33,8 +34,7 @@ def scripts(command: click.Command) -> Iterator[tuple[str, str]]:
 
 
 def peers(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes a peer of a gateway that is up. A name that a shell would take apart is completed as a key."""
-    from stagewire.control import query
+    """Completes a peer of a gateway that is up, or of its file. A name that a shell would split becomes a key."""
     from stagewire_cli import operands
 
     if os.geteuid() != 0:
@@ -42,18 +42,36 @@ def peers(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[
     if ctx.params.get("stage") is True:  # `history --stage`
         return [CompletionItem(name) for name in STAGES if name.startswith(incomplete)]
     chosen = ctx.params.get("interface")
+    by_file = ctx.parent is not None and ctx.parent.info_name == "peer"
+    known = _in_file if by_file else _in_force
     found = []
-    for name in [chosen] if chosen else operands.interfaces():
-        try:
-            status = query.key_service(operands.environment_of(name))
-        except (SystemExit, OSError, query.OtherVersion):  # a completion has nothing to complain to
-            continue
-        for peer in status.peers if status is not None else ():
-            plain = peer.name and _PLAIN.issuperset(peer.name)
-            value = peer.name if plain else peer.public_key[:_KEY]
-            if value.startswith(incomplete) or (incomplete and peer.name.startswith(incomplete)):
-                found.append(CompletionItem(value, help=peer.name or None))
+    for gateway in [chosen] if chosen else operands.interfaces():
+        for name, key in known(gateway):
+            value = name if name and _PLAIN.issuperset(name) else key[:_KEY]
+            if value.startswith(incomplete) or (incomplete and name.startswith(incomplete)):
+                found.append(CompletionItem(value, help=name or None))
     return found
+
+
+def _in_force(gateway: str) -> Iterator[tuple[str, str]]:
+    """Yields name and key of each peer of a gateway that is up."""
+    from stagewire.control import query
+    from stagewire_cli import operands
+
+    with suppress(SystemExit, OSError, query.OtherVersion):  # a completion has nothing to complain to
+        status = query.key_service(operands.environment_of(gateway))
+        yield from ((peer.name, peer.public_key) for peer in (status.peers if status is not None else ()))
+
+
+def _in_file(gateway: str) -> Iterator[tuple[str, str]]:
+    """Yields name and key of each peer of a file, also of those out of use, for the commands that change them."""
+    from stagewire.config import ConfigError, encode_key
+    from stagewire_cli import operands, peers
+    from stagewire_cli.failures import Failed
+
+    with suppress(SystemExit, OSError, Failed, ConfigError):
+        found = peers.read(operands.environment_of(gateway)).whole.peers
+        yield from ((peer.name, encode_key(peer.public_key)) for peer in found)
 
 
 def interfaces(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -75,7 +75,7 @@ _OPTION: Final = re.compile(r"^--\w+ ")
 @click.command("import")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
 @click.option(
-    "-i", "--interface", "interface", metavar="FILE|NAME",
+    "-i", "--interface", "interface", metavar="FILE|NAME", shell_complete=completion.interfaces,
     help="The gateway; a new one if its file does not exist. Without it, the only one that is up.",
 )  # fmt: skip
 @click.option("--only", default="", metavar="NAME", help="Of several interfaces in FILE take NAME.")
@@ -131,7 +131,13 @@ def backup(file_or_name: str, output: Path, history: bool, passphrase_file: Path
 
 @click.command(epilog=operands.OPERAND)
 @click.argument("file", type=click.Path(path_type=Path), metavar="BACKUP")
-@click.option("--as", "file_or_name", metavar="FILE|NAME", help="Restore it as this interface.")
+@click.option(
+    "--as",
+    "file_or_name",
+    metavar="FILE|NAME",
+    shell_complete=completion.interfaces,
+    help="Restore it as this interface.",
+)
 @click.option("--force", is_flag=True, help="Replace a file that differs, and keep a copy of it beside it.")
 @_PASSPHRASE
 def restore(file: Path, file_or_name: str | None, force: bool, passphrase_file: Path | None) -> None:

@@ -87,6 +87,7 @@ def top(file_or_name: str | None, once: bool, plain: bool, interval: float | Non
     "-w",
     "--output",
     required=True,
+    type=click.Path(allow_dash=True),
     metavar="FILE",
     help="Write there; - is standard output, for `| wireshark -k -i -`.",
 )
@@ -100,7 +101,14 @@ def top(file_or_name: str | None, once: bool, plain: bool, interval: float | Non
     metavar="PORT",
     help="Only this TCP or UDP port.",
 )
-@click.option("--protocol", "protocols", multiple=True, metavar="PROTOCOL", help="Only tcp, udp, icmp, or a number.")
+@click.option(
+    "--protocol",
+    "protocols",
+    multiple=True,
+    metavar="PROTOCOL",
+    shell_complete=lambda _ctx, _param, typed: [each for each in ("tcp", "udp", "icmp") if each.startswith(typed)],
+    help="Only tcp, udp, icmp, or a number.",
+)
 @click.option(
     "--for",
     "seconds",

@@ -13,6 +13,7 @@ import pytest
 from click.shell_completion import CompletionItem, ShellComplete
 from click.testing import CliRunner
 
+from stagewire import config
 from stagewire.control import query
 from stagewire_cli import completion, install, manual, operands
 from stagewire_cli.__main__ import main
@@ -133,6 +134,30 @@ def test_peers_are_completed_by_plain_names_and_otherwise_by_key(monkeypatch: py
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(query, "key_service", lambda _environment: Status)
     assert items("") == []
+
+
+def test_commands_about_peers_complete_those_of_the_file_also_out_of_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "wg0.conf"
+    rest = f"[Peer]\n# Name = phone\nPublicKey = {config.encode_key(bytes(32))}\nAllowedIPs = 10.0.0.2/32\n"
+    off = "".join(f"# stagewire off: {line}\n" for line in rest.replace("phone", "guest").splitlines())
+    file.write_text(f"[Interface]\n\n{rest}\n{off.replace('AAAAAA=', 'AAAABA=').replace('.2/32', '.3/32')}")
+    file.chmod(0o600)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(operands, "interfaces", lambda: [str(file)])
+    assert [item.value for item in completion_of("peer", "enable", "")] == ["phone", "guest"]
+    assert [item.value for item in completion_of("peer", "show", "g")] == ["guest"]
+
+
+def test_a_capture_completes_its_file_and_protocol_and_a_restored_gateway_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(operands, "interfaces", lambda: ["wg0"])
+    assert [item.type for item in completion_of("capture", "anna", "-w", "/tm")] == ["file"]
+    assert [item.value for item in completion_of("capture", "anna", "--protocol", "t")] == ["tcp"]
+    for words in (["restore", "backup", "--as"], ["import", "wg0.json", "-i"]):
+        assert [item.value for item in completion_of(*words, "w")] == ["w", "wg0"]
 
 
 def test_interfaces_that_are_up_are_completed_and_else_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tests import schemas
 from tests.services.disks import full_disk, small_disk
 from tests.services.test_stagewire_cli import folders, stagewire
 
@@ -408,23 +409,17 @@ def test_what_is_used_and_cannot_be_read_is_said(files: Files) -> None:
     assert f"{state / usage.NAME}: is not of this kind" in files.refused("peer", "list", "-i", str(files.conf))
 
 
-def test_the_list_is_what_its_schema_says(files: Files) -> None:
-    files.peer("add", "phone", "--dns", "10.8.0.1", "--expires", "30d")
-    files.peer("add", "office", "--endpoint", "office.example:5", "--mtu", "1300")
+def test_list_and_show_are_what_their_schemas_say(files: Files) -> None:
+    files.peer("add", "phone", "--dns", "10.8.0.1", "--expires", "30d", "--rate", "20M/5M", "--quota", "50G")
+    files.peer("add", "office", "--endpoint", "office.example:5", "--mtu", "1300", "--group", "staff")
+    files.peer("set", "office", "--allow", "10.0.0.0/24 tcp 443")
+    files.peer("add", "off")
+    files.peer("disable", "off")
     found = json.loads(files.peer("list", "--json"))
-    schema = json.loads((Path(__file__).parents[2] / "docs/schema/peers.json").read_text())
-    assert set(found) == set(schema["required"])
-    row = schema["properties"]["peers"]["items"]
-    kinds = {"string": str, "integer": int, "boolean": bool, "array": list, "null": type(None)}
-    for peer in found["peers"]:
-        assert list(peer) == row["required"]
-        for key, value in peer.items():
-            said = row["properties"][key]
-            if "enum" in said:
-                assert value in said["enum"]
-                continue
-            allowed = said["type"] if isinstance(said["type"], list) else [said["type"]]
-            assert type(value) in [kinds[each] for each in allowed], key
+    schemas.check(found, "peers")
+    for name in ("phone", "office", "off"):
+        schemas.check(json.loads(files.peer("show", name, "--json")), "peer")
+    assert schemas.misfit({**found, "more": 1}, schemas.schema("peers"))
 
 
 def test_a_group_that_reaches_nothing_is_said_once(files: Files) -> None:
