@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.bench import latency, report, tcp, udp
+from tests.bench import edges, functions, latency, report, tcp, udp
 from tests.bench.bursts import MOST, Bursts, Heads
 from tests.bench.cost import Bill, Reading, name_of
 from tests.bench.hubs import fairness
@@ -100,6 +100,28 @@ def test_overload_is_the_greatest_rate_and_what_was_held_of_the_best() -> None:
         ]
     )
     assert derive(results).values("udp-64-overload", "stagewire", "held") == {0: 0.5}
+
+
+def test_a_gateway_of_eight_cores_carries_what_its_first_full_stage_does() -> None:
+    values = {"cpu/tun-service": 0.5, "cpu/conn-service": 1.0, "cpu/device-service": 2.0}
+    results = Results([sample("many-tcp", "stagewire", 0, **values), sample("tcp-1", "stagewire", 0, **values)])
+    derived = derive(results)
+    assert derived.of("many-tcp-cores", "stagewire")[0].values == {
+        "tun": 16e9,
+        "conn": 8e9,
+        "device": 4e9,
+        "whole": 8e9,
+    }
+    assert derived.of("tcp-1-cores", "stagewire")[0].values["device"] == 8e9, "both ends' CPU time is in it"
+    assert derive(Results([sample("many-tcp", "stagewire", 0, goodput=1.0)])).scenarios() == ["many-tcp"]
+
+
+@pytest.mark.parametrize("size", functions.SIZES)
+@pytest.mark.parametrize(("name", "edge"), list(edges.edges()))
+def test_each_visit_to_a_device_or_a_socket_passes_whole_trains(name: str, edge: edges.Edge, size: int) -> None:
+    assert name in functions.STAGES
+    for train in functions.TRAINS:
+        assert 0 < edge.once(train, size, 0.0) < 10_000
 
 
 def test_every_row_has_a_scenario_of_its_own_words() -> None:

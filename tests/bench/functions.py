@@ -17,6 +17,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from tests.bench import kernels
+from tests.bench.edges import Edge, edges
 from tests.bench.tcp import Values
 from tests.bench.workers import packet
 
@@ -52,7 +53,7 @@ class Measured:
     """
 
     name: str
-    prepare: Callable[[int, int, int], Iterator[Callable[[], object]]]
+    prepare: Callable[[int, int, int], Iterator[Callable[[], object]]] | Edge
     """Takes packets in a train, bytes of a packet, and calls. Yields as many calls, each to be made once."""
 
     def rest(self) -> None:
@@ -210,6 +211,7 @@ def _visits() -> Iterator[Measured]:
 
 FUNCTIONS: Final = (
     *_visits(),
+    *(Measured(name, edge) for name, edge in edges()),
     Measured("Session.seal", _seal),
     Measured("Worker.outbound", _outbound),
     Measured("Worker.inbound", _inbound),
@@ -223,6 +225,17 @@ FUNCTIONS: Final = (
     Measured("AllowedIps.lookup, 1 prefix", _lookup(1, 1)),
     Measured("AllowedIps.lookup, 10,000 prefixes, each in turn", _lookup(10_000, 10_000)),
 )
+
+
+STAGES: Final = tuple(
+    name.format(of)
+    for of in ("1 peer", "50 peers")
+    for name in (
+        "tun-service reads, {}", "Worker.seal, {}, compiled", "conn-service sends, {}",
+        "conn-service receives, {}", "Worker.open, {}, compiled", "tun-service writes, {}",
+    )
+)  # fmt: skip
+"""The visits that a packet's way consists of."""
 
 
 @contextmanager
@@ -246,6 +259,8 @@ def measure(function: Measured, budget: float) -> Values:
 
 
 def _once(function: Measured, train: int, size: int, seconds: float) -> float:
+    if isinstance(function.prepare, Edge):
+        return function.prepare.once(train, size, seconds)
     calls = max(3, int(seconds / (train * 4e-6 + 4e-6)))
     prepared = list(function.prepare(train, size, calls))
     gc.collect()

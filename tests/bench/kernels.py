@@ -19,7 +19,7 @@ from stagewire.proto.packets import merge, split
 from stagewire.proto.tunnel import Packet
 from stagewire.proto.worker import PeerFacts, Worker
 
-_NOW: Final = 1000.0
+NOW: Final = 1000.0
 _THEIRS: Final = bytes(range(32))
 """Every peer's key: what it seals needs no session of its own."""
 _TCP_HEADERS: Final = 40
@@ -44,9 +44,9 @@ def _worker(kernel: Kernel, peers: int, limited: int) -> Worker:
         name, rate = peer.to_bytes(32), 0 if peer < peers else _RATE
         networks = (IPv4Network(f"10.0.0.{peer}/32"), IPv4Network(f"10.9.{peer}.0/24"))
         cap = _CAP if rate else None
-        worker.set_peer(PeerFacts(name, networks, True, endpoint=_place(peer), rates=(rate, rate), cap=cap), _NOW)
-        session = kernel.session(peer << 8, 7, os.urandom(32), _THEIRS, initiator=True, created=_NOW)
-        worker.install(name, session, _place(peer), _NOW)
+        worker.set_peer(PeerFacts(name, networks, True, endpoint=_place(peer), rates=(rate, rate), cap=cap), NOW)
+        session = kernel.session(peer << 8, 7, os.urandom(32), _THEIRS, initiator=True, created=NOW)
+        worker.install(name, session, _place(peer), NOW)
     return worker
 
 
@@ -58,12 +58,16 @@ def _to(packet: bytes, peer: int) -> bytes:
     return packet[:16] + bytes([10, 9, peer, 9]) + packet[20:]
 
 
-def _plain_train(peers: int, count: int, size: int) -> bytes:
-    """Packs what the OS hands over: one flow of TCP for one peer, or packets of UDP for each peer in turn."""
+def plain_train(peers: int, count: int, size: int, *, inward: bool = False) -> bytes:
+    """Packs what the OS hands over: one flow of TCP for one peer, or packets of UDP for each peer in turn.
+
+    `inward`: they come from those peers.
+    """
     if peers > 1:
-        return trains.pack_plain([_to(_packet(size, 0), number % peers) for number in range(count)], _NOW)
+        hosts = [number % peers if inward else 0 for number in range(count)]
+        return trains.pack_plain([_to(_packet(size, host), at % peers) for at, host in enumerate(hosts)], NOW)
     read = [(shape.as_read(), shape.count) for shape in _flow(count, size)]
-    return trains.pack_plain([merge.Merged(header, _to(packet, 0), each) for (header, packet), each in read], _NOW)
+    return trains.pack_plain([merge.Merged(header, _to(packet, 0), each) for (header, packet), each in read], NOW)
 
 
 @dataclass(frozen=True)
@@ -102,35 +106,35 @@ def _cipher_train(peers: int, count: int, size: int, first: int) -> bytes:
     else:
         packets = [packet for shape in _flow(count, size) for packet in Shape.train(shape)]
         runs = [(_place(0), [sealed(0, first + at, packet) for at, packet in enumerate(packets)])]
-    return trains.pack_cipher(runs, _NOW)
+    return trains.pack_cipher(runs, NOW)
 
 
 def _seal(worker: Worker, frame: bytes) -> None:
     packets: list[Packet] = []
-    if worker.sealing is None or not worker.sealing.add(frame, 0, len(frame), _NOW, trains.MAX_AGE):
-        items = trains.unpack_plain_untrusted(frame, _NOW)
+    if worker.sealing is None or not worker.sealing.add(frame, 0, len(frame), NOW, trains.MAX_AGE):
+        items = trains.unpack_plain_untrusted(frame, NOW)
         packets = [
             each if isinstance(each, bytes) else split.open_untrusted(each.header, each.packet) for each in items
         ]
-    out = worker.seal(packets, _NOW)
+    out = worker.seal(packets, NOW)
     if out.runs:
-        trains.pack_cipher(out.runs, _NOW)
+        trains.pack_cipher(out.runs, NOW)
 
 
 def _open(worker: Worker, frame: bytes) -> None:
     runs: Sequence[trains.Run] = []
-    if worker.opening is None or not worker.opening.add(frame, 0, len(frame), _NOW, trains.MAX_AGE):
-        runs = trains.unpack_cipher_untrusted(frame, _NOW)
-    out = worker.open(runs, _NOW)
+    if worker.opening is None or not worker.opening.add(frame, 0, len(frame), NOW, trains.MAX_AGE):
+        runs = trains.unpack_cipher_untrusted(frame, NOW)
+    out = worker.open(runs, NOW)
     if out.packets:
-        trains.pack_plain(out.packets, _NOW)
+        trains.pack_plain(out.packets, NOW)
 
 
 def sealing(kernel: Kernel, peers: int, limited: int = 0) -> Callable[[int, int, int], Iterator[Call]]:
     """Returns what measures the sealing of a train. `limited` peers are there as well, and speak not."""
 
     def prepare(count: int, size: int, calls: int) -> Iterator[Call]:
-        worker, frame = _worker(kernel, peers, limited), _plain_train(peers, count, size)
+        worker, frame = _worker(kernel, peers, limited), plain_train(peers, count, size)
         return (lambda: _seal(worker, frame) for _ in range(calls))
 
     return prepare

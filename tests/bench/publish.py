@@ -4,7 +4,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.bench import plots
-from tests.bench.report import columns, function_columns, function_lines, lines, references, title_of
+from tests.bench.report import (
+    columns,
+    function_columns,
+    function_lines,
+    lines,
+    references,
+    stage_lines,
+    title_of,
+)
 from tests.bench.rows import derive
 from tests.bench.samples import Results
 
@@ -52,13 +60,16 @@ def _functions(results: Results) -> list[str]:
     found = function_lines(results)
     if not found:
         return []
+    text = ["", "## Hot functions", ""]
+    text += ["µs of CPU per packet, by its size and by the number of packets in the train.", "", *_by_train(found)]
+    if stages := stage_lines(results):
+        text += ["", "## By stage", "", "µs of CPU per train of one visit, without its pipes.", "", *_by_train(stages)]
+    return text
+
+
+def _by_train(found: list[tuple[str, list[str]]]) -> list[str]:
     columns_ = function_columns()
     return [
-        "",
-        "## Hot functions",
-        "",
-        "µs of CPU per packet, by its size and by the number of packets in the train.",
-        "",
         *_row(["", *columns_]),
         *_row(["---", *(["--:"] * len(columns_))]),
         *(line for name, cells in found for line in _row([f"`{name}`", *cells])),

@@ -8,7 +8,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 from tests.bench.contestants import CEILING, ONE_END, REFERENCE, STAGEWIRE
-from tests.bench.functions import SIZES, TRAINS, figure
+from tests.bench.functions import SIZES, STAGES, TRAINS, figure
 from tests.bench.rows import ROWS, TIMES, Row, derive
 from tests.bench.samples import Results, Sample
 
@@ -153,6 +153,16 @@ def function_lines(results: Results) -> list[tuple[str, list[str]]]:
     return [
         (name, [f"{values[figure(train, size)]:.2f}" for size in SIZES for train in TRAINS])
         for name in results.contestants("functions")
+        for values in (results.of("functions", name)[0].values,)
+    ]
+
+
+def stage_lines(results: Results) -> list[tuple[str, list[str]]]:
+    """Returns each stage's visit, in the order of a packet's way, with its µs per train by size and train length."""
+    measured = [name for name in STAGES if name in results.contestants("functions")]
+    return [
+        (name, [f"{values[figure(train, size)] * train:.1f}" for size in SIZES for train in TRAINS])
+        for name in measured
         for values in (results.of("functions", name)[0].values,)
     ]
 

@@ -11,6 +11,15 @@ REPORTING: Final = f"{STAGEWIRE}, 10,000 peers reported"
 SILENT: Final = f"{STAGEWIRE}, nothing reported"
 UDP_SIZES: Final = (1200, 64)
 """Bytes of payload."""
+CORES: Final = 8
+"""Of the gateway that is calculated from the CPU time of each stage: one each for tun- and conn-service, six workers."""
+CARRIED: Final = (
+    ("tcp-1", "TCP, 1 stream", 2),
+    ("many-tcp", "TCP, 50 peers", 1),
+    ("many-udp", "UDP, 1,200 B, 50 peers", 1),
+    ("crowd-udp", "UDP, 1,200 B, 500 peers", 1),
+)
+"""Scenarios for which that is calculated, with the number of gateways whose CPU time they have."""
 TIMES: Final = "\N{MULTIPLICATION SIGN}"
 
 
@@ -144,7 +153,7 @@ def _cost() -> list[Row]:
 
 def all_rows() -> list[Row]:
     found = [*_tcp(), *_udp(), *_latency(), *_cost(), *_peers(), *_telemetry()]
-    return [*found, *_handshakes(), *_start(), *_libzmq(), *_workers()]
+    return [*found, *_handshakes(), *_start(), *_libzmq(), *_workers(), *_cores()]
 
 
 def _peers() -> list[Row]:
@@ -212,6 +221,20 @@ def _start() -> list[Row]:
     ]
 
 
+def _cores() -> list[Row]:
+    section = "By each stage's CPU time, a core for each"
+    found = []
+    for key, title, _ in CARRIED:
+        for value, what in (
+            ("tun", f"{title}: tun-service"),
+            ("conn", "  conn-service"),
+            ("device", "  one worker, the most for one peer"),
+            ("whole", f"  a gateway of {CORES} cores, as its first full stage has it"),
+        ):
+            found.append(Row(section, what, f"{key}-cores", value, "Gb/s", 1e-9, compared=False))
+    return found
+
+
 def _libzmq() -> list[Row]:
     section = "Pipes by libzmq"
     rows = [
@@ -268,6 +291,18 @@ _BRIEF: Final = {
 }
 
 
+def _carried(values: Mapping[str, float], ends: int) -> dict[str, float]:
+    """Returns bit/s that one core of each stage carries by its CPU time for a byte, and CORES of a whole gateway.
+
+    `ends`: gateways whose CPU the values have. Stages without packets need next to none.
+    """
+    spent = {stage: values.get(f"cpu/{stage}-service", 0.0) for stage in ("tun", "conn", "device")}
+    if not all(spent.values()):
+        return {}
+    found = {stage: 8e9 * ends / each for stage, each in spent.items()}
+    return found | {"whole": min(found["tun"], found["conn"], (CORES - 2) * found["device"])}
+
+
 def udp_key(size: int, rate: float) -> str:
     """Names the scenario of one offered rate (packets/s)."""
     return f"udp-{size}@{rate:.0f}"
@@ -280,8 +315,12 @@ def udp_rates(results: Results, size: int) -> list[float]:
 
 
 def derive(results: Results) -> Results:
-    """Adds values that follow from several scenarios of a round: UDP under overload is at the greatest rate."""
+    """Adds values that follow from others of a round: UDP under overload is at the greatest rate; what cores carry."""
     derived = Results(results.samples)
+    for key, _, ends in CARRIED:
+        for sample in results.of(key, STAGEWIRE):
+            if carried := _carried(sample.values, ends):
+                derived.add(Sample(f"{key}-cores", STAGEWIRE, sample.round, carried))
     for size in UDP_SIZES:
         rates = udp_rates(results, size)
         if not rates:
