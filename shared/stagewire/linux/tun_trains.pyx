@@ -14,6 +14,7 @@ is open during system calls.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_FromStringAndSize
 from cpython.long cimport PyLong_AsUnsignedLongLongMask
 from cpython.mem cimport PyMem_Free
 from libc.errno cimport EAGAIN, EINTR, EINVAL, errno
@@ -65,7 +66,7 @@ cdef class PlainRoom:
     def __init__(self, int takes=0):
         """Begins a train. `takes` says which super-packets the device takes that the packets come from."""
         self._takes = takes
-        self._buffer = bytearray(CAPACITY)
+        self._buffer = PyByteArray_FromStringAndSize(NULL, CAPACITY)  # not cleared: each page is taken when it is used
         self._data = <uint8_t *>self._buffer
         self._begin()
 

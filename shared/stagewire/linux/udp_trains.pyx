@@ -14,6 +14,7 @@ system calls.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.dict cimport PyDict_GetItem
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
@@ -92,7 +93,7 @@ cdef class CipherRoom:
 
     def __init__(self):
         """Begins a train."""
-        self._buffer = bytearray(CAPACITY)
+        self._buffer = PyByteArray_FromStringAndSize(NULL, CAPACITY)  # not cleared: each page is taken when it is used
         self._data = <uint8_t *>self._buffer
         self._begin()
 

@@ -13,6 +13,7 @@ meanwhile: it is copied first, because OpenSSL reads what it decrypts twice.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.dict cimport PyDict_GetItem
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
@@ -110,7 +111,7 @@ cdef class Opening:
         """
         self._lookup, self._answers, self._sessions = lookup, answers, sessions
         self._diverted = {} if diverted is None else diverted
-        self._made = bytearray(CAPACITY)
+        self._made = PyByteArray_FromStringAndSize(NULL, CAPACITY)  # not cleared: each page is taken when it is used
         self._out = <uint8_t *>self._made
         self.clear()
 

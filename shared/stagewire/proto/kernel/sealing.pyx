@@ -15,6 +15,7 @@ in shared memory. So each item's headers are copied once, judged in the copy and
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.dict cimport PyDict_GetItem
 from cpython.mem cimport PyMem_Free
@@ -107,7 +108,7 @@ cdef class Sealing:
     def __init__(self, lookup, dict answers, type home, Py_ssize_t mtu):
         """Begins empty. An address's owner stands in `answers`, or `lookup` finds it. `home` is the type of our peers."""
         self._lookup, self._answers, self._home, self.mtu = lookup, answers, home, mtu
-        self._made = bytearray(CAPACITY)
+        self._made = PyByteArray_FromStringAndSize(NULL, CAPACITY)  # not cleared: each page is taken when it is used
         self._out = <uint8_t *>self._made
         self._group_of, self._owners, self._frames, self._alone, self._trains = {}, [], [], [], []
         self._forget()
