@@ -3,6 +3,9 @@
 import codecs
 import gc
 import sys
+from contextlib import suppress
+from importlib import import_module
+from typing import Final
 
 from key_service import in_force, journal, reload_door, wg_socket
 from key_service.registry import Registry, unconfigured
@@ -15,8 +18,13 @@ from stagewire.control import usage
 from stagewire.history import STATE_MODE
 from stagewire.linux import privileges
 from stagewire.process.stage import EXIT_MISTAKE, Stage, why
+from stagewire.proto import noise
 from stagewire.proto.constants import KEY_LENGTH
+from stagewire.proto.kernel import rule
 
+FILES: Final = ("timestamps", "audit", usage.NAME, unconfirmed.NAME)
+"""In the state folder, whose former owner may be another."""
+KERNEL: Final = "stagewire.proto.kernel.symmetric"
 RARELY = (700, 10, 1000)
 """Thresholds of the garbage collector. With the defaults, a big change starts several full collections, and each delays
 all handshakes."""
@@ -28,20 +36,21 @@ def main() -> int:
     stage = Stage("key", warm_up=warm_up)
     privileges.hide_memory()  # root's part reads keys as well
     environment = stage.environment
-    timestamps = environment.state / "timestamps"
     try:
+        kernel = _choose_kernel(environment.kernel)
         kept, interface = in_force.accepted_by(stage) if environment.managed else (Accepted.first(""), unconfigured())
         registry, text = Registry(interface), in_force.Kept(stage, kept)
         store = in_force.journal_of(environment.run, kept)
         for record in journal.records(store):
             registry.restore(record)
         privileges.make_folder(environment.state, "key", STATE_MODE)
+        timestamps, *others = (environment.state / name for name in FILES)
         removed = privileges.give(timestamps, "key")
-        for name in ("audit", usage.NAME, unconfirmed.NAME):
-            privileges.give(environment.state / name, "key")
+        for file in others:
+            privileges.give(file, "key")
         listener = wg_socket.listen(environment.wg / f"{environment.interface}.sock")
         door = reload_door.listen(environment.run) if environment.managed else None
-    except (config.ConfigError, OSError) as error:
+    except (config.ConfigError, ImportError, OSError) as error:
         return _refused(stage, error)
     del kept, interface  # their keys must not outlive a change
     if listener is None:
@@ -62,12 +71,11 @@ def main() -> int:
                 file=str(timestamps),
                 reason=f"it {lost.why}",
             )
-        service.append(KeyService(stage, registry, stamps, listener, store))
+        service.append(KeyService(stage, registry, stamps, listener, store, kernel))
         service[0].set_up()
-        if stage.bell is not None:
-            for opened in (listener, door):
-                if opened is not None:
-                    stage.bell.watch(opened.fileno())
+        for opened in (listener, door):
+            if stage.bell is not None and opened is not None:
+                stage.bell.watch(opened.fileno())
         if door is not None:
             service[0].open_door(door, text)
 
@@ -75,13 +83,25 @@ def main() -> int:
 
 
 def warm_up() -> None:
-    """Loads what curves need: a new key-service must not do it while handshakes wait."""
+    """Loads what handshakes need: a new key-service must not do it while they wait."""
     config.public_key(bytes(KEY_LENGTH))
+    with suppress(ImportError):  # `rule.load` says why
+        import_module(KERNEL)
     codecs.lookup("ascii")
 
 
-def _refused(stage: Stage, error: config.ConfigError | OSError) -> int:
-    if isinstance(error, OSError):
+def _choose_kernel(wanted: str) -> str:
+    """Chooses what computes handshakes, and returns what `status` says of it. Raises ImportError as `rule.load` does."""
+    compiled, said = rule.load(wanted, KERNEL)
+    if compiled is not None:
+        noise.use(compiled.SymmetricState)
+    return said
+
+
+def _refused(stage: Stage, error: config.ConfigError | ImportError | OSError) -> int:
+    if isinstance(error, ImportError):
+        stage.log.error("cannot work", reason=f"STAGEWIRE_KERNEL: the compiled kernel can't be loaded: {error}")
+    elif isinstance(error, OSError):
         stage.log.error("cannot work", reason=why(error))
     else:
         for mistake in error.mistakes:

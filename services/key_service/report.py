@@ -19,6 +19,7 @@ from stagewire.wall_clock import unix_ns
 
 def status(
     stage: Stage,
+    kernel: str,
     live: LiveConfiguration,
     handshaker: Handshaker,
     members: Sequence[Member],
@@ -30,12 +31,13 @@ def status(
 ) -> GatewayStatus:
     """Answers a StatusQuery.
 
-    `unresolved` tells why a peer's host name has no address, `endpoint_fault` why conn-service refuses an endpoint.
+    `kernel` tells what computes handshakes here. `unresolved` tells why a peer's host name has no address, `endpoint_fault`
+    why conn-service refuses an endpoint.
     """
     moves = workers.moves
     in_order = sorted(members, key=lambda member: (member.stage, member.number))
     stages = [_stage(member, version, workers.up) for member in in_order]
-    stages.append(_ourselves(stage))
+    stages.append(_ourselves(stage, kernel))
     waiting_for = away(members, version, workers)
     return GatewayStatus(
         interface=stage.environment.interface,
@@ -75,8 +77,8 @@ def _host(live: LiveConfiguration) -> HostStatus | None:
     return HostStatus(state.mark, state.warnings, state.put_back, at)
 
 
-def _ourselves(stage: Stage) -> StageStatus:
-    return StageStatus("key", 0, os.getpid(), ready=True, fault=stage.fault, spares=stage.bequest.spares, kernel="")
+def _ourselves(stage: Stage, kernel: str) -> StageStatus:
+    return StageStatus("key", 0, os.getpid(), ready=True, fault=stage.fault, spares=stage.bequest.spares, kernel=kernel)
 
 
 def _stage(member: Member, version: int, workers_up: Mapping[int, int]) -> StageStatus:

@@ -118,8 +118,10 @@ class KeyService:
         timestamps: TimestampStore,
         wg_listener: socket.socket | None,
         store: Path,
+        kernel: str = "",
     ) -> None:
-        self._stage, self._timestamps = stage, timestamps
+        """Takes what `rule.load` says of `proto.kernel.symmetric` as `kernel`."""
+        self._stage, self._timestamps, self._kernel = stage, timestamps, kernel
         self._wg_listener = wg_listener
         self._version = secrets.randbits(62) | 1
         environment = stage.environment
@@ -479,7 +481,7 @@ class KeyService:
 
     def _status(self, now: float) -> GatewayStatus:
         return report.status(
-            *(self._stage, self._live, self._handshaker, self._living(now), self._version, self._workers),
+            *(self._stage, self._kernel, self._live, self._handshaker, self._living(now), self._version, self._workers),
             self._names.unresolved,
             self._nesting.fault_of,
             now,

@@ -1,4 +1,4 @@
-"""Says which kernels carry a gateway's packets, and refuses a start with one that can't be loaded."""
+"""Says which kernels carry a gateway's packets and handshakes, and refuses a start with one that can't be loaded."""
 
 from typing import Any, Final
 
@@ -8,7 +8,7 @@ from stagewire_cli.failures import Failed
 
 MODULES: Final = (
     "stagewire.proto.kernel.cipher", "stagewire.proto.kernel.sealing", "stagewire.proto.kernel.opening",
-    "stagewire.linux.tun_trains", "stagewire.linux.udp_trains",
+    "stagewire.proto.kernel.symmetric", "stagewire.linux.tun_trains", "stagewire.linux.udp_trains",
 )  # fmt: skip
 """All compiled modules."""
 MEND: Final = "install gcc, python3-dev and libssl-dev, then Stagewire again"

@@ -6,6 +6,7 @@ identifier as prologue and the TAI64N as payload of the first message; the heade
 
 import random
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -30,6 +31,14 @@ INITIATOR = Identity.from_private_bytes(STATIC_INITIATOR)
 RESPONDER = Identity.from_private_bytes(STATIC_RESPONDER)
 
 M = TypeVar("M", Initiation, Response)
+
+
+@pytest.fixture(params=["plain", "compiled"], autouse=True)
+def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.param == "compiled":
+        noise.use(pytest.importorskip("stagewire.proto.kernel.symmetric").SymmetricState)
+    yield
+    noise.use(noise.SymmetricState)
 
 
 @dataclass(frozen=True)
@@ -344,6 +353,6 @@ def test_secrets_hide_from_repr() -> None:
     initiation = authenticated(initiation_of(data[8:]))
     remote = remote_of(RESPONDER, INITIATOR, PSK)
     _, keys = handshake.respond(initiation, remote, ANSWERER, EPHEMERAL_RESPONDER)
-    secrets = [PSK, remote.static_shared, keys.send, keys.receive, STATIC_RESPONDER, sent.state.chaining_key]
+    secrets = [PSK, remote.static_shared, keys.send, keys.receive, STATIC_RESPONDER, *sent.state.split()]
     shown = "".join(map(repr, (RESPONDER, remote, sent, initiation, keys)))
     assert not any(repr(secret) in shown or secret.hex() in shown for secret in secrets)

@@ -127,24 +127,34 @@ def test_a_copy_moves_on_alone() -> None:
 
 def test_seal_and_open_move_both_sides_alike() -> None:
     one, other = noise.initial_state(bytes(32)), noise.initial_state(bytes(32))
-    key = one.mix_key(b"secret")
-    assert other.mix_key(b"secret") == key
-    ciphertext = one.seal(key, b"text")
-    assert other.open_untrusted(key, ciphertext, "no") == b"text"
+    for each in (one, other):
+        each.mix_key(b"secret")
+    ciphertext = one.seal(b"text")
+    assert other.open_untrusted(ciphertext, "no") == b"text"
     assert one == other
     assert one.split() == other.split()
 
 
 def test_what_is_not_authentic_moves_nothing() -> None:
     state = noise.initial_state(bytes(32))
-    key = state.mix_key(b"secret")
-    ciphertext = state.copy().seal(key, b"text")
+    state.mix_key(b"secret")
+    ciphertext = state.copy().seal(b"text")
     before = (state.chaining_key, state.hash)
     for bad in (b"", ciphertext[:-1], ciphertext + b"\0", bytes([ciphertext[0] ^ 1]) + ciphertext[1:]):
         with pytest.raises(BadMessage, match="my_reason"):
-            state.open_untrusted(key, bad, "my_reason")
+            state.open_untrusted(bad, "my_reason")
         assert (state.chaining_key, state.hash) == before
-    assert state.open_untrusted(key, ciphertext, "my_reason") == b"text"
+    assert state.open_untrusted(ciphertext, "my_reason") == b"text"
+
+
+def test_a_key_serves_once() -> None:
+    state = noise.initial_state(bytes(32))
+    with pytest.raises(RuntimeError, match="used up"):
+        state.open_untrusted(bytes(16), "no")
+    state.mix_key(b"secret")
+    state.seal(b"text")
+    with pytest.raises(RuntimeError, match="used up"):
+        state.seal(b"text")
 
 
 def test_secrets_hide_from_repr() -> None:

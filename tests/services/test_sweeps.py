@@ -48,6 +48,19 @@ print("swept", flush=True)
 sys.stdin.readline()
 """
 
+ENDS_A_STATE = """
+import sys
+from stagewire.proto.kernel.symmetric import SymmetricState
+key = bytearray.fromhex(sys.argv[1])
+key.reverse()
+state = SymmetricState(key, bytes(32))
+key[:] = bytes(32)
+if sys.argv[2] == "drop":
+    del state
+print(flush=True)
+sys.stdin.readline()
+"""
+
 
 @pytest.fixture
 def swept(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -120,3 +133,17 @@ def expect_swept(drops: str, secrets: list[bytes], keys: dict[str, bytes]) -> No
         other.stdin.flush()
         assert other.stdout.readline() == "swept\n"
         assert in_memory(other.pid, keys) == set()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="reads another process's memory")
+@pytest.mark.parametrize("fate", ["keep", "drop"])
+def test_a_compiled_handshake_that_has_ended_leaves_no_chaining_key(fate: str) -> None:
+    pytest.importorskip("stagewire.proto.kernel.symmetric")
+    key = os.urandom(32)
+    command = [sys.executable, "-c", ENDS_A_STATE, key[::-1].hex(), fate]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        found = in_memory(other.pid, {"key": key})
+        other.kill()
+    assert bool(found) == (fate == "keep")

@@ -110,10 +110,10 @@ def initiate(
     state = noise.initial_state(remote.public_key)
     state.mix_chain(public)
     state.mix_hash(public)
-    key = state.mix_key(noise.dh(private, remote.point))
-    static = state.seal(key, identity.public_key)
-    key = state.mix_key(remote.static_shared)
-    stamp = state.seal(key, timestamp)
+    state.mix_key(noise.dh(private, remote.point))
+    static = state.seal(identity.public_key)
+    state.mix_key(remote.static_shared)
+    stamp = state.seal(timestamp)
     return messages.pack_initiation(sender, public, static, stamp), SentInitiation(sender, private, state)
 
 
@@ -123,16 +123,16 @@ def open_initiation_untrusted(identity: Identity, message: Initiation) -> Opened
     state = noise.initial_state(identity.public_key)
     state.mix_chain(message.ephemeral)
     state.mix_hash(message.ephemeral)
-    key = state.mix_key(noise.dh(identity.private_key, point))
-    public_key = state.open_untrusted(key, message.encrypted_static, "initiation_not_for_us")
+    state.mix_key(noise.dh(identity.private_key, point))
+    public_key = state.open_untrusted(message.encrypted_static, "initiation_not_for_us")
     return OpenedInitiation(message, point, public_key, state)
 
 
 def authenticate_untrusted(opened: OpenedInitiation, remote: Remote) -> AuthenticInitiation:
     """Proves that the sender holds the private key of `remote`, whose public key it named. Raises BadMessage."""
     state = opened.state.copy()
-    key = state.mix_key(remote.static_shared)
-    timestamp = state.open_untrusted(key, opened.message.encrypted_timestamp, "initiation_not_authentic")
+    state.mix_key(remote.static_shared)
+    timestamp = state.open_untrusted(opened.message.encrypted_timestamp, "initiation_not_authentic")
     return AuthenticInitiation(opened.message, opened.point, timestamp, state)
 
 
@@ -150,8 +150,8 @@ def respond(
     state.mix_hash(public)
     state.mix_chain(noise.dh(private, initiation.point))
     state.mix_chain(noise.dh(private, remote.point))
-    key = state.mix_preshared_key(remote.preshared_key)
-    payload = state.seal(key, timestamp)
+    state.mix_preshared_key(remote.preshared_key)
+    payload = state.seal(timestamp)
     first, second = state.split()
     packed = messages.pack_response(sender, initiation.message.sender, public, payload)
     return packed, TransportKeys(send=second, receive=first)
@@ -173,7 +173,7 @@ def read_response_untrusted(
     state.mix_hash(message.ephemeral)
     state.mix_chain(noise.dh(sent.ephemeral, point))
     state.mix_chain(noise.dh(identity.private_key, point))
-    key = state.mix_preshared_key(remote.preshared_key)
-    timestamp = state.open_untrusted(key, message.encrypted_payload, "response_not_authentic")
+    state.mix_preshared_key(remote.preshared_key)
+    timestamp = state.open_untrusted(message.encrypted_payload, "response_not_authentic")
     first, second = state.split()
     return TransportKeys(send=first, receive=second), timestamp

@@ -85,14 +85,18 @@ def dh(private_key: X25519PrivateKey, point: X25519PublicKey) -> bytes:
 
 @dataclass(slots=True)
 class SymmetricState:
-    """Holds the running pair of one handshake. Each `mix_*` and each cipher call moves it on; `copy` forks it."""
+    """Holds the running pair of one handshake, and the key of its next message.
+
+    Each `mix_*` and each cipher call moves it on; `copy` forks it. `proto.kernel.symmetric` has a compiled one.
+    """
 
     chaining_key: bytes = field(repr=False)
     hash: bytes = field(repr=False)
+    _key: bytes = field(default=b"", repr=False)
 
     def copy(self) -> "SymmetricState":
         """Forks the state: a bad message must not move the state that waits for the good one."""
-        return SymmetricState(self.chaining_key, self.hash)
+        return SymmetricState(self.chaining_key, self.hash, self._key)
 
     def mix_hash(self, data: bytes) -> None:
         """Sets h = HASH(h || data)."""
@@ -102,32 +106,37 @@ class SymmetricState:
         """Sets ck = KDF1(ck, material)."""
         (self.chaining_key,) = kdf(self.chaining_key, material, 1)
 
-    def mix_key(self, material: bytes) -> bytes:
-        """Sets (ck, k) = KDF2(ck, material); returns k."""
-        self.chaining_key, key = kdf(self.chaining_key, material, 2)
-        return key
+    def mix_key(self, material: bytes) -> None:
+        """Sets (ck, k) = KDF2(ck, material)."""
+        self.chaining_key, self._key = kdf(self.chaining_key, material, 2)
 
-    def mix_preshared_key(self, preshared_key: bytes) -> bytes:
-        """Sets (ck, t, k) = KDF3(ck, psk) and h = HASH(h || t); returns k. Without a pre-shared key, psk is 32 zeros."""
-        self.chaining_key, mixed, key = kdf(self.chaining_key, preshared_key, 3)
+    def mix_preshared_key(self, preshared_key: bytes) -> None:
+        """Sets (ck, t, k) = KDF3(ck, psk) and h = HASH(h || t). Without a pre-shared key, psk is 32 zeros."""
+        self.chaining_key, mixed, self._key = kdf(self.chaining_key, preshared_key, 3)
         self.mix_hash(mixed)
-        return key
 
-    def seal(self, key: bytes, plaintext: bytes) -> bytes:
-        """Encrypts under nonce 0 and mixes the ciphertext in."""
+    def seal(self, plaintext: bytes) -> bytes:
+        """Encrypts under the key and nonce 0, and mixes the ciphertext in. The key is gone then."""
         # Safe with a constant nonce because each key comes fresh from a KDF and seals one message.
-        ciphertext = ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, plaintext, self.hash)
+        ciphertext = self._aead().encrypt(_ZERO_NONCE, plaintext, self.hash)
         self.mix_hash(ciphertext)
+        self._key = b""
         return ciphertext
 
-    def open_untrusted(self, key: bytes, ciphertext: bytes, reason: str) -> bytes:
+    def open_untrusted(self, ciphertext: bytes, reason: str) -> bytes:
         """Decrypts a ciphertext of `seal` and mixes it in. Raises BadMessage(reason) if it isn't authentic."""
         try:
-            plaintext = ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, ciphertext, self.hash)
+            plaintext = self._aead().decrypt(_ZERO_NONCE, ciphertext, self.hash)
         except InvalidTag:
             raise BadMessage(reason) from None
         self.mix_hash(ciphertext)
+        self._key = b""
         return plaintext
+
+    def _aead(self) -> ChaCha20Poly1305:
+        if not self._key:
+            raise RuntimeError("the key is used up")
+        return ChaCha20Poly1305(self._key)
 
     def split(self) -> tuple[bytes, bytes]:
         """Returns (T1, T2) = KDF2(ck, ""): the initiator sends with T1 and receives with T2."""
@@ -137,8 +146,15 @@ class SymmetricState:
 
 _INITIAL_CHAINING_KEY: Final = hash_(c.CONSTRUCTION)
 _INITIAL_HASH: Final = hash_(_INITIAL_CHAINING_KEY, c.IDENTIFIER)
+_kind: type[SymmetricState] = SymmetricState
+
+
+def use(kind: type[SymmetricState]) -> None:
+    """Has each handshake from now on begin with a state of this kind: the one here, or the compiled one."""
+    global _kind  # noqa: PLW0603 - a process chooses once, as it starts
+    _kind = kind
 
 
 def initial_state(responder_public_key: bytes) -> SymmetricState:
     """Starts both sides alike: from the construction, the identifier and the responder's static public key."""
-    return SymmetricState(_INITIAL_CHAINING_KEY, hash_(_INITIAL_HASH, responder_public_key))
+    return _kind(_INITIAL_CHAINING_KEY, hash_(_INITIAL_HASH, responder_public_key))

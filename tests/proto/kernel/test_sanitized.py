@@ -11,13 +11,14 @@ import pytest
 
 from lab import installed
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 SANITIZERS = "-fsanitize=address,undefined"
 COMPILER = (sysconfig.get_config_var("CC") or "cc").split()[0]
 DRIVEN = (
     "tests/proto/kernel/test_sealing.py",
     "tests/proto/kernel/test_opening.py",
     "tests/proto/kernel/test_cipher.py",
+    "tests/proto/kernel/test_symmetric.py",
     "tests/linux/test_tun_trains.py",
     "tests/linux/test_udp_trains.py",
 )
@@ -39,7 +40,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=copy, env=os.environ | flags, capture_output=True, text=True, check=False,
     )  # fmt: skip
     modules = list(copy.glob("shared/stagewire/**/*.so"))
-    assert len(modules) == 5, made.stderr
+    assert len(modules) == 6, made.stderr
     assert all(b"__asan_init" in module.read_bytes() for module in modules)
     return copy
 
@@ -82,7 +83,7 @@ def test_nothing_is_said_about_what_fuzzing_keeps(built: Path) -> None:
         "from stagewire.proto.kernel import sealing; from tests.fuzz.doors import DOORS\n"
         "print(sealing.__file__)\n"
         "for name, door in DOORS.items():\n"
-        "    if name.startswith('kernels_'):\n"
+        "    if name.startswith(('kernels_', 'noise_')):\n"
         "        for data in (b'', *door.seeds(), *door.kept()):\n"
         "            door.take(data)\n",
     )  # fmt: skip

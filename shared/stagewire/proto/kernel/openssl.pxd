@@ -1,4 +1,8 @@
-"""Declares what is used of OpenSSL's EVP (EVP_EncryptInit(3)). The cipher is never ours."""
+"""Declares what is used of OpenSSL's EVP (EVP_EncryptInit(3), EVP_DigestInit(3)). Cipher and hash are never ours."""
+
+cdef extern from "openssl/crypto.h" nogil:
+    int CRYPTO_memcmp(const void *first, const void *second, size_t length)
+    void OPENSSL_cleanse(void *memory, size_t length)
 
 cdef extern from "openssl/evp.h" nogil:
     ctypedef struct EVP_CIPHER:
@@ -15,3 +19,13 @@ cdef extern from "openssl/evp.h" nogil:
     int EVP_CipherUpdate(EVP_CIPHER_CTX *context, unsigned char *into, int *count, const unsigned char *data, int length)
     int EVP_CipherFinal_ex(EVP_CIPHER_CTX *context, unsigned char *into, int *count)
     int EVP_CIPHER_CTX_ctrl(EVP_CIPHER_CTX *context, int command, int argument, void *pointer)
+
+    ctypedef struct EVP_MD:
+        pass
+    ctypedef struct EVP_MD_CTX:
+        pass
+    const EVP_MD *EVP_blake2s256()
+    EVP_MD_CTX *EVP_MD_CTX_new()
+    int EVP_DigestInit_ex(EVP_MD_CTX *context, const EVP_MD *digest, void *engine)
+    int EVP_DigestUpdate(EVP_MD_CTX *context, const void *data, size_t length)
+    int EVP_DigestFinal_ex(EVP_MD_CTX *context, unsigned char *into, unsigned int *length)

@@ -1,0 +1,3 @@
+from stagewire.proto import noise
+
+class SymmetricState(noise.SymmetricState): ...
