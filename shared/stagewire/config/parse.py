@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeVar
 
-from stagewire.config import claims, gateway, keys, known, marks, peer_names, published, tolerant, values
+from stagewire.config import claims, gateway, keys, known, marks, peer_names, places, published, tolerant, values
 from stagewire.config.drafts import InterfaceDraft, Names, PeerDraft
 from stagewire.config.findings import Findings, TooManyMistakes
 from stagewire.config.known import SPACES, Key
@@ -406,6 +406,7 @@ class _Reading:
         claims.check_groups(self.interface.access, self.peers, self.findings)
         claims.check_forwards(self.interface.forwards, everybody, self.interface.listen_port, self.findings)
         claims.check_out_of_use(self.peers, away, self.findings)
+        places.check(self.peers, self.interface, self.findings)
 
     def _out_of_use(self, text: str) -> list[PeerDraft]:
         """Reads the peers out of use. A mistake of theirs refuses the file: no command could change its peers."""
