@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 _INDENT: Final = "   "
+_LEAST: Final = 20
+"""Columns in which words are wrapped, however narrow the terminal is."""
 _WIDE: Final = frozenset("WF")
 """Classes of letters that take two columns (Unicode, annex 11)."""
 _NO_COLUMN: Final = frozenset(("Mn", "Me", "Cf"))
@@ -44,6 +46,17 @@ def lines(head: str, head_width: int, items: Iterable[str], width: int | None) -
                 line, taken, fresh = _INDENT, len(_INDENT), False
             line, taken, fresh = (piece, size, False) if fresh else (f"{line} {piece}", taken + 1 + size, False)
     yield line
+
+
+def wrapped(texts: Iterable[str], width: int | None) -> list[str]:
+    """Wraps each line, and indents what follows further than the line itself. With None no line is wrapped."""
+    found = []
+    for text in texts:
+        bare = text.lstrip(" ")
+        indent = " " * (len(text) - len(bare))
+        room = None if width is None else max(_LEAST, width - len(indent))
+        found += [indent + line for line in lines("", 0, bare.split(" "), room)]
+    return found
 
 
 def _pieces(item: str, width: int) -> Iterator[str]:

@@ -23,7 +23,7 @@ from stagewire.config.peer_names import NotFoundError, find, label
 from stagewire.environment import Environment
 from stagewire.history import FOLDER, LIFE, MAX_LIFE, NAME, VERSION
 from stagewire.stages import STAGES
-from stagewire_cli import layout
+from stagewire_cli import flow, layout
 from stagewire_cli.failures import Failed
 
 FORMAT: Final = 1
@@ -175,8 +175,12 @@ def _work(db: sqlite3.Connection, table: str, stage: str, since: float, until: f
     ]
 
 
-def lines(found: Found, now: float) -> Iterator[str]:
-    """Draws what `of_peer` or `of_stage` has found."""
+def lines(found: Found, now: float, width: int | None = None) -> Iterator[str]:
+    """Draws what `of_peer` or `of_stage` has found. `width` is in columns; with None no line is wrapped."""
+    yield from flow.wrapped(_lines(found, now), width)
+
+
+def _lines(found: Found, now: float) -> Iterator[str]:
     if found["of"] == "stage":
         yield f"{found['stage']}-service"
         drawn = [("handled", "handled"), ("dropped", "dropped"), ("failed", "failed")]
@@ -258,18 +262,19 @@ def usage(environment: Environment, month: str | None, now: float) -> Found:
     return {"version": FORMAT, "interface": environment.interface, "month": text, "peers": peers}
 
 
-def usage_lines(found: Found) -> Iterator[str]:
-    """Writes a month as a table."""
+def usage_lines(found: Found, width: int | None = None) -> Iterator[str]:
+    """Writes a month as a table. `width` is in columns; with None no line is wrapped."""
     yield f"{found['interface']}, {found['month']} (UTC)"
     sums = {key: sum(peer[key] for peer in found["peers"]) for key in ("rx_bytes", "tx_bytes")}
     yield f"{'received':>12} {'sent':>12}  peer"
     for peer in found["peers"]:
-        yield _row(peer, label(peer["public_key"], peer["name"]))
-    yield _row(sums, "all")
+        yield from _row(peer, label(peer["public_key"], peer["name"]), width)
+    yield from _row(sums, "all", width)
 
 
-def _row(sums: Found, who: str) -> str:
-    return f"{layout.size(sums['rx_bytes']):>12} {layout.size(sums['tx_bytes']):>12}  {who}"
+def _row(sums: Found, who: str, width: int | None) -> Iterator[str]:
+    head = f"{layout.size(sums['rx_bytes']):>12} {layout.size(sums['tx_bytes']):>12} "
+    yield from flow.lines(head, len(head), who.split(" "), width)
 
 
 # --- CSV ----------------------------------------------------------------------------------------------------

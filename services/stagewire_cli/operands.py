@@ -1,6 +1,7 @@
 """Resolves FILE and NAME for all commands, and ends a failed command with one line."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -70,6 +71,11 @@ def done(text: str) -> None:
     with suppress(OSError):
         # Bypasses Python's buffer: to flush that at exit could fail.
         os.write(1, f"{logs.cleaned_lines(text)}\n".encode(errors="replace"))
+
+
+def width() -> int | None:
+    """Returns the terminal's columns, by which output is wrapped; None for a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def counted(count: int, what: str) -> str:

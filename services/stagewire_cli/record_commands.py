@@ -107,7 +107,7 @@ def history(about: str, interface: str | None, stage: bool, as_json_object: bool
     def find(environment: Environment) -> dict[str, Any]:
         return (kept.of_stage if stage else kept.of_peer)(environment, about, time.time())
 
-    _show(interface, find, lambda found: kept.lines(found, time.time()), as_json_object, as_csv)
+    _show(interface, find, lambda found: kept.lines(found, time.time(), operands.width()), as_json_object, as_csv)
 
 
 @click.command(epilog=operands.OPTIONAL)
@@ -125,7 +125,7 @@ def usage(file_or_name: str | None, month: str | None, as_json_object: bool, as_
     def find(environment: Environment) -> dict[str, Any]:
         return kept.usage(environment, month, time.time())
 
-    _show(file_or_name, find, kept.usage_lines, as_json_object, as_csv)
+    _show(file_or_name, find, lambda found: kept.usage_lines(found, operands.width()), as_json_object, as_csv)
 
 
 def _show(

@@ -73,3 +73,15 @@ def test_a_peer_is_shown_in_words() -> None:
     ):  # fmt: skip
         assert words in said
     assert "_" not in said
+
+
+def test_texts_are_wrapped_below_their_own_indent() -> None:
+    texts = ["  do: " + "word " * 10 + "end", "short", "    received  ▁▂▃"]
+    assert flow.wrapped(texts, None) == texts
+    told = flow.wrapped(texts, 30)
+    assert told == [
+        "  do: word word word word word", "      word word word word word", "      end", "short", "    received  ▁▂▃"
+    ]  # fmt: skip
+    assert all(flow.columns(line) <= 30 for line in told)
+    assert flow.wrapped(["a" * 50], 30) == ["a" * 26, "    " + "a" * 24]
+    assert flow.wrapped([""], 5) == [""]

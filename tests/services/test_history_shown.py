@@ -19,6 +19,7 @@ from stagewire.config import encode_key
 from stagewire.control.telemetry import PeerReport
 from stagewire.environment import Environment
 from stagewire.history import FOLDER, LIFE, NAME
+from stagewire_cli import flow
 from stagewire_cli import history as shown
 from stagewire_cli.__main__ import main
 from stagewire_cli.failures import Failed
@@ -85,6 +86,7 @@ def test_a_stage_and_a_month(environment: Environment) -> None:
     assert "dropped" in "\n".join(shown.lines(found, NOW))
     month = shown.usage(environment, None, NOW)
     assert [(peer["name"], peer["rx_bytes"]) for peer in month["peers"]] == [("Anna", 4000), (EVIL, 5)]
+    assert all(flow.columns(line) <= 80 for line in shown.usage_lines(month, 80))
     assert list(shown.usage_lines(month))[-1] == "     3.9 KiB         45 B  all"
     assert shown.usage(environment, "2019-01", NOW)["peers"] == []
 
