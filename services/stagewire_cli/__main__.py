@@ -4,7 +4,6 @@ import errno
 import io
 import json
 import os
-import shutil
 import signal
 import sys
 from contextlib import suppress
@@ -254,7 +253,7 @@ def why(peer: str, file_or_name: str | None, interface: str | None, as_json: boo
 
     def tell(environment: Environment) -> None:
         found = why.answer(environment, peer, trying=not no_try)
-        _print(found, why.lines(found), as_json=as_json)
+        _print(found, why.lines(found, operands.width()), as_json=as_json)
         if not found["healthy"]:
             sys.exit(operands.DEGRADED)
 
@@ -283,7 +282,7 @@ def doctor(file_or_name: str | None, fix: bool, as_json: bool) -> None:
             if not mended:
                 operands.complain("not every command could be run")
         found = doctor.answer(facts, troubles)
-        _print(found, doctor.lines(facts, troubles), as_json=as_json)
+        _print(found, doctor.lines(facts, troubles, operands.width()), as_json=as_json)
         if not found["healthy"]:
             sys.exit(operands.DEGRADED)
 
@@ -333,8 +332,7 @@ def status(file_or_name: str | None, as_json: bool) -> None:
             operands.complain(operands.not_up(name) if name else operands.NONE_UP)
         sys.exit(operands.NOT_RUNNING)
     if not as_json:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        click.echo("\n\n".join("\n".join(layout.lines(answer, width)) for answer in found))
+        click.echo("\n\n".join("\n".join(layout.lines(answer, operands.width())) for answer in found))
     if not all(answer["healthy"] for answer in found):
         sys.exit(operands.DEGRADED)
 

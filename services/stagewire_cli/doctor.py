@@ -3,26 +3,50 @@
 Each trouble names the exact commands that mend it. `--fix` runs them after showing them. They last until the next boot.
 """
 
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from ipaddress import ip_network
 from typing import Any, Final
 
+from stagewire import config
+from stagewire.config import ConfigError
 from stagewire.config.peer_names import label
+from stagewire.control import gateway
 from stagewire.environment import Environment
 from stagewire.proto.kernel import rule
-from stagewire_cli import diagnosis, host_facts, kernels, legacy_rules, readiness, why
-from stagewire_cli.evidence import RECENT
-from stagewire_cli.host_facts import Block, Denied
+from stagewire_cli import (
+    flow,
+    host_facts,
+    kernels,
+    legacy_rules,
+    readiness,
+    services_away,
+    show,
+    the_file,
+    trials,
+    way_out,
+    why,
+)
+from stagewire_cli.causes.handshakes import CLOCK
+from stagewire_cli.causes.here import BUSY, lets_answers_in
+from stagewire_cli.causes.place import KINDS, REASONS
+from stagewire_cli.evidence import RECENT, Away
+from stagewire_cli.host_facts import Denied
+from stagewire_cli.ruleset import Block
+from stagewire_cli.way_out import host_of
 
 FORMAT: Final = 1
 """Version of the JSON object."""
 _LISTED: Final = 5
-_CLOCK: Final = 1_767_225_600
-"""2026 in unix s: a clock before it has never been set."""
 _FORWARDING: Final = {4: "net.ipv4.ip_forward=1", 6: "net.ipv6.conf.all.forwarding=1"}
+_WITHIN: Final = 10
+"""s for a command of the host, and for one of ours, which replaces processes one by one."""
+_OURS_WITHIN: Final = 90
 _SETTLES: Final = 1.5
 """s after a mending until the services know of it."""
 
@@ -45,8 +69,19 @@ class Facts:
     status: dict[str, Any]
     now: float
     """Unix s."""
-    away: list[str] = field(default_factory=list)
-    blocked: Block | None = None
+    away: list[Away] = field(default_factory=list)
+    blocked: list[Block] = field(default_factory=list)
+    """What drops datagrams to our port."""
+    tunnel_blocked: list[Block] = field(default_factory=list)
+    """What drops the tunnel's packets to or from this host."""
+    through_blocked: list[Block] = field(default_factory=list)
+    """What drops the tunnel's packets through this host."""
+    endpoints: list[tuple[str, str, str]] = field(default_factory=list)
+    """Endpoints to which nothing can go: the peer's label, what is wrong, what to do."""
+    own_addresses: frozenset[str] = frozenset()
+    """All addresses of this host."""
+    file: list[str] = field(default_factory=list)
+    """Warnings of the configuration file."""
     forwards: dict[int, bool] = field(default_factory=dict)
     refused_forwards: dict[int, int] = field(default_factory=dict)
     masquerades: bool | None = None
@@ -55,6 +90,8 @@ class Facts:
     denied: list[Denied] = field(default_factory=list)
     strict_source: bool = False
     source_drops: int = 0
+    tracks_no_more: bool = False
+    """The table of connections is full."""
     busy: dict[str, float] = field(default_factory=dict)
     unready: list[str] = field(default_factory=list)
     """Why no traffic can flow, as /readyz says."""
@@ -62,23 +99,58 @@ class Facts:
 
 def gather(environment: Environment) -> Facts:
     """Looks at an interface and its host. Raises Failed."""
-    status = why.status(environment)
-    busy, firewall = why.busy_workers(status), host_facts.Firewall()
+    status, interface = why.status(environment), environment.interface
+    busy, firewall, port = why.busy_workers(status), host_facts.Firewall(), status.get("listen_port") or 0
+    away, links = services_away.found(status), host_facts.Links()
     return Facts(
         status,
         time.time(),
-        [why.away(each) for each in status["services"] if not each["ready"] or each["fault"]],
-        firewall.blocks(status.get("listen_port") or 0),
+        away,
+        firewall.blocks(port),
+        firewall.blocks_tunnel(interface),
+        firewall.blocks_through(interface),
+        list(_endpoints(status["peers"], port, (status.get("host") or {}).get("mark", 0), links)),
+        links.addresses(),
+        _of_file(environment),
         host_facts.forwards(),
         host_facts.refused_forwards(),
         firewall.masquerades(),
-        [*legacy_rules.warnings(environment.interface)],
-        firewall.denied(environment.interface),
-        host_facts.strict_source(environment.interface),
+        [*legacy_rules.warnings(interface)],
+        firewall.denied(interface),
+        host_facts.strict_source(interface),
         host_facts.source_drops(),
+        host_facts.tracks_no_more(),
         busy.shares(),
-        readiness.why_not(environment),
+        [] if away else readiness.why_not(environment),
     )
+
+
+def _of_file(environment: Environment) -> list[str]:
+    """Returns the warnings of the configuration file; its mistakes are told by `stagewire status`."""
+    with suppress(ConfigError, OSError):
+        if the_file.what_was_read(environment) is not None:
+            return [str(warning) for warning in config.load(the_file.of(environment)).warnings]
+    return []
+
+
+def _endpoints(
+    peers: list[dict[str, Any]], port: int, mark: int, links: host_facts.Links
+) -> Iterator[tuple[str, str, str]]:
+    for peer in peers:
+        place = peer["endpoint"]
+        if not place:
+            continue
+        fault = ""
+        host, to = host_of(place), place.rpartition(":")[2]
+        if to == str(port) and (links.is_own(host) or way_out.kind_of(host) == "unspecified"):
+            fault, mend = "is this gateway itself", "put the peer's own address and port into its Endpoint"
+        elif (kind := way_out.kind_of(host)) in KINDS:
+            fault, mend = f"is {KINDS[kind]}", "put the address where the peer listens into its Endpoint"
+        elif error := way_out.error_of(place, mark):
+            what, mend = REASONS.get(error, ("can't send to", f"the kernel says: {os.strerror(error)}"))
+            fault = f"can't be reached: this host {what} it"
+        if fault:
+            yield label(peer["public_key"], peer["name"]), f"its endpoint {place} {fault}", mend
 
 
 def examine(facts: Facts) -> list[Trouble]:
@@ -93,15 +165,16 @@ def _gateway(facts: Facts) -> Iterator[Trouble]:
         command = ("ip", "link", "set", name, "up")
         yield Trouble("interface_down", f"{name} is set down, so no packet passes", "set it up", (command,))
     for service in facts.away:
-        yield Trouble("service_away", f"a part of the gateway does no work: {service}", "see its log")
+        text = f"a part of the gateway does no work: {service}"
+        yield Trouble("service_away", text, service.mend, (service.command,) if service.command else ())
     if facts.status.get("link_up") is not False and not facts.away:
         for reason in facts.unready:
             mend = "see what `stagewire status` counts below each service, and what `stagewire why PEER` says"
             yield Trouble("not_ready", f"no traffic gets through: {reason}", mend)
-    for warning in facts.status["warnings"]:
+    for warning in (each for each in facts.status["warnings"] if not each.startswith(show.SILENT)):
         yield Trouble("warning", warning, "do what it says", wrong=False)
     for worker, share in facts.busy.items():
-        if share >= diagnosis.BUSY:
+        if share >= BUSY:
             yield Trouble("overloaded", f"{worker} uses {share:.0%} of a core", "add workers with `stagewire scale N`")
 
 
@@ -115,10 +188,7 @@ def _kernel(facts: Facts) -> Iterator[Trouble]:
 
 def _host(facts: Facts) -> Iterator[Trouble]:
     name = facts.status["interface"]
-    if facts.blocked is not None:
-        port = facts.status.get("listen_port")
-        text = f"this host drops datagrams to UDP port {port}: {facts.blocked.text}"
-        yield Trouble("port_blocked", text, "let them in", (facts.blocked.mend,))
+    yield from _rules(facts)
     off = [version for version, on in facts.forwards.items() if not on]
     if off:
         yield Trouble(
@@ -127,7 +197,7 @@ def _host(facts: Facts) -> Iterator[Trouble]:
             "if peers are to reach other hosts, write `# stagewire: Exit = on` into [Interface] and `stagewire reload`; "
             "or switch it on, and put it into /etc/sysctl.d to last",
             tuple(("sysctl", "-w", _FORWARDING[version]) for version in off),
-            wrong=any(facts.refused_forwards.get(version) for version in off),
+            wrong=any(facts.refused_forwards.get(version) for version in off) and _sends_in_vain(facts),
         )
     elif facts.masquerades is False:
         yield Trouble(
@@ -145,6 +215,12 @@ def _host(facts: Facts) -> Iterator[Trouble]:
     for warning in facts.legacy:
         mend = "do what it says, if peers are to reach hosts behind this one"
         yield Trouble("legacy_rules", warning, mend, wrong=False)
+    yield from _dropped(facts)
+
+
+def _dropped(facts: Facts) -> Iterator[Trouble]:
+    """Judges what this host drops by itself, and its clock."""
+    name = facts.status["interface"]
     if facts.denied:
         most, sources = facts.denied[0], len({each.source for each in facts.denied})
         text = (
@@ -160,9 +236,44 @@ def _host(facts: Facts) -> Iterator[Trouble]:
             tuple(("sysctl", "-w", f"net.ipv4.conf.{each}.rp_filter=2") for each in ("all", name)),
             wrong=False,
         )
-    if facts.now < _CLOCK:
+    if facts.tracks_no_more:
+        text = "this host's table of connections is full, so it drops packets of new ones"
+        yield Trouble(
+            "connections_full", text, "see `sysctl net.netfilter.nf_conntrack_count`, and raise nf_conntrack_max"
+        )
+    if facts.now < CLOCK:
         mend = "set the clock: peers refuse handshakes that are older than earlier ones"
         yield Trouble("clock", "this host's clock stands in the past", mend)
+
+
+def _rules(facts: Facts) -> Iterator[Trouble]:
+    port, name = facts.status.get("listen_port"), facts.status["interface"]
+    for block in (each for each in facts.blocked if not each.narrow):
+        text = f"this host drops {_part(block)}datagrams to UDP port {port}: {block.text}"
+        called = any(not peer.get("endpoint_set") for peer in facts.status["peers"])
+        wrong = called or not lets_answers_in(block)
+        yield Trouble("port_blocked", text, "let them in", (block.mend,), wrong=wrong)
+    for block in (each for each in facts.tunnel_blocked if not each.narrow):
+        text = f"this host drops {_part(block)}packets of {name} to or from itself: {block.text}"
+        wrong = not lets_answers_in(block)
+        yield Trouble("tunnel_blocked", text, "let them pass, unless that is meant", (block.mend,), wrong=wrong)
+    if all(facts.forwards.values()) and gateway.kept(facts.status["warnings"]) is None:
+        for block in (each for each in facts.through_blocked[:1] if not each.narrow):
+            text = (
+                f"this host drops {_part(block)}packets that come from {name} or go there by other links: {block.text}"
+            )
+            mend = "let them pass, if peers are to reach hosts behind this one"
+            yield Trouble("forwarding_dropped", text, mend, (block.mend,), wrong=False)
+
+
+def _part(block: Block) -> str:
+    return f"a part, namely {block.part}, of " if block.part else ""
+
+
+def _sends_in_vain(facts: Facts) -> bool:
+    """Tells whether a peer sends and gets nothing back. Others' packets may also have been refused, even our own pings."""
+    least = trials.SILENT_BYTES
+    return any(peer.get("rx_bytes", 0) > least >= peer.get("tx_bytes", 0) for peer in facts.status["peers"])
 
 
 def _peers(facts: Facts) -> Iterator[Trouble]:
@@ -171,6 +282,16 @@ def _peers(facts: Facts) -> Iterator[Trouble]:
         if peer["unresolved"]:
             text = f"{label(peer['public_key'], peer['name'])}: {peer['unresolved']}"
             yield Trouble("name_not_resolved", text, "mend the name in its Endpoint, or the DNS servers")
+    for named, text, mend in facts.endpoints[:_LISTED]:
+        yield Trouble("endpoint", f"{named}: {text}", mend)
+    for peer in peers:
+        for prefix in peer["allowed_ips"]:
+            address, _, length = prefix.partition("/")
+            if length == ("128" if ":" in address else "32") and address in facts.own_addresses:
+                text = f"{label(peer['public_key'], peer['name'])}: {address} is this host's own, so its packets never leave"
+                yield Trouble("own_address", text, "give this gateway another Address, or the peer other AllowedIPs")
+    for warning in facts.file[:_LISTED]:
+        yield Trouble("file", warning, "mend the line, then `stagewire reload`, if that isn't meant", wrong=False)
     for inner, outer, prefix in _overlaps(peers)[:_LISTED]:
         text = f"{prefix} of {inner} lies in a prefix of {outer}; packets to it go to {inner}"
         yield Trouble("overlap", text, "make the prefixes narrower, if that isn't meant", wrong=False)
@@ -218,14 +339,15 @@ def answer(facts: Facts, troubles: list[Trouble]) -> dict[str, Any]:
     }
 
 
-def lines(facts: Facts, troubles: list[Trouble]) -> list[str]:
-    """Writes the kernels in use and the troubles for people."""
+def lines(facts: Facts, troubles: list[Trouble], width: int | None = None) -> list[str]:
+    """Writes the kernels in use and the troubles for people. Commands stand in one line, so that they can be copied."""
     interface = facts.status["interface"]
     wrong = sum(trouble.wrong for trouble in troubles)
     told = [f"{interface}: {'all is well' if not wrong else 'one trouble' if wrong == 1 else f'{wrong} troubles'}"]
-    told += [f"  kernel: {kernel}" for kernel in kernels.in_use(facts.status)]
+    told += flow.wrapped([f"  kernel: {kernel}" for kernel in kernels.in_use(facts.status)], width)
     for trouble in troubles:
-        told += [f"{'wrong' if trouble.wrong else 'hint'}: {trouble.text}", f"  do: {trouble.mend}"]
+        said = [f"{'wrong' if trouble.wrong else 'hint'}: {trouble.text}", f"  do: {trouble.mend}"]
+        told += flow.wrapped(said, width)
         told += [f"    {written(command)}" for command in trouble.commands]
     return told
 
@@ -236,7 +358,10 @@ def mend(troubles: list[Trouble], say: Callable[[str], None]) -> bool:
     for command in [command for trouble in troubles if trouble.wrong for command in trouble.commands]:
         say(f"# {written(command)}")
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=10)
+            ours = command[0] == "stagewire"  # the one that runs now, wherever it lies
+            words = (sys.argv[0], *command[1:]) if ours else command
+            within = _OURS_WITHIN if ours else _WITHIN
+            subprocess.run(words, check=True, capture_output=True, text=True, errors="replace", timeout=within)
         except subprocess.CalledProcessError as error:
             done = False
             say(f"  failed: {error.stderr.strip() or error.returncode}")

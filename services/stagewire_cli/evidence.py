@@ -3,9 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from stagewire.limits import MIN_MTU_IPV6
 from stagewire.proto.constants import REJECT_AFTER_TIME
-from stagewire_cli.host_facts import Block, Denied
+from stagewire_cli.former import Former
+from stagewire_cli.host_facts import Denied
+from stagewire_cli.ping import Heard
 from stagewire_cli.probe import Refusal
+from stagewire_cli.ruleset import Block
+from stagewire_cli.way_out import WayOut, host_of
 
 RECENT: Final = REJECT_AFTER_TIME
 """s in which a reason counts as present, as long as a session lives."""
@@ -24,6 +29,23 @@ class Finding:
     wrong: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Away:
+    """Describes a service that isn't at work: its fault, and the command that brings it back."""
+
+    service: str
+    fault: str
+    mend: str
+    carries: bool = True
+    """Packets or handshakes need it."""
+    command: tuple[str, ...] = ()
+    passes: bool = False
+    """It may be at work in a moment."""
+
+    def __str__(self) -> str:
+        return f"{self.service} {self.fault}"
+
+
 @dataclass(slots=True)
 class Path:
     """Tells what packets of two sizes through the tunnel did: None if not tried, else whether an answer came."""
@@ -33,6 +55,18 @@ class Path:
     fits: int = 0
     """Bytes of the largest packet that was answered."""
     mtu: int = 0
+    lost: int = 0
+    """Small packets without an answer, while others had one."""
+    silent: tuple[str, ...] = ()
+    """The peer's own addresses that answered nothing."""
+    answering: tuple[str, ...] = ()
+    """Its own addresses that did."""
+    other_answer: str = ""
+    """An address of the peer that answers TCP and no ping."""
+    refused: Heard | None = None
+    """What answered that it can't hand the packet on to the target."""
+    forwards: Heard | None = None
+    """The peer's answer to a packet that it could have handed on once more, which only a host that forwards gives."""
 
 
 @dataclass(slots=True)
@@ -44,7 +78,7 @@ class Evidence:
     now: float
     """Unix s."""
     strangers: list[dict[str, Any]] = field(default_factory=list)
-    away: list[str] = field(default_factory=list)
+    away: list[Away] = field(default_factory=list)
     """Services that aren't at work, each with its fault."""
     link_up: bool | None = True
     others: dict[str, list[str]] = field(default_factory=dict)
@@ -53,10 +87,22 @@ class Evidence:
     """The device that the host's route to each of the peer's prefixes leads to; empty for none."""
     port: int = 0
     """Our UDP port."""
-    port_blocked: Block | None = None
-    """The rule of this host that drops what comes to our port."""
-    tunnel_blocked: Block | None = None
-    """The rule of this host that drops packets of the tunnel before they enter it, or as they come out for this host."""
+    port_blocked: list[Block] = field(default_factory=list)
+    """Rules of this host that drop what comes to our port."""
+    out_blocked: list[Block] = field(default_factory=list)
+    """Rules of this host that drop what we send to the endpoint."""
+    tunnel_blocked: list[Block] = field(default_factory=list)
+    """Rules of this host that drop packets of the tunnel before they enter it, or as they come out for this host."""
+    through_blocked: list[Block] = field(default_factory=list)
+    """Rules of this host that drop packets on their way through the tunnel and this host."""
+    way: WayOut | None = None
+    """The way to the peer's endpoint."""
+    is_ourselves: bool = False
+    """The endpoint is this gateway's own address and port."""
+    former: dict[str, Former] = field(default_factory=dict)
+    """What became of the peers that had the keys of strangers."""
+    last_seen: str = ""
+    """When and where the peer was connected last; empty if nothing tells."""
     own_address: str = ""
     """An address of the peer, or the target, that this host has itself; empty for none."""
     arrives: bool = False
@@ -80,6 +126,12 @@ class Evidence:
     """The host drops packets whose source's route leads elsewhere (rp_filter = 1)."""
     source_drops: int = 0
     """Packets that the host has dropped so."""
+    more_source_drops: int = 0
+    """Those of them that it has dropped while a handshake was tried."""
+    tracks_no_more: bool = False
+    """The host's table of connections is full, so that it drops packets of new ones."""
+    own_families: frozenset[int] = frozenset((4, 6))
+    """Versions of IP of which our interface has an address."""
     busy: dict[str, float] = field(default_factory=dict)
     """Share of a core that each worker uses."""
     without_session: frozenset[str] = frozenset()
@@ -116,6 +168,11 @@ class Evidence:
         return bool(self.now - found["last_unix_s"] <= RECENT)
 
     @property
+    def ends_ipv6(self) -> bool:
+        """Tells whether our interface's MTU is too small for IPv6."""
+        return 0 < self.path.mtu < MIN_MTU_IPV6
+
+    @property
     def host(self) -> str:
         """Returns the address of the peer's endpoint."""
         return host_of(self.peer["endpoint"] or "")
@@ -134,6 +191,9 @@ class Evidence:
         return self.shaken is not None and self.shaken <= RECENT
 
 
-def host_of(place: str) -> str:
-    """Returns the address of `address:port`."""
-    return place.rpartition(":")[0].strip("[]").partition("%")[0] if ":" in place else place
+def seen(found: dict[str, Any] | None) -> str:
+    """Tells what a finding rests on."""
+    if found is None:
+        return ""
+    place = f", from {found['example']['address']}" if found["example"]["address"] else ""
+    return f"{found['reason']} {found['count']:,}{place}"

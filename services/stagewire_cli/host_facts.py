@@ -6,15 +6,21 @@ import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any, Final
 
-from stagewire.linux.nft_names import PREFIX, gateway_table_of
+from stagewire.linux.nft_names import gateway_table_of
+from stagewire_cli import legacy_listing
+from stagewire_cli.ruleset import Block, Ruleset, Traffic
 
 _LOOKED_AT: Final = 4
 """Prefixes whose route is looked up."""
+_FULL: Final = 0.98
 _TICK: Final = os.sysconf("SC_CLK_TCK")
+_INWARDS: Final = ("ingress", "prerouting", "input")
+_OUTWARDS: Final = ("output", "postrouting", "egress")
+"""Hooks on the way of a packet for this host, and of one from it."""
 
 
 def forwards() -> dict[int, bool]:
@@ -43,6 +49,14 @@ def source_drops() -> int:
     return _counted("netstat", "TcpExt:", "IPReversePathFilter")
 
 
+def tracks_no_more() -> bool:
+    """Tells whether the table of connections is full (nf_conntrack), or nearly so."""
+    try:
+        return _sysctl("netfilter/nf_conntrack_count") >= _FULL * _sysctl("netfilter/nf_conntrack_max")
+    except (OSError, ValueError):  # it tracks none
+        return False
+
+
 def refused_forwards() -> dict[int, int]:
     """Counts, by version of IP, the packets for others that came while the host forwarded none."""
     return {4: _counted("snmp", "Ip:", "InAddrErrors"), 6: _counted6("Ip6InAddrErrors")}
@@ -64,14 +78,6 @@ def _counted6(name: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Describes what drops our datagrams, and the command that mends it."""
-
-    text: str
-    mend: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Denied:
     """Counts the packets from a peer's address to another address that the access rules have dropped."""
 
@@ -84,11 +90,11 @@ class Firewall:
     """Knows the host's rules of nftables, those of iptables-nft included."""
 
     def __init__(self) -> None:
-        found = _json("nft", "-j", "list", "ruleset")
+        found = asked("nft", "-j", "list", "ruleset")
         self._known = found is not None
         self._rules = [each["rule"] for each in (found or {}).get("nftables", []) if "rule" in each]
         self._sets = [each["set"] for each in (found or {}).get("nftables", []) if "set" in each]
-        self._chains = [each["chain"] for each in (found or {}).get("nftables", []) if "chain" in each]
+        self._ruleset = Ruleset([*(found or {}).get("nftables", []), *legacy_listing.entries()])
 
     def masquerades(self) -> bool | None:
         """Tells whether a rule changes source addresses; None if that can't be seen."""
@@ -110,69 +116,66 @@ class Firewall:
         table = gateway_table_of(interface)
         return any(rule["table"] == table and rule.get("comment") == "isolated" for rule in self._rules)
 
-    def blocks(self, port: int) -> "Block | None":
-        """Finds what drops datagrams to a UDP port of ours; None if nothing plainly does."""
-        for rule in self._rules:
-            text = json.dumps(rule["expr"])
-            if _names_port(rule["expr"], port) and ('"drop"' in text or '"reject"' in text):
-                place = rule["family"], rule["table"], rule["chain"]
-                return Block(
-                    f"a rule in {_chain(*place)}", ("nft", "delete", "rule", *place, "handle", str(rule["handle"]))
-                )
-        for chain in self._chains:
-            rules = [rule for rule in self._rules if rule["table"] == chain["table"]]
-            closed = chain.get("hook") == "input" and chain.get("policy") == "drop"
-            if closed and not any(_names_port(rule["expr"], port) for rule in rules):
-                place = chain["family"], chain["table"], chain["name"]
-                mend = ("nft", "insert", "rule", *place, "udp", "dport", str(port), "accept")
-                return Block(f"the policy of {_chain(*place)}", mend)
-        return None
+    def blocks(self, port: int, device: str = "", source: str = "") -> list[Block]:
+        """Finds what drops datagrams to a UDP port of ours, from a device and an address if these are known."""
+        version = 0 if not source else 6 if ":" in source else 4
+        traffic = Traffic(_INWARDS, version, "udp", device, "", source, destination_port=port)
+        return self._ruleset.blocks(traffic) if port else []
 
-    def blocks_tunnel(self, interface: str) -> "Block | None":
-        """Finds what drops an interface's packets to or from this host; None if nothing plainly does."""
-        hooks = {
-            (each["family"], each["table"], each["name"]): each.get("hook")
-            for each in self._chains
-            if not each["table"].startswith(PREFIX)
-        }
-        for rule in self._rules:
-            place = rule["family"], rule["table"], rule["chain"]
-            field = {"input": "iif", "output": "oif"}.get(hooks.get(place) or "")
-            if field and _drops_all_of(rule["expr"], field, interface):
-                mend = ("nft", "delete", "rule", *place, "handle", str(rule["handle"]))
-                return Block(f"a rule in {_chain(*place)}", mend)
-        return None
+    def blocks_out(self, port: int, place: str, device: str = "") -> list[Block]:
+        """Finds what drops our datagrams to a place."""
+        host, _, to = place.rpartition(":")
+        host = host.strip("[]").partition("%")[0]
+        version = 6 if ":" in host else 4
+        traffic = Traffic(_OUTWARDS, version, "udp", "", device, "", host, port, int(to))
+        return self._ruleset.blocks(traffic)
+
+    def blocks_tunnel(self, interface: str, address: str = "", *, answers: bool = False) -> list[Block]:
+        """Finds what drops an interface's packets to or from this host, with the address of a peer if it is known."""
+        version = 0 if not address else 6 if ":" in address else 4
+        inwards = Traffic(_INWARDS, version, incoming=interface, source=address, answers=answers)
+        outwards = Traffic(_OUTWARDS, version, outgoing=interface, destination=address)
+        return self._ruleset.blocks(inwards) + self._ruleset.blocks(outwards)
+
+    def blocks_through(self, interface: str) -> list[Block]:
+        """Finds what drops packets that come from an interface and leave by another, or the other way round."""
+        there = self._ruleset.blocks(Traffic(("forward",), incoming=interface))
+        back = self._ruleset.blocks(Traffic(("forward",), outgoing=interface, answers=True))
+        return [*dict.fromkeys(there + back)]
 
 
-def _drops_all_of(expressions: list[Any], field: str, interface: str) -> bool:
-    """Tells whether a rule drops all packets of an interface, and compares nothing else."""
-    others = [each for each in expressions if "counter" not in each]
-    match others:
-        case [{"match": {"op": "==", "left": {"meta": {"key": key}}, "right": right}}, {"drop": _} | {"reject": _}]:
-            return key in {field, f"{field}name"} and right == interface
-    return False
+class Links:
+    """Holds this host's links and their addresses, as they were at its making."""
+
+    def __init__(self) -> None:
+        self._links = asked("ip", "-j", "address", "show") or []
+
+    def addresses(self, interface: str = "") -> frozenset[str]:
+        """Returns the addresses of an interface, or all."""
+        links = [link for link in self._links if not interface or link.get("ifname") == interface]
+        return frozenset(each.get("local", "") for link in links for each in link.get("addr_info", []))
+
+    def is_own(self, address: str) -> bool:
+        """Tells whether an address is this host's."""
+        found = ip_address(address)
+        return found.is_loopback or str(found) in self.addresses()
+
+    def mtu(self, interface: str) -> int:
+        """Returns the MTU of an interface (bytes); 0 if there is none of that name."""
+        return next((int(link.get("mtu", 0)) for link in self._links if link.get("ifname") == interface), 0)
+
+    def carries(self, device: str) -> bool:
+        """Tells whether a link is up and has a carrier; True if that can't be told."""
+        return all(_is_up(link) for link in self._links if link.get("ifname") == device)
+
+    def idle(self) -> list[str]:
+        """Lists the links that are meant to be used, as they are set up or have an address, and carry nothing."""
+        used = [link for link in self._links if "UP" in link.get("flags", ()) or link.get("addr_info")]
+        return sorted(link["ifname"] for link in used if link.get("ifname", "lo") != "lo" and not _is_up(link))
 
 
-def is_own(address: str) -> bool:
-    """Tells whether an address is this host's."""
-    answer = _json("ip", "-j", "route", "get", address)
-    return bool(answer) and answer[0].get("type") == "local"
-
-
-def _chain(family: str, table: str, name: str) -> str:
-    return f"chain {name} of table {family} {table}"
-
-
-def _names_port(expressions: list[Any], port: int) -> bool:
-    """Tells whether a rule compares the destination port with one port, or with a set that holds it."""
-    matches = [each["match"] for each in expressions if "match" in each]
-    fields = [
-        (match["left"].get("payload", {}), match["right"]) for match in matches if isinstance(match["left"], dict)
-    ]
-    return any(
-        field.get("field") == "dport" and (right == port or (isinstance(right, dict) and port in right.get("set", [])))
-        for field, right in fields
-    )
+def _is_up(link: dict[str, Any]) -> bool:
+    return {"UP", "LOWER_UP"} <= {*link.get("flags", ())}
 
 
 def routes(prefixes: list[str]) -> dict[str, str]:
@@ -183,7 +186,7 @@ def routes(prefixes: list[str]) -> dict[str, str]:
         address = network.network_address if network.num_addresses == 1 else network.broadcast_address - 1
         if network.prefixlen == 0:  # the last addresses of all are reserved
             address = type(address)("2001:4860:4860::8888" if network.version == 6 else "8.8.8.8")
-        answer = _json("ip", "-j", "route", "get", str(address))
+        answer = asked("ip", "-j", "route", "get", str(address))
         if answer is None or not answer:
             found[prefix] = ""
         elif answer[0].get("type") != "local":
@@ -191,14 +194,7 @@ def routes(prefixes: list[str]) -> dict[str, str]:
     return found
 
 
-def mtu(interface: str) -> int:
-    """Returns the MTU of an interface (bytes); 0 if there is none of that name."""
-    with suppress(OSError, ValueError):
-        return int((Path("/sys/class/net") / interface / "mtu").read_text())
-    return 0
-
-
-def _json(*command: str) -> Any:
+def asked(*command: str) -> Any:
     """Runs a program and returns what it says in JSON; None if it can't."""
     with suppress(OSError, ValueError, subprocess.SubprocessError):
         return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=3).stdout)

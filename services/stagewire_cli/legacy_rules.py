@@ -8,14 +8,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-_TABLES: Final = {"iptables": Path("/proc/net/ip_tables_names"), "ip6tables": Path("/proc/net/ip6_tables_names")}
+TABLES: Final = {"iptables": Path("/proc/net/ip_tables_names"), "ip6tables": Path("/proc/net/ip6_tables_names")}
 """Lists the tables of iptables-legacy in this network namespace, for root."""
 _WAYS: Final = ("-i", "-o")
 
 
 def warnings(interface: str) -> Iterator[str]:
     """Yields a line for each family whose FORWARD chain may drop the interface's packets, with the commands that mend it."""
-    for program, tables in _TABLES.items():
+    for program, tables in TABLES.items():
         with suppress(OSError):
             if "filter" in tables.read_text().split():
                 yield from _judged(program, interface)

@@ -1,14 +1,16 @@
-"""Pings an address through the tunnel, with packets that no router may cut into fragments."""
+"""Pings an address through the tunnel, with packets that no router may cut into fragments, and hears ICMP errors as well."""
 
 import os
 import socket
 import struct
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import Final
+from typing import Final, Literal
 
 from stagewire.limits import MIN_MTU_IPV6
+from stagewire.proto.packets.fields import V6_HEADER
 
 _PROBE: Final = 3
 """IP_PMTUDISC_PROBE: don't fragment, whatever MTU the kernel has learnt."""
@@ -17,34 +19,103 @@ _HEADERS: Final = {4: 28, 6: 48}
 _ECHO: Final = struct.Struct("!BBHHH")
 SMALL: Final = 84
 LEAST: Final = {4: 576, 6: MIN_MTU_IPV6}
+_HOPS: Final = 64
+_UNUSED_PORT: Final = 1
+"""tcpmux, which is long out of use."""
+_LEAST_WAIT: Final = 0.01
+_KINDS: Final = {4: {0: "echo", 3: "unreachable", 11: "exceeded"}, 6: {129: "echo", 1: "unreachable", 3: "exceeded"}}
+"""Types of ICMP and ICMPv6."""
+_CODES: Final = {
+    4: {0: "no route", 1: "no such host", 2: "no such host", 9: "prohibited", 10: "prohibited", 13: "prohibited"},
+    6: {0: "no route", 1: "prohibited", 3: "no such host", 5: "prohibited", 6: "prohibited"},
+}
+_ERROR: Final = 8
+"""Bytes of an ICMP error before the packet that it quotes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Tells which address has answered an echo request, and how. `why` is an unreachable destination's reason."""
+
+    kind: Literal["echo", "unreachable", "exceeded"]
+    by: str
+    why: str = ""
 
 
 def answered(address: IPv4Address | IPv6Address, interface: str, size: int, timeout: float) -> bool:
     """Tells whether an echo request of `size` bytes, IP header included, gets its answer. Raises OSError."""
-    v4 = address.version == 4
-    identity, nonce = os.getpid() & 0xFFFF, os.urandom(8)
-    data = nonce + bytes(max(0, size - _HEADERS[address.version] - len(nonce)))
-    family, protocol = (socket.AF_INET, socket.IPPROTO_ICMP) if v4 else (socket.AF_INET6, socket.IPPROTO_ICMPV6)
+    heard = ask(address, interface, size, timeout)
+    return heard is not None and heard.kind == "echo"
+
+
+def ask(
+    address: IPv4Address | IPv6Address, interface: str, size: int, timeout: float, hops: int = _HOPS
+) -> Heard | None:
+    """Sends an echo request through an interface, and returns what answers it; None for nothing in time. Raises OSError."""
+    version = address.version
+    identity, nonce = os.urandom(2), os.urandom(8)
+    data = nonce + bytes(max(0, size - _HEADERS[version] - len(nonce)))
+    family, protocol = (
+        (socket.AF_INET, socket.IPPROTO_ICMP) if version == 4 else (socket.AF_INET6, socket.IPPROTO_ICMPV6)
+    )
     with socket.socket(family, socket.SOCK_RAW, protocol) as opened:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
-        level, option = (socket.IPPROTO_IP, _IP_MTU_DISCOVER) if v4 else (socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER)
+        level, option, limit = (
+            (socket.IPPROTO_IP, _IP_MTU_DISCOVER, socket.IP_TTL)
+            if version == 4
+            else (socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, socket.IPV6_UNICAST_HOPS)
+        )
         opened.setsockopt(level, option, _PROBE)
-        request = _ECHO.pack(8 if v4 else 128, 0, 0, identity, 1) + data
-        if v4:  # the kernel fills in ICMPv6's checksum
+        opened.setsockopt(level, limit, hops)
+        request = _ECHO.pack(8 if version == 4 else 128, 0, 0, int.from_bytes(identity), 1) + data
+        if version == 4:  # the kernel fills in ICMPv6's checksum
             request = request[:2] + _checksum(request).to_bytes(2) + request[4:]
         try:
             opened.sendto(request, (str(address), 0))
         except OSError:  # too large for the interface, or no route
-            return False
+            return None
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
             opened.settimeout(left)
             with suppress(TimeoutError):
                 answer, source = opened.recvfrom(0xFFFF)
-                body = answer[(answer[0] & 15) * 4 :] if v4 else answer
-                if source[0] == str(address) and body[:1] == (b"\0" if v4 else b"\x81") and nonce in body[8:16]:
-                    return True
-    return False
+                body = answer[(answer[0] & 15) * 4 :] if version == 4 else answer
+                if (heard := _heard(body, address, request)) is not None and (
+                    (heard == "echo" and source[0] == str(address)) or heard != "echo"
+                ):
+                    return Heard(heard, source[0], _CODES[version].get(body[1], "") if heard == "unreachable" else "")
+    return None
+
+
+def answers_tcp(address: str, interface: str, timeout: float) -> bool:
+    """Tells whether a host answers a TCP connection to a port that hardly any host opens. Raises OSError."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as opened:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+        opened.settimeout(timeout or _LEAST_WAIT)
+        try:
+            opened.connect((address, _UNUSED_PORT))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return True
+
+
+def _heard(
+    body: bytes, address: IPv4Address | IPv6Address, request: bytes
+) -> Literal["echo", "unreachable", "exceeded"] | None:
+    """Tells what an ICMP message says of our echo request; None if the message is about another packet."""
+    kind = _KINDS[address.version].get(body[0]) if len(body) >= _ERROR else None
+    if kind == "echo":
+        return "echo" if body[4:16] == request[4:16] else None
+    if kind is None:
+        return None
+    quoted = body[_ERROR:]
+    header = (quoted[0] & 15) * 4 if quoted and address.version == 4 else V6_HEADER
+    to = quoted[16:20] if address.version == 4 else quoted[24:40]
+    # An error quotes eight bytes of the payload at least: our type, code, checksum, identity and number.
+    about_ours = to == address.packed and quoted[header + 4 : header + 8] == request[4:8]
+    return ("unreachable" if kind == "unreachable" else "exceeded") if about_ours else None
 
 
 def largest(address: IPv4Address | IPv6Address, interface: str, fails: int, timeout: float) -> int:

@@ -1,23 +1,40 @@
-"""Sends a peer's host one datagram, which no WireGuard answers, and hears whether a router or the host refuses it (ICMP)."""
+"""Hears what ICMP says of the datagrams to a peer's endpoint, while the gateway tries a handshake. Sends nothing itself.
+
+A datagram of our own would count as a drop at the other end.
+"""
 
 import errno
 import os
+import select
 import socket
 import struct
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, Self
 
-_DATAGRAM: Final = b"\0"
-"""WireGuard drops what is shorter than four bytes."""
-_RECEIVE_ERRORS: Final = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}
-_ERROR: Final = struct.Struct("=IBBBxII")
-"""sock_extended_err: the errno, then where it comes from; the offender's address follows."""
-_OFFENDERS: Final = {socket.AF_INET: slice(20, 24), socket.AF_INET6: slice(24, 40)}
-_FROM_NETWORK: Final = frozenset((2, 3))
-"""SO_EE_ORIGIN_ICMP and _ICMP6."""
-_ROOM: Final = 512
+from stagewire.proto.packets.fields import V6_HEADER
+from stagewire_cli.way_out import host_of
+
+_PORTS: Final = struct.Struct("!HH")
+_ERROR: Final = 8
+"""Bytes of an ICMP error before the packet that it quotes."""
+_ROOM: Final = 2048
+_MOST: Final = 256
+"""Messages that are looked at: others may send any number."""
+_UNREACHABLE: Final = {
+    socket.AF_INET: {
+        0: errno.ENETUNREACH, 1: errno.EHOSTUNREACH, 3: errno.ECONNREFUSED, 5: errno.EHOSTUNREACH, 6: errno.ENETUNREACH,
+        7: errno.EHOSTUNREACH, 9: errno.ENETUNREACH, 10: errno.EHOSTUNREACH, 11: errno.ENETUNREACH,
+        12: errno.EHOSTUNREACH, 13: errno.EHOSTUNREACH,
+    },
+    socket.AF_INET6: {
+        0: errno.ENETUNREACH, 1: errno.EACCES, 2: errno.EHOSTUNREACH, 3: errno.EHOSTUNREACH, 4: errno.ECONNREFUSED,
+        5: errno.EACCES, 6: errno.EACCES,
+    },
+}  # fmt: skip
+"""What the kernel makes of each code of an unreachable destination."""
+_PROHIBITED: Final = {socket.AF_INET: {9, 10, 13}, socket.AF_INET6: {1, 5, 6}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,39 +44,56 @@ class Refusal:
     by: str
     text: str
     closed: bool
+    prohibited: bool = False
+    """A firewall there says that it lets nothing through."""
 
 
 class Probe:
-    """Holds the datagram's socket until its answer is asked for. Without the right to send it, there is no answer."""
+    """Listens from its making until its end. Without the right to, it hears nothing."""
 
-    def __init__(self, place: str, mark: int) -> None:
-        """Sends to `address:port`. `mark` leads outside the tunnel, 0 for none."""
-        host, _, port = place.rpartition(":")
-        host, _, zone = host.strip("[]").partition("%")
-        self._family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(self._family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    def __init__(self, place: str, port: int) -> None:
+        """Takes the endpoint, `address:port`, and our own port."""
+        self._ports = _PORTS.pack(port, int(place.rpartition(":")[2])) if place else b""
+        self._stack, self._socket = ExitStack(), None
         with suppress(OSError, ValueError):  # no place at all
-            self._socket.setsockopt(*_RECEIVE_ERRORS[self._family], 1)
-            if mark:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-            scope = (0, socket.if_nametoindex(zone)) if zone else ()
-            self._socket.connect((host, int(port), *scope))
-            self._socket.send(_DATAGRAM)
+            address = ip_address(host_of(place))
+            self._address = address.packed
+            v6 = address.version == 6
+            self._family = socket.AF_INET6 if v6 else socket.AF_INET
+            protocol = socket.IPPROTO_ICMPV6 if v6 else socket.IPPROTO_ICMP
+            self._socket = self._stack.enter_context(
+                socket.socket(self._family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
+            )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        self._stack.close()
 
     def refusal(self) -> Refusal | None:
-        """Returns what has been answered so far."""
-        with suppress(OSError):
-            _, extra, _, _ = self._socket.recvmsg(_ROOM, _ROOM, socket.MSG_ERRQUEUE)
-            for level, kind, data in extra:
-                if (level, kind) == _RECEIVE_ERRORS[self._family] and len(data) >= _OFFENDERS[self._family].stop:
-                    code, origin, *_ = _ERROR.unpack_from(data)
-                    if origin in _FROM_NETWORK:
-                        by = str(ip_address(data[_OFFENDERS[self._family]]))
-                        return Refusal(by, os.strerror(code), code == errno.ECONNREFUSED)
-        return None
+        """Returns the last thing that was said so far."""
+        found = None
+        for _ in range(_MOST):
+            if self._socket is None or not select.select([self._socket], [], [], 0)[0]:
+                break
+            with suppress(OSError):
+                data, source = self._socket.recvfrom(_ROOM)
+                found = self._judged(data, source[0]) or found
+        return found
+
+    def _judged(self, data: bytes, by: str) -> Refusal | None:
+        v4 = self._family == socket.AF_INET
+        body = data[(data[0] & 15) * 4 :] if v4 and data else data
+        if len(body) < _ERROR or body[0] != (3 if v4 else 1):
+            return None
+        quoted = body[_ERROR:]
+        header = (quoted[0] & 15) * 4 if v4 and quoted else V6_HEADER
+        to = quoted[16:20] if v4 else quoted[24:40]
+        if to != self._address or quoted[header : header + _PORTS.size] != self._ports:
+            return None
+        code = _UNREACHABLE[self._family].get(body[1])
+        if code is None:
+            return None
+        prohibited = body[1] in _PROHIBITED[self._family]
+        return Refusal(by.partition("%")[0], os.strerror(code), code == errno.ECONNREFUSED, prohibited)

@@ -140,7 +140,9 @@ def _ready(environment: Environment) -> set[tuple[str, int, int]] | None:
 
 def _end(environment: Environment, pids: list[int]) -> None:
     for pid in pids:
-        signals.send(pid, signal.SIGTERM, lambda pid: pid in slots.contenders(environment.run))
+        # A process that SIGSTOP has stopped hears of its end only as it goes on.
+        for each in (signal.SIGTERM, signal.SIGCONT):
+            signals.send(pid, each, lambda pid: pid in slots.contenders(environment.run))
 
 
 def _wait(condition: Callable[[], T], what: str) -> T:

@@ -22,6 +22,8 @@ from stagewire_cli.supervision import Process, Supervision
 Status = dict[str, Any]
 FORMAT: Final = 1
 """Version of the JSON object."""
+SILENT: Final = "key-service does not answer"
+STOPPED: Final = "a signal has stopped its process"
 _LOG_TAIL = 4096
 """Bytes at a log's end that hold its last line."""
 
@@ -32,11 +34,12 @@ def gather(environment: Environment) -> Status | None:
         return None
     supervision = Supervision(environment)
     processes = supervision.processes()
-    answer = query.key_service(environment)
     held = slots.held(environment.run)
+    # A stopped process answers nothing, however long a command waits.
+    answer = None if is_stopped(held.get(("key", 0))) else query.key_service(environment)
     if processes is None and answer is None and not held:
         return None
-    counted, told, metrics = _counted(environment)
+    counted, told, metrics = ({}, (), "") if is_stopped(held.get(("status", 0))) else _counted(environment)
     silent = [] if answer is not None else [_why_silent(environment, processes or [])]
     keys: Status = {"interface": environment.interface, "ready": False, "peers": []}
     if answer is not None:
@@ -103,7 +106,7 @@ def _why_silent(environment: Environment, processes: list[Process]) -> str:
             text = log.read_bytes()[-_LOG_TAIL:].decode(errors="replace")
             lines += [line for line in text.splitlines()[-1:] if complaints.last([line])]
     said = [complaints.reason(line, environment) for line in sorted(lines)[-1:]]
-    return ": ".join(["key-service does not answer", *said])
+    return ": ".join([SILENT, *said])
 
 
 def _counted(
@@ -137,7 +140,7 @@ def _service(
         "program": f"{process.group}:{process.name}" if process else None,
         "uptime_s": int(time.time() - started) if started else None,
         "ready": stage is not None and stage.ready and stage.pid == pid,
-        "fault": stage.fault if stage is not None else "",
+        "fault": STOPPED if is_stopped(pid) else stage.fault if stage is not None else "",
         "spares": stage.spares if stage is not None else 0,
         "kernel": stage.kernel if stage is not None else "",
         "lives": counted.lives if counted is not None else 0,
@@ -147,10 +150,23 @@ def _service(
     }
 
 
-def _started(pid: int) -> float | None:
-    """Returns when a process was started, in unix s (proc(5), `stat`, field 22)."""
+def is_stopped(pid: int | None) -> bool:
+    """Tells whether a signal such as SIGSTOP has stopped a process."""
+    return pid is not None and _fields(pid)[:1] in (["T"], ["t"])
+
+
+def _fields(pid: int) -> list[str]:
+    """Returns what /proc tells of a process from its state on (proc(5), `stat`, fields 3 and on)."""
     try:
-        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
+        return []
+
+
+def _started(pid: int) -> float | None:
+    """Returns when a process was started, in unix s."""
+    fields = _fields(pid)
+    if not fields:
         return None
+    ticks = int(fields[19])
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")

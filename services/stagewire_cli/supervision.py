@@ -8,7 +8,7 @@ import sys
 import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from stagewire.environment import Environment
 from stagewire.linux import uids
@@ -33,6 +33,9 @@ class Process:
 
 class Supervision:
     """Writes one supervisord's configuration, and calls its methods."""
+
+    GONE: Final = "its supervisord is gone"
+    """Beginning of the warning for a missing supervisord."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
@@ -141,7 +144,7 @@ class Supervision:
         """Returns the warning for a missing supervisord."""
         program = Path(sys.executable).parent / "supervisord"
         again = f"run `{program} -c {self.configuration}`, or `stagewire down` and `up`"
-        return f"its supervisord is gone, so a stage that ends stays down: {again}"
+        return f"{self.GONE}, so a stage that ends stays down: {again}"
 
     def pid(self) -> int | None:
         """Returns supervisord's pid while it lives, also when its run folder was wiped."""

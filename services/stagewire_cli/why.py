@@ -1,30 +1,25 @@
-"""Answers why a peer has no traffic: gathers the evidence, tries a handshake and packets, and tells the findings."""
+"""Answers why a peer has no traffic: gathers the evidence, has a handshake and packets tried, and tells the findings."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
-from stagewire.config import decode_key
 from stagewire.config.peer_names import NotFoundError, find, label
-from stagewire.control import gateway, query
+from stagewire.control import gateway
 from stagewire.environment import Environment
-from stagewire_cli import diagnosis, host_facts, out_of_use, ping, show
-from stagewire_cli.evidence import RECENT, Evidence, Finding, Path, Tried, host_of
+from stagewire_cli import diagnosis, flow, former, host_facts, out_of_use, own_key, services_away, show, trials, way_out
+from stagewire_cli.causes import handshakes
+from stagewire_cli.evidence import RECENT, Evidence, Finding, Path, Tried, seen
 from stagewire_cli.failures import Failed, NotUp
 from stagewire_cli.probe import Probe
+from stagewire_cli.way_out import host_of
 
-TRY_FOR: Final = 6.5
-"""s for a handshake: the protocol may hold it for 5."""
-ANSWER_WITHIN: Final = 2.0
-"""s from an initiation that has left to its answer."""
-COUNTED_WITHIN: Final = 1.2
-"""s until status-service knows what a stage has counted."""
-_POLL: Final = 0.1
-PING_WITHIN: Final = 0.5
-SILENT_BYTES: Final = 500
-"""Bytes of handshakes and keepalives: less says that no packet has gone this way."""
+_PASSES_WITHIN: Final = 0.4
+"""s in which a service becomes ready."""
+_LOOKED_AT: Final = 4
+"""Prefixes of a peer in which its own addresses are looked for."""
 FORMAT: Final = 1
 """Version of the JSON object."""
 
@@ -33,25 +28,41 @@ Status = dict[str, Any]
 
 def answer(environment: Environment, text: str, *, trying: bool) -> dict[str, Any]:
     """Returns the findings about the peer that `text` names, as the JSON object. Raises Failed."""
-    known = status(environment)
+    begun, known = time.monotonic(), _settled(environment)
+    if services_away.keys_are_missing(known):
+        away = services_away.found(known)
+        return _object(text, None, [*diagnosis.of_services(away)], tried="")
     if (gone := out_of_use.meant(environment, text, known["peers"])) is not None:
         return _object(label(**gone.named), gone.named, [gone.finding], tried="")
-    peer, target = which(text, known["peers"])
+    try:
+        peer, target = which(text, known["peers"], known["strangers"])
+    except Failed:
+        if (said := _of_own_key(environment, text, known)) is not None:
+            return said
+        raise
     if peer is None:
-        return _of_stranger(text, known)
+        return _of_own_key(environment, text, known) or _of_stranger(environment, text, known)
     evidence = _evidence(environment, known, peer, target)
-    if trying and evidence.link_up is not False and not evidence.away:
-        with Probe(peer["endpoint"] or "", (known.get("host") or {}).get("mark", 0)) as probe:
-            _try(environment, evidence, peer["public_key"])
+    if trying and evidence.link_up is not False and not any(each.carries for each in evidence.away):
+        with Probe(peer["endpoint"] or "", evidence.port) as probe:
+            trials.run(environment, evidence, addresses_of(peer), begun)
             evidence.refusal = probe.refusal()
+        evidence.more_source_drops = host_facts.source_drops() - evidence.source_drops
+        mark = (known.get("host") or {}).get("mark", 0)
+        links = host_facts.Links()
+        evidence.way = way_out.look(
+            evidence.peer["endpoint"] or "", mark, links
+        )  # by now the kernel knows its neighbours
+        evidence.strangers = _relevant(evidence.strangers, known["peers"], peer, evidence.former, links)
     refused = host_facts.refused_forwards()
     evidence.refuses_forwards = frozenset(each for each in refused if refused[each] > evidence.refused_forwards[each])
     return _object(label(peer["public_key"], peer["name"]), peer, diagnosis.search(evidence), tried=evidence.tried)
 
 
-def which(text: str, peers: list[Status]) -> tuple[Status | None, str]:
+def which(text: str, peers: list[Status], strangers: Sequence[Status] = ()) -> tuple[Status | None, str]:
     """Finds the peer by name, key, or address, and the address that was meant behind it, if any.
 
+    Of several peers at one address, the peer from whose place a stranger calls is meant.
     None stands for an address that belongs to no peer. Raises Failed for a text that is neither.
     """
     by_key = {peer["public_key"]: peer for peer in peers}
@@ -64,7 +75,8 @@ def which(text: str, peers: list[Status]) -> tuple[Status | None, str]:
             raise Failed(str(error)) from None
     at = [peer for peer in peers if host_of(peer["endpoint"] or "") == str(address)]
     if at:
-        return at[0], ""
+        odd = {each["example"]["address"] for each in strangers}
+        return next((peer for peer in at if peer["endpoint"] in odd), at[0]), ""
     behind = [
         (network.prefixlen, key)
         for key, peer in by_key.items()
@@ -74,8 +86,8 @@ def which(text: str, peers: list[Status]) -> tuple[Status | None, str]:
     return (by_key[max(behind)[1]], str(address)) if behind else (None, "")
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """Writes the answer for people: first what to do first."""
+def lines(found: dict[str, Any], width: int | None = None) -> list[str]:
+    """Writes the answer for people: first what to do first. `width` is in columns; with None no line is wrapped."""
     first, *others = found["findings"]
     told = [f"{found['subject']}: {first['mend'] if first['wrong'] else first['text']}"]
     told += [f"  why: {first['text']}"] if first["wrong"] else _hint(first)
@@ -83,7 +95,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     for each in others:
         told += [f"also: {each['text']}", f"  do: {each['mend']}"]
         told += [f"  seen: {each['seen']}"] if each["seen"] else []
-    return told
+    return flow.wrapped(told, width)
 
 
 def _hint(finding: dict[str, Any]) -> list[str]:
@@ -91,23 +103,46 @@ def _hint(finding: dict[str, Any]) -> list[str]:
 
 
 def status(environment: Environment) -> Status:
-    """Returns what `stagewire status` knows. Raises Failed without key-service's answer."""
+    """Returns what `stagewire status` knows. Raises Failed."""
     known = show.gather(environment)
     if known is None:
         raise NotUp(environment.interface)
-    if "public_key" not in known:
-        raise Failed("; ".join(known["warnings"]) or "key-service does not answer")
     return known
 
 
-def _of_stranger(text: str, known: Status) -> dict[str, Any]:
+def _settled(environment: Environment) -> Status:
+    """Returns the status; if a service is just getting ready, as after a change, the status a moment later."""
+    known = status(environment)
+    if any(each.passes for each in services_away.found(known)):
+        time.sleep(_PASSES_WITHIN)
+        known = status(environment)
+    return known
+
+
+def _of_own_key(environment: Environment, text: str, known: Status) -> dict[str, Any] | None:
+    """Answers for a peer of the file that has our own key; None for another."""
+    named = own_key.meant(environment, text, known["public_key"] or "")
+    return None if named is None else _object(label(**named), named, [own_key.finding(named["name"])], tried="")
+
+
+def _of_stranger(environment: Environment, text: str, known: Status) -> dict[str, Any]:
     host = str(ip_address(text))
     found = [each for each in known["strangers"] if host_of(each["example"]["address"]) == host]
-    findings = [Finding(each["reason"], each["meaning"], each["mend"], diagnosis.seen(each)) for each in found]
-    if not findings:
+    findings = [_about(environment, each) for each in found]
+    if not findings and host_facts.Links().is_own(host):
+        text = "this address is this gateway's own, or its host's"
+        findings = [Finding("own_address", text, "ask about the name, the key or an address of a peer")]
+    elif not findings:
         text = "no peer's endpoint or AllowedIPs have this address, and nothing from it was dropped lately"
         findings = [Finding("unknown", text, "add the address to the AllowedIPs of the peer that should have it")]
     return _object(host, None, findings, tried="")
+
+
+def _about(environment: Environment, each: dict[str, Any]) -> Finding:
+    key = each["public_key"]
+    if each["reason"] == "unknown_peer" and (gone := former.find(environment, key)) is not None:
+        return handshakes.former_key(gone, key, each["example"]["address"], seen(each))
+    return Finding(each["reason"], each["meaning"], each["mend"], seen(each))
 
 
 def _object(subject: str, peer: Status | None, findings: list[Finding], *, tried: Tried) -> dict[str, Any]:
@@ -126,57 +161,90 @@ def _object(subject: str, peer: Status | None, findings: list[Finding], *, tried
 
 
 def _evidence(environment: Environment, known: Status, peer: Status, target: str) -> Evidence:
-    busy = busy_workers(known)
-    firewall, now = host_facts.Firewall(), time.time()
+    busy, now, links = busy_workers(known), time.time(), host_facts.Links()
+    place, interface = peer["endpoint"] or "", environment.interface
+    gone = _former(environment, known["strangers"])
+    others = [other for other in known["peers"] if other is not peer]
     evidence = Evidence(
-        interface=environment.interface,
+        interface=interface,
         peer=peer,
         now=now,
-        strangers=known["strangers"],
-        away=[away(each) for each in known["services"] if not each["ready"] or each["fault"]],
+        strangers=_relevant(known["strangers"], known["peers"], peer, gone, links),
+        away=services_away.found(known),
         link_up=known.get("link_up"),
-        others={
-            label(other["public_key"], other["name"]): other["allowed_ips"]
-            for other in known["peers"]
-            if other is not peer
-        },
+        others={label(other["public_key"], other["name"]): other["allowed_ips"] for other in others},
         routes=host_facts.routes([target] if target else peer["allowed_ips"]),
         forwards=host_facts.forwards(),
-        masquerades=firewall.masquerades(),
-        denied=[
-            each for each in firewall.denied(environment.interface) if _concerns(each, peer, known["peers"], target)
-        ],
-        isolates=firewall.isolates(environment.interface),
         kept=gateway.kept(known["warnings"]),
-        strict_source=host_facts.strict_source(environment.interface),
+        strict_source=host_facts.strict_source(interface),
         source_drops=host_facts.source_drops(),
+        tracks_no_more=host_facts.tracks_no_more(),
+        own_families=frozenset(6 if ":" in each else 4 for each in links.addresses(interface)),
         port=known.get("listen_port") or 0,
-        port_blocked=firewall.blocks(known.get("listen_port") or 0),
-        tunnel_blocked=firewall.blocks_tunnel(environment.interface),
-        own_address=_own(peer, target),
-        only_in=peer["rx_bytes"] > SILENT_BYTES >= peer["tx_bytes"],
+        way=way_out.look(place, (known.get("host") or {}).get("mark", 0), links),
+        path=Path(mtu=links.mtu(interface)),
+        former=gone,
+        last_seen=former.last_seen(environment, peer["public_key"]) if peer["endpoint"] is None else "",
+        own_address=_own(peer, target, links),
+        only_in=peer["rx_bytes"] > trials.SILENT_BYTES >= peer["tx_bytes"],
         refused_forwards=host_facts.refused_forwards(),
         without_session=frozenset(
             label(other["public_key"], other["name"])
-            for other in known["peers"]
-            if other is not peer and now - (other["last_handshake_unix_s"] or 0) > RECENT
+            for other in others
+            if now - (other["last_handshake_unix_s"] or 0) > RECENT
         ),
         target=target,
         ours=known["public_key"] or "(none yet)",
     )
+    evidence.is_ourselves = evidence.way is not None and way_out.is_ourselves(place, evidence.port, links)
+    _look_at_rules(evidence, known["peers"])
     evidence.busy = busy.shares()
     return evidence
 
 
-def _own(peer: Status, target: str) -> str:
-    text = target or _address_of(peer)
-    return text if text and host_facts.is_own(text) else ""
+def _look_at_rules(evidence: Evidence, peers: list[Status]) -> None:
+    """Puts what rules of this host do to the tunnel into the evidence."""
+    firewall, interface, peer, target = host_facts.Firewall(), evidence.interface, evidence.peer, evidence.target
+    place, port = peer["endpoint"] or "", evidence.port
+    device = evidence.way.device if evidence.way is not None else ""
+    evidence.masquerades = firewall.masquerades()
+    evidence.denied = [each for each in firewall.denied(interface) if _concerns(each, peer, peers, target)]
+    evidence.isolates = firewall.isolates(interface)
+    evidence.port_blocked = firewall.blocks(port, device, host_of(place))
+    evidence.out_blocked = firewall.blocks_out(port, place, device) if place else []
+    own = [target] if target else addresses_of(peer)[:1] or [""]
+    evidence.tunnel_blocked = firewall.blocks_tunnel(interface, own[0])
+    evidence.through_blocked = firewall.blocks_through(interface)
 
 
-def _address_of(peer: Status) -> str:
-    """Returns the peer's own address in the tunnel, if its allowed-IPs tell it."""
-    alone = [prefix for prefix in peer["allowed_ips"] if ip_network(prefix).num_addresses == 1]
-    return alone[0].partition("/")[0] if alone else ""
+def _relevant(
+    strangers: list[Status], peers: list[Status], peer: Status, gone: dict[str, former.Former], links: host_facts.Links
+) -> list[Status]:
+    """Leaves out what this host itself or another peer has sent, and devices elsewhere with another peer's former key."""
+    own, place = links.addresses(), host_of(peer["endpoint"] or "")
+    others = {each["endpoint"] for each in peers if each["endpoint"] and each["public_key"] != peer["public_key"]}
+
+    def concerns(stranger: Status) -> bool:
+        at, of = stranger["example"]["address"], gone.get(stranger["public_key"])
+        theirs = of is None or of.name == peer["name"] != "" or peer["public_key"].startswith(of.now or "-")
+        return host_of(at) not in own and at not in others and (theirs or host_of(at) == place)
+
+    return [each for each in strangers if concerns(each)]
+
+
+def _former(environment: Environment, strangers: list[Status]) -> dict[str, former.Former]:
+    keys = {each["public_key"] for each in strangers if each["reason"] == "unknown_peer" and each["public_key"]}
+    return {key: gone for key in keys if (gone := former.find(environment, key)) is not None}
+
+
+def _own(peer: Status, target: str, links: host_facts.Links) -> str:
+    return next((each for each in ([target] if target else addresses_of(peer)) if links.is_own(each)), "")
+
+
+def addresses_of(peer: Status) -> list[str]:
+    """Returns the peer's own addresses in the tunnel, if its allowed-IPs tell them."""
+    alone = [prefix for prefix in peer["allowed_ips"][:_LOOKED_AT] if ip_network(prefix).num_addresses == 1]
+    return [prefix.partition("/")[0] for prefix in alone]
 
 
 def _concerns(denied: host_facts.Denied, peer: Status, peers: list[Status], target: str) -> bool:
@@ -194,84 +262,3 @@ def busy_workers(known: Status) -> host_facts.Busy:
         if each["service"] == "device-service" and each["pid"]
     }
     return host_facts.Busy(workers)
-
-
-def away(service: Status) -> str:
-    """Describes a service that isn't at work."""
-    return f"{service['service']} {service['fault'] or service['state'].lower() + ', not ready'}"
-
-
-# --- trials -------------------------------------------------------------------------------------------------
-
-
-def _try(environment: Environment, evidence: Evidence, public_key: str) -> None:
-    """Tries a handshake, then packets through the tunnel, and puts what came of it into the evidence."""
-    if evidence.peer["endpoint"] is not None:
-        begun = query.handshake_now(environment, decode_key(public_key))
-        if begun is not None and not begun.error:
-            evidence.tried = _await_answer(environment, evidence, public_key)
-    before = _of(status(environment)["peers"], public_key) if evidence.connected else None
-    if evidence.connected:
-        evidence.path = _path(evidence)
-    # What the trials have made the stages count belongs to the evidence.
-    known = status(environment)
-    evidence.peer = _of(known["peers"], public_key) or evidence.peer
-    evidence.arrives = before is not None and evidence.peer["rx_bytes"] > before["rx_bytes"] + SILENT_BYTES
-    evidence.strangers, evidence.now = known["strangers"], time.time()
-
-
-def _of(peers: list[Status], public_key: str) -> Status | None:
-    return next((peer for peer in peers if peer["public_key"] == public_key), None)
-
-
-def _await_answer(environment: Environment, evidence: Evidence, public_key: str) -> Tried:
-    before, begun, place = evidence.peer, time.monotonic(), evidence.peer["endpoint"]
-    deadline, sent = begun + TRY_FOR, False
-    refused = _counted(before, "response_not_authentic")
-    while time.monotonic() < deadline:
-        time.sleep(_POLL)
-        known = query.key_service(environment)
-        now = next((peer for peer in known.peers if peer.public_key == public_key), None) if known else None
-        if now is None:
-            continue
-        if now.last_handshake_unix_s != before["last_handshake_unix_s"]:
-            return "answered"
-        if now.endpoint != place:  # it has moved meanwhile
-            place, sent, deadline = now.endpoint, False, begun + TRY_FOR
-            query.handshake_now(environment, decode_key(public_key))
-        elif not sent and now.tx_bytes > before["tx_bytes"]:
-            sent, deadline = True, min(deadline, time.monotonic() + ANSWER_WITHIN)
-    _until(COUNTED_WITHIN, begun)
-    after = _of(status(environment)["peers"], public_key)
-    more = after is not None and _counted(after, "response_not_authentic") > refused
-    return "refused" if more else "unanswered"
-
-
-def _until(seconds: float, since: float) -> None:
-    time.sleep(max(0.0, since + seconds - time.monotonic()))
-
-
-def _counted(peer: Status, reason: str) -> int:
-    return sum(each["count"] for each in peer["reasons"] if each["reason"] == reason)
-
-
-def _path(evidence: Evidence) -> Path:
-    """Pings the peer's own address in the tunnel, if it is known, with a small packet and with one of the MTU's size."""
-    text = evidence.target or _address_of(evidence.peer)
-    path = Path(mtu=host_facts.mtu(evidence.interface))
-    if not text or not path.mtu:
-        return path
-    address, passes = ip_address(text), _twice(ip_address(text), evidence.interface)
-    try:
-        path.small = passes(ping.SMALL)
-        if path.small:
-            path.large = passes(path.mtu)
-            path.fits = path.mtu if path.large else ping.largest(address, evidence.interface, path.mtu, PING_WITHIN)
-    except OSError:  # no right to open such a socket
-        return Path(mtu=path.mtu)
-    return path
-
-
-def _twice(address: Any, interface: str) -> Callable[[int], bool]:
-    """Makes a ping that may fail once."""
-    return lambda size: any(ping.answered(address, interface, size, PING_WITHIN) for _ in range(2))

@@ -1,5 +1,6 @@
 """What `stagewire why` makes of its evidence: the most likely cause comes first, and consequences hide behind causes."""
 
+import errno
 import json
 from dataclasses import replace
 from ipaddress import ip_network
@@ -11,15 +12,20 @@ from hypothesis import strategies as st
 from tests import schemas
 
 from stagewire import stats
-from stagewire.config import Network
+from stagewire.config import Network, decode_key, encode_key, public_key
 from stagewire_cli import __main__ as commands
-from stagewire_cli.diagnosis import _lies_in, search
-from stagewire_cli.evidence import RECENT, Evidence, Finding, Path, Tried, host_of
-from stagewire_cli.host_facts import Block, Denied
+from stagewire_cli.causes.tunnel import lies_in
+from stagewire_cli.diagnosis import search
+from stagewire_cli.evidence import RECENT, Away, Evidence, Finding, Path, Tried
+from stagewire_cli.former import Former
+from stagewire_cli.host_facts import Denied
+from stagewire_cli.ping import Heard
 from stagewire_cli.probe import Refusal
+from stagewire_cli.ruleset import BEGINNING, LENGTHS, OVER_RATE, RANDOM, Block
+from stagewire_cli.way_out import WayOut, host_of
 from stagewire_cli.why import _object, lines, which
 
-NOW = 1_700_000_000.0
+NOW = 1_800_000_000.0
 RULE = Block("a rule in chain o of table inet f", ("nft", "delete", "rule", "inet", "f", "o", "handle", "7"))
 PLACE = "192.0.2.1:51820"
 PEER = {
@@ -42,8 +48,20 @@ def evidence(*reasons: dict[str, Any], strangers: tuple[dict[str, Any], ...] = (
     return replace(HEALTHY, peer={**PEER, **own, "reasons": list(reasons)}, strangers=list(strangers), **changes)
 
 
+def behind(**heard: Any) -> Evidence:
+    """A tunnel that works, and a target behind the peer that doesn't answer."""
+    return evidence(tried="answered", target="10.9.0.1", path=Path(small=False, mtu=1420, **heard))
+
+
+def unknown(key: str = "X" * 43 + "=") -> dict[str, Any]:
+    return reason("unknown_peer", key=key)
+
+
+PRIVATE = encode_key(bytes([8, *[5] * 30, 64]))
+PUBLIC = encode_key(public_key(decode_key(PRIVATE)))
 DENIED = [Denied("10.0.0.2", "10.9.0.1", 1234)]
 TO_BERT = [Denied("10.0.0.2", "10.0.0.3", 2)]
+AWAY = Away("conn-service", "is down", "see its log")
 BLOCK = Block("a rule in chain c", ("nft", "delete"))
 SILENT: dict[str, Any] = {"last_handshake_unix_s": None, "tried": "unanswered"}
 
@@ -54,7 +72,7 @@ SILENT: dict[str, Any] = {"last_handshake_unix_s": None, "tried": "unanswered"}
         (evidence(), "well"),
         (evidence(tried="answered", path=Path(True, True, 1420, 1420)), "well"),
         (evidence(link_up=False, **SILENT), "interface_down"),
-        (evidence(away=["conn-service down"], **SILENT), "service_away"),
+        (evidence(away=[AWAY], **SILENT), "service_away"),
         (
             evidence(unresolved="a.example: no such name", endpoint_name="a.example:5", endpoint=None),
             "name_not_resolved",
@@ -82,7 +100,7 @@ SILENT: dict[str, Any] = {"last_handshake_unix_s": None, "tried": "unanswered"}
                 endpoint=None,
                 endpoint_set=None,
                 last_handshake_unix_s=None,
-                port_blocked=BLOCK,
+                port_blocked=[BLOCK],
             ),
             "port_blocked_here",
         ),
@@ -110,8 +128,8 @@ SILENT: dict[str, Any] = {"last_handshake_unix_s": None, "tried": "unanswered"}
             evidence(tried="answered", path=Path(False, None, 0, 1420), arrives=True, target="10.1.0.1"),
             "no_inner_answer",
         ),
-        (evidence(tried="answered", path=Path(False, None, 0, 1420), tunnel_blocked=RULE), "tunnel_blocked_here"),
-        (evidence(tried="answered", path=Path(True, True, 1420, 1420), tunnel_blocked=RULE), "well"),
+        (evidence(tried="answered", path=Path(False, None, 0, 1420), tunnel_blocked=[RULE]), "tunnel_blocked_here"),
+        (evidence(tried="answered", path=Path(True, True, 1420, 1420), tunnel_blocked=[RULE]), "well"),
         (evidence(tried="answered", path=Path(True, True, 1420, 1420), own_address="10.0.0.2"), "own_address"),
         (evidence(forwards={4: False, 6: True}), "well"),
         (evidence(forwards={4: False, 6: True}, refused_forwards={4: 3, 6: 1}), "well"),
@@ -139,6 +157,86 @@ SILENT: dict[str, Any] = {"last_handshake_unix_s": None, "tried": "unanswered"}
         (evidence(denied=DENIED), "well"),
         (evidence(kept=("chain f drops it", "`nft`"), only_in=True, masquerades=True), "forwarding_dropped"),
         (evidence(kept=("chain f drops it", "`nft`")), "well"),
+        (evidence(away=[replace(AWAY, service="status-service", carries=False)]), "service_away"),
+        (evidence(away=[replace(AWAY, carries=False)], **SILENT), "no_answer"),
+        (evidence(is_ourselves=True, **SILENT), "endpoint_is_ourselves"),
+        (evidence(way=WayOut("multicast"), **SILENT), "endpoint_no_host"),
+        (evidence(way=WayOut("broadcast", errno.EACCES), **SILENT), "endpoint_no_host"),
+        (evidence(way=WayOut("unspecified"), **SILENT), "endpoint_no_host"),
+        (evidence(way=WayOut(error=errno.ENETUNREACH), **SILENT), "no_way_out"),
+        (evidence(way=WayOut(device="eth0", carrier=False), **SILENT), "no_carrier"),
+        (evidence(way=WayOut(device="eth0", silent=True), **SILENT), "no_neighbour"),
+        (evidence(way=WayOut(device="eth0", via="192.0.2.254", silent=True), **SILENT), "no_neighbour"),
+        (evidence(way=WayOut(device="eth0", carrier=False)), "well"),
+        (evidence(way=WayOut(device="wg0"), allowed_ips=["192.0.2.0/24"], **SILENT), "endpoint_in_own_tunnel"),
+        (
+            evidence(
+                way=WayOut(device="wg0"), allowed_ips=["192.0.2.0/24"], others={"Bert": ["192.0.2.1/32"]}, **SILENT
+            ),
+            "no_answer",
+        ),
+        (evidence(out_blocked=[BLOCK], **SILENT), "blocked_out"),
+        (evidence(port_blocked=[replace(BLOCK, part=RANDOM.text)]), "port_blocked_here"),
+        (evidence(port_blocked=[replace(BLOCK, part=LENGTHS.text)], tried="answered"), "port_blocked_here"),
+        (evidence(port_blocked=[BLOCK], tried="answered"), "well"),
+        (evidence(port_blocked=[replace(BLOCK, part=BEGINNING.text)], **SILENT), "no_answer"),
+        (
+            evidence(port_blocked=[replace(BLOCK, part=BEGINNING.text)], endpoint_set=None, **SILENT),
+            "port_blocked_here",
+        ),
+        (evidence(port_blocked=[replace(BLOCK, part=OVER_RATE.text, narrow=True)]), "well"),
+        (evidence(port_blocked=[replace(BLOCK, part=OVER_RATE.text, narrow=True)], **SILENT), "no_answer"),
+        (evidence(tunnel_blocked=[replace(RULE, part="TCP packets")]), "tunnel_blocked_here"),
+        (evidence(tunnel_blocked=[RULE]), "tunnel_blocked_here"),
+        (evidence(tunnel_blocked=[replace(RULE, part="certain TCP packets", narrow=True)]), "well"),
+        (evidence(through_blocked=[RULE], only_in=True), "forwarding_dropped"),
+        (evidence(through_blocked=[RULE]), "well"),
+        (evidence(reason("quota_reached"), path=Path(True, False, 1200, 1420), tried="answered"), "quota_reached"),
+        (evidence(reason("rate_exceeded"), path=Path(True, False, 1200, 1420), tried="answered"), "well"),
+        (evidence(tried="answered", path=Path(True, True, 1420, 1420, lost=4)), "loss"),
+        (evidence(tried="answered", path=Path(True, True, 1420, 1420, lost=1)), "well"),
+        (
+            evidence(tried="answered", path=Path(True, True, silent=("fd00::2",), answering=("10.0.0.2",))),
+            "no_inner_answer",
+        ),
+        (behind(answering=("10.0.0.2",)), "forwarding_off_there"),
+        (behind(answering=("10.0.0.2",), forwards=Heard("exceeded", "10.0.0.2")), "nothing_from_behind"),
+        (behind(forwards=Heard("exceeded", "10.0.0.2")), "nothing_from_behind"),
+        (behind(refused=Heard("unreachable", "10.0.0.2", "no such host")), "host_behind_down"),
+        (behind(refused=Heard("unreachable", "10.0.0.2", "no route")), "no_route_behind"),
+        (behind(refused=Heard("unreachable", "10.0.0.2", "prohibited")), "forwarding_refused_there"),
+        (behind(), "no_inner_answer"),
+        (evidence(strangers=(unknown(PUBLIC),), public_key=PRIVATE, **SILENT), "private_key_here"),
+        (evidence(now=1.0, **SILENT), "clock_here"),
+        (evidence(last_handshake_unix_s=NOW + 900, tried="unanswered"), "clock_here"),
+        (evidence(tried="unanswered", path=Path(True, True, 1420, 1420)), "handshake_lost"),
+        (
+            evidence(reason("inner_source_not_allowed", "10.9.9.9", ago=60), routes={"10.0.0.2/32": "eth0"}),
+            "route_elsewhere",
+        ),
+        (evidence(reason("inner_source_not_allowed", "10.9.9.9", ago=60)), "source_not_allowed"),
+        (
+            evidence(reason("inner_source_not_allowed", "10.9.9.9", ago=60), tried="answered", path=Path(False)),
+            "no_inner_answer",
+        ),
+        (evidence(path=Path(mtu=1200)), "mtu_ends_ipv6"),
+        (evidence(path=Path(mtu=1200), allowed_ips=["10.0.0.2/32"]), "well"),
+        (evidence(tracks_no_more=True), "connections_full"),
+        (evidence(more_source_drops=2, **SILENT), "rp_filter_outside"),
+        (evidence(more_source_drops=2), "well"),
+        (
+            evidence(tried="answered", path=Path(False, silent=("fd00::2",)), own_families=frozenset([4])),
+            "no_own_address",
+        ),
+        (evidence(tried="answered", path=Path(False, silent=("10.0.0.2",), other_answer="10.0.0.2")), "well"),
+        (evidence(last_seen="a", endpoint=None, endpoint_set=None, last_handshake_unix_s=None), "not_called_since"),
+        (
+            evidence(strangers=(unknown(),), former={"X" * 43 + "=": Former("t", "Anna", "N" * 43 + "=")}, **SILENT),
+            "old_key",
+        ),
+        (evidence(strangers=(unknown(),), former={"X" * 43 + "=": Former("t", "Anna", "")}, **SILENT), "old_key"),
+        (evidence(strangers=(unknown("O" * 43 + "="),), **SILENT), "our_own_key"),
+        (evidence(refusal=Refusal("192.0.2.254", "no route", False, True), **SILENT), "prohibited"),
         (evidence(denied=TO_BERT, others={"Bert": ["10.0.0.3/32"]}, isolates=True, target="10.0.0.3"), "isolated"),
         (evidence(denied=TO_BERT, others={"Bert": ["10.0.0.3/32"]}, target="10.0.0.3"), "not_allowed"),
     ],
@@ -179,6 +277,13 @@ def test_the_first_line_says_what_to_do_first_and_the_next_why() -> None:
     ]
 
 
+def test_an_answer_fits_into_the_terminal() -> None:
+    found = search(evidence(tried="unanswered", last_handshake_unix_s=None))
+    told = lines({"subject": "Anna (PPPPPPPPPP)", "findings": [finding_as(each) for each in found]}, 80)
+    assert len(told) > 3
+    assert all(len(line) <= 80 for line in told)
+
+
 def finding_as(finding: Any) -> dict[str, Any]:
     return {name: getattr(finding, name) for name in finding.__slots__}
 
@@ -207,7 +312,7 @@ def test_a_prefix_lies_in_a_network_as_the_library_says(
 ) -> None:
     prefix, network = _network(bits, length, a), _network(bits ^ (1 << flip) if flip < 32 else bits, other, b)
     same = prefix.version == network.version
-    assert _lies_in(str(prefix), network) == (same and prefix.subnet_of(network))  # type: ignore[arg-type]
+    assert lies_in(str(prefix), network) == (same and prefix.subnet_of(network))  # type: ignore[arg-type]
 
 
 def _network(bits: int, length: int, v6: bool) -> Network:
@@ -260,3 +365,14 @@ def test_there_is_always_an_answer(
             endpoint_set=place,
         )
     )
+
+
+def test_of_two_peers_at_one_address_the_one_at_a_strangers_place_is_meant() -> None:
+    peers = [
+        {"public_key": key, "name": "", "endpoint": f"192.0.2.1:{port}", "allowed_ips": []}
+        for key, port in (("A", 5), ("B", 6))
+    ]
+    for place, key in (("192.0.2.1:6", "B"), ("192.0.2.1:7", "A")):
+        peer, _ = which("192.0.2.1", peers, [reason("unknown_peer", place)])
+        assert peer is not None
+        assert peer["public_key"] == key

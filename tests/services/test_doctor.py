@@ -12,9 +12,12 @@ from stagewire.environment import Environment
 from stagewire.proto.kernel import rule
 from stagewire_cli import bring_up, daemon, kernels
 from stagewire_cli.doctor import Facts, Trouble, answer, examine, lines, mend, written
+from stagewire_cli.evidence import Away
 from stagewire_cli.failures import Failed
-from stagewire_cli.host_facts import Block, Denied
+from stagewire_cli.host_facts import Denied
+from stagewire_cli.ruleset import Block
 
+AWAY = Away("conn-service", "is down", "see its log")
 NOW = 1_800_000_000.0
 PEER = {
     "public_key": "P" * 43 + "=", "name": "Anna", "endpoint": "192.0.2.1:5", "unresolved": "", "reasons": [],
@@ -40,14 +43,19 @@ def with_peer(**changes: Any) -> Facts:
     [
         (WELL, [], False),
         (replace(WELL, status=STATUS | {"link_up": False}), ["interface_down"], True),
-        (replace(WELL, away=["conn-service down"]), ["service_away"], True),
+        (replace(WELL, away=[AWAY]), ["service_away"], True),
         (replace(WELL, unready=["17 packets came, and no datagram left"]), ["not_ready"], True),
-        (replace(WELL, away=["conn-service down"], unready=["waits"]), ["service_away"], True),
+        (replace(WELL, away=[AWAY], unready=["waits"]), ["service_away"], True),
         (replace(WELL, status=STATUS | {"warnings": ["it was edited"]}), ["warning"], False),
         (replace(WELL, busy={"device-service 0": 0.97, "device-service 1": 0.2}), ["overloaded"], True),
-        (replace(WELL, blocked=Block("a rule", ("nft", "delete"))), ["port_blocked"], True),
+        (replace(WELL, blocked=[Block("a rule", ("nft", "delete"))]), ["port_blocked"], True),
         (replace(WELL, forwards={4: False, 6: False}), ["forwarding_off"], False),
-        (replace(WELL, forwards={4: False, 6: True}, refused_forwards={4: 2}), ["forwarding_off"], True),
+        (replace(WELL, forwards={4: False, 6: True}, refused_forwards={4: 2}), ["forwarding_off"], False),
+        (
+            replace(with_peer(rx_bytes=900, tx_bytes=100), forwards={4: False, 6: True}, refused_forwards={4: 2}),
+            ["forwarding_off"],
+            True,
+        ),
         (replace(WELL, masquerades=False), ["no_masquerade"], False),
         (replace(WELL, legacy=["chain FORWARD of iptables-legacy drops"]), ["legacy_rules"], False),
         (replace(WELL, denied=[Denied("10.0.0.2", "10.9.0.1", 7)]), ["not_allowed"], False),
@@ -67,9 +75,19 @@ def test_what_is_wrong_and_what_is_a_hint(facts: Facts, found: list[str], wrong:
     assert len(lines(facts, troubles)) == 1 + sum(2 + len(trouble.commands) for trouble in troubles)
 
 
+def test_only_commands_may_be_wider_than_the_terminal() -> None:
+    facts = replace(
+        WELL, masquerades=False, away=[replace(AWAY, command=("stagewire", "restart", "conn", "-i", "wg0"))]
+    )
+    told = lines(facts, examine(facts), 60)
+    commands = [line for line in told if len(line) > 60]
+    assert [line.split()[0] for line in commands] == ["nft"]
+    assert "    stagewire restart conn -i wg0" in told
+
+
 def test_the_worst_comes_first_with_its_exact_command() -> None:
     facts = replace(
-        WELL, masquerades=False, blocked=Block("a rule in chain c", ("nft", "delete", "rule", "handle", "7"))
+        WELL, masquerades=False, blocked=[Block("a rule in chain c", ("nft", "delete", "rule", "handle", "7"))]
     )
     told = lines(facts, examine(facts))
     assert told[:4] == [

@@ -37,7 +37,7 @@ def test_what_may_drop_our_packets(saved: str, dropped: bool) -> None:
 def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the kernel lists for IPv4; IPv6 has no such file."""
     names = tmp_path / "names"
-    monkeypatch.setattr(legacy_rules, "_TABLES", {"iptables": names, "ip6tables": tmp_path / "none"})
+    monkeypatch.setattr(legacy_rules, "TABLES", {"iptables": names, "ip6tables": tmp_path / "none"})
     monkeypatch.setenv("PATH", str(tmp_path))
     return names
 
