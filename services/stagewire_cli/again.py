@@ -27,7 +27,7 @@ def asked(ask: Callable[[], T], repeat: tuple[type[Failed], ...] = ()) -> T:
         time.sleep(_POLL)
 
 
-def unchanged(failed: Failed) -> str:
+def unchanged(failed: Exception) -> str:
     """Returns what a failure says, and that nothing is changed."""
     text = str(failed)
     return text if NOTHING in text or "nothing is written" in text else f"{text}; {NOTHING}"

@@ -7,7 +7,7 @@ from typing import Any, Final
 from stagewire.config import HostPort, InterfaceConfig, decode_key, encode_key
 from stagewire.config.operations import AddPeers, NewPeer
 from stagewire.environment import Environment
-from stagewire_cli import client_config, operands, output_files, peer_options, peers, table
+from stagewire_cli import again, client_config, operands, output_files, peer_options, peers, table
 from stagewire_cli.failures import Failed
 
 _OPTIONS: Final = ("dns", "keepalive", "mtu", "expires", "rate", "quota")
@@ -45,7 +45,7 @@ def add(
             done = peers.carry_out(environment, AddPeers(tuple(line.peer for line in lines)))
         except Failed as failed:
             why = f"peer {lines[0].peer.name}: {failed}" if len(lines) == 1 else str(failed)
-            raise Failed(f"{path}{_place(lines, why)}: {why}; nothing is changed") from None
+            raise Failed(again.unchanged(Failed(f"{path}{_place(lines, why)}: {why}"))) from None
         after = peers.after(done)
         for line, file in zip(lines, files, strict=False):
             peer = peers.added(after, decode_key(line.peer.public_key))

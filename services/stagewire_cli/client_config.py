@@ -49,7 +49,10 @@ def addresses(interface: InterfaceConfig, peer: PeerConfig) -> tuple[Network, ..
     single = [prefix for prefix in peer.allowed_ips if prefix.num_addresses == 1]
     near = [each for each in single if any(each.network_address in own.network for own in interface.addresses)]
     if not single:
-        raise Failed(f"peer {peer.name or encode_key(peer.public_key)} has no address of its own in its AllowedIPs")
+        raise Failed(
+            f"peer {peer.name or encode_key(peer.public_key)} has no address of its own in its AllowedIPs: "
+            "`stagewire peer set --allowed-ips` gives it one"
+        )
     return tuple(near or single)
 
 

@@ -47,6 +47,8 @@ def init(
     except Failed as failed:
         operands.fail_with(failed, environment.interface)
     operands.tell(f"wrote {environment.config}; clients find the gateway at {place}")
+    for oddity in making.oddities(network, environment.config, place):
+        operands.complain(f"warning: {oddity}")
     if not exits and not said and ask is None:
         operands.tell(
             "exit: off, as nobody could be asked: clients reach the tunnel alone; --exit lets them everywhere"
@@ -207,7 +209,7 @@ def confirm(file_or_name: str | None) -> None:
 
 
 def _note(text: str) -> None:
-    operands.complain(f"note: {text}")
+    operands.complain(text if text.startswith("warning: ") else f"note: {text}")
 
 
 COMMANDS: Final = (init, import_, plan, apply, confirm, backup, restore)

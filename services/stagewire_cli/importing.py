@@ -37,7 +37,8 @@ def take_over(paths: Sequence[Path], environment: Environment, chosen: Chosen, t
     """Takes all over that can be, in one step, and tells what can't. Raises Failed or ConfigError."""
     found = [_read(path, chosen.only) for path in paths]
     for path, each in zip(paths, found, strict=True):
-        tell(f"{path} is {each.program}")
+        if each.gateway or each.peers:
+            tell(f"{path} is {each.program}")
     left = [f"{path}: {line}" for path, each in zip(paths, found, strict=True) for line in each.left]
     wanted = _named([each for one in found for each in one.peers])
     path = peers.file_of(environment)

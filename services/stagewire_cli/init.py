@@ -6,7 +6,7 @@ import secrets
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface
@@ -141,16 +141,43 @@ def _text(own: tuple[Network, ...], port: int, endpoint: HostPort, dns: tuple[st
     return "".join(f"{line}\n" for line in lines)
 
 
+def oddities(network: str | None, path: Path, place: HostPort) -> Iterator[str]:
+    """Yields what may surprise the operator of a new file. `network` is what was typed for --network."""
+    made = config.load(path)
+    for typed in values.split_words(network) if network else ():
+        address, network_of_it = ip_interface(typed).ip, ip_interface(typed).network
+        own = next(each.ip for each in made.addresses if each.network == network_of_it)
+        if address not in (network_of_it.network_address, own):
+            yield f"--network {typed} is taken as {network_of_it}, and the gateway's own address is {own}"
+    for each in made.addresses:
+        if each.version == 4 and each.is_global:
+            yield f"{each.network} belongs to hosts of the internet, which neither the gateway nor its clients reach then"
+    if values.is_literal(place.host):
+        address = ip_address(place.host.partition("%")[0])
+        if address.is_loopback:
+            yield f"{place.host} is this host's own loopback: clients elsewhere don't find the gateway there"
+        elif address.is_private:
+            yield f"{place.host} is a private address: clients outside of its network need another --endpoint"
+
+
 def place_of(said: str, port: int) -> HostPort:
     """Reads where clients find the gateway: HOST or HOST:PORT. Raises Failed."""
     try:
-        with suppress(ValueError):
-            return values.endpoint(said)
-        return values.endpoint(f"[{said}]:{port}" if ":" in said and values.is_literal(said) else f"{said}:{port}")
+        place = _place(said, port)
     except ValueError:
         raise Failed(
             f"{values.shown(said)} is no place of a gateway: give an address or a name, or one with :PORT"
         ) from None
+    address = ip_address(place.host.partition("%")[0]) if values.is_literal(place.host) else None
+    if address is not None and (address.is_unspecified or address.is_multicast):
+        raise Failed(f"{place.host} is no address that a client can call: give the gateway's own")
+    return place
+
+
+def _place(said: str, port: int) -> HostPort:
+    with suppress(ValueError):
+        return values.endpoint(said)
+    return values.endpoint(f"[{said}]:{port}" if ":" in said and values.is_literal(said) else f"{said}:{port}")
 
 
 def _networks(said: str, place: HostPort, path: Path) -> tuple[Network, ...]:

@@ -45,11 +45,12 @@ def apply(environment: Environment, text: str, trial: str = "", *, dry_run: bool
     """Puts a file's text in force as a whole, unless `dry_run`.
 
     With `confirm`, key-service goes back after so many seconds without a confirmation, if anything differs. `trial` is the
-    number by which the command asks how that ended. Raises Failed if nothing is changed, and Unanswered if that is unknown.
+    number by which the command asks how that ended. Raises Failed if nothing is changed, NotAsked if key-service was not
+    there, and Unanswered if the outcome is unknown.
     """
     try:
         answer = _ask(environment, {"do": "apply", "dry_run": dry_run, "confirm": confirm, "trial": trial}, text)
-    except Unanswered:
+    except (NotAsked, Unanswered):
         raise
     except Failed as failed:
         raise Failed(f"nothing is changed: {failed}") from None

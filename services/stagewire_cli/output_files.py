@@ -55,6 +55,8 @@ def _failure(file: WholeFile, text: io.StringIO) -> str:
 
 def _new(path: Path, room: int) -> WholeFile:
     """Opens a file with room on the disk. Raises Failed."""
+    if path.is_dir():
+        raise Failed(f"{path} is a folder: give the name of a new file in it{_UNCHANGED}")
     if os.path.lexists(path):
         raise Failed(f"{path} exists already, and stays as it is: give another name{_UNCHANGED}")
     try:

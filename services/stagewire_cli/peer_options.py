@@ -50,7 +50,7 @@ def settings(interface: InterfaceConfig, chosen: dict[str, Any], named: Named = 
             continue
         text = given if isinstance(given, str) else "; ".join(given).strip()
         setting = checked(named(option), Setting(key, _value(option, text, named(option))))
-        if option == "dns":
+        if option == "dns" and setting.value:
             try:
                 values.servers(setting.value)
             except ValueError as error:

@@ -53,7 +53,7 @@ def carry_out(environment: Environment, operation: Operation) -> Done:
         try:
             outcome = operations.carry_out(file.text, str(path), operation, {}, time.time())
         except roster.Refused as refused:
-            raise Failed(str(refused)) from None
+            raise Failed(again.unchanged(refused)) from None
         file.write(outcome.text)
         return Done(file.text, file.path, [*outcome.changes, *outcome.unchanged])
 

@@ -70,10 +70,13 @@ def _reload(
         number = key_door.fresh_trial()
         try:
             difference, warning, trial = again.asked(
-                lambda: key_door.apply(environment, text, number, dry_run=dry_run, confirm=confirm)
+                lambda: key_door.apply(environment, text, number, dry_run=dry_run, confirm=confirm),
+                (key_door.Unanswered,) if dry_run else (),
             )
-        except key_door.Unanswered:
-            expect_to_hold(environment, text, dry_run=dry_run)
+        except (key_door.NotAsked, key_door.Unanswered) as failed:
+            if dry_run or isinstance(failed, key_door.NotAsked):
+                raise Failed(again.unchanged(failed)) from None
+            expect_to_hold(environment, text)
             difference, warning = config.difference(before, interface) if before is not None else [], _SUCCEEDED
             trial = number if confirm and key_door.trial(environment).left else ""
     for line in difference or [f"nothing differs: {path} is in force already"]:
@@ -90,14 +93,14 @@ def _reload(
     _note_for_down(environment, interface, before, warn)
 
 
-def expect_to_hold(environment: Environment, text: str, *, dry_run: bool = False) -> None:
+def expect_to_hold(environment: Environment, text: str) -> None:
     """Asks the next key-service whether a text is in force. Raises Failed if it is not, or nobody can tell."""
     try:
         left, _, _ = again.asked(lambda: key_door.apply(environment, text, dry_run=True), (key_door.Unanswered,))
     except (key_door.NotAsked, key_door.Unanswered) as failed:
         mend = f"`stagewire plan {environment.interface}` tells later"
         raise Failed(f"{failed}, so it isn't known whether the change holds: {mend}") from None
-    if dry_run or left:
+    if left:
         raise Failed("key-service was replaced in the middle, and the change does not hold: try again")
 
 

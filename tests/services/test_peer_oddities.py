@@ -54,6 +54,36 @@ def test_init_takes_no_network_that_no_tunnel_can_have(tmp_path: Path, network: 
 
 
 @pytest.mark.parametrize(
+    ("endpoint", "network", "said"),
+    [
+        (
+            "vpn.example.org",
+            "10.9.0.7/24",
+            "10.9.0.7/24 is taken as 10.9.0.0/24, and the gateway's own address is 10.9.0.1",
+        ),
+        ("vpn.example.org", "8.8.8.0/24", "8.8.8.0/24 belongs to hosts of the internet"),
+        ("127.0.0.1", "10.8.0.0/24", "127.0.0.1 is this host's own loopback"),
+        ("192.168.7.9", "10.8.0.0/24", "192.168.7.9 is a private address"),
+        ("[fd07::1]:5", "10.8.0.0/24", "fd07::1 is a private address"),
+        ("9.9.9.9", "10.8.0.0/24, fd00::/64", ""),
+        ("vpn.example.org", "10.9.0.1/24", ""),
+    ],
+)
+def test_init_says_what_may_surprise(tmp_path: Path, endpoint: str, network: str, said: str) -> None:
+    done = stagewire("init", tmp_path / "wg0.conf", "--endpoint", endpoint, "--network", network, env=folders(tmp_path))
+    assert done.returncode == 0
+    assert said in done.stderr
+    assert done.stderr.startswith("stagewire: warning: ") == bool(said)
+
+
+@pytest.mark.parametrize("endpoint", ["0.0.0.0", "[::]:51820", "224.0.0.1", "ff02::1"])
+def test_init_takes_no_endpoint_that_nobody_can_call(tmp_path: Path, endpoint: str) -> None:
+    done = stagewire("init", tmp_path / "wg0.conf", "--endpoint", endpoint, *PLACE[2:], env=folders(tmp_path))
+    assert done.returncode == 1
+    assert "is no address that a client can call" in done.stderr
+
+
+@pytest.mark.parametrize(
     ("words", "why"),
     [
         (("--address", "10.8.0.0"), "10.8.0.0/32 is the address of the network 10.8.0.0/24 itself"),
@@ -100,6 +130,19 @@ def test_what_exclude_takes_away_is_said(files: Files) -> None:
     assert "--exclude takes in 10.9.0.1, the client's DNS server" in said
     assert "9.9.9.9" not in said
     assert "exclude" not in warned(files, "add", "b", "--full-tunnel", "--exclude", "192.168.0.0/16")
+
+
+def test_an_empty_value_removes_each_setting(files: Files) -> None:
+    bare = files.peer("add", "a") and files.peer("show", "a")
+    given = {
+        "--dns": "10.8.0.1", "--mtu": "1300", "--keepalive": "25", "--expires": "30d", "--rate": "1M", "--quota": "5G",
+        "--endpoint": "a.example:1", "--group": "staff", "--allow": "any", "--forward": "tcp 80 80",
+    }  # fmt: skip
+    files.peer("set", "a", *(word for pair in given.items() for word in pair))
+    assert files.peer("show", "a") != bare
+    for option in given:
+        files.peer("set", "a", option, "")
+    assert files.peer("show", "a") == bare
 
 
 def test_warnings_name_the_file_where_it_lies(files: Files) -> None:

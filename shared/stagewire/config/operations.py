@@ -136,7 +136,7 @@ def carry_out(text: str, path: str, operation: Operation, live: Mapping[Network,
             case ExpirePeers():
                 change = _Change(before.text, before.whole.peers, before.off, ())
     except ConfigError as error:
-        raise Refused(error.mistakes[0].message) from None
+        raise Refused(error.mistakes[0].message.removeprefix("can't be written: ")) from None
     off = change.off | {peer.public_key for peer in change.peers if is_expired(peer, now)}
     new = roster.covered(change.text, off)
     try:
