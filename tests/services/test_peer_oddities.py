@@ -65,7 +65,7 @@ def test_init_takes_no_network_that_no_tunnel_can_have(tmp_path: Path, network: 
         ("127.0.0.1", "10.8.0.0/24", "127.0.0.1 is this host's own loopback"),
         ("192.168.7.9", "10.8.0.0/24", "192.168.7.9 is a private address"),
         ("[fd07::1]:5", "10.8.0.0/24", "fd07::1 is a private address"),
-        ("9.9.9.9", "10.8.0.0/24, fd00::/64", ""),
+        ("9.9.9.9", "10.8.0.0/24, fd08:9::/64", ""),
         ("vpn.example.org", "10.9.0.1/24", ""),
     ],
 )
