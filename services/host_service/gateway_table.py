@@ -9,8 +9,9 @@ Each interface has one such table, made and removed whole, beside the table of i
     srcnat      packets of peers leave with an address of this host; so do forwarded ports' packets to some peers
 
 A peer's answers pass: its rules are for what the peer begins. Each packet that a peer sends is judged anew, so a changed
-rule also holds for connections that exist. A set counts the packets that were denied, by source and destination. A new
-table goes on with the counts of the one before, but for those of packets that may pass now.
+rule also holds for connections that exist; what their other ends send by themselves still passes. A set counts the packets
+that were denied, by source and destination. A new table goes on with the counts of the one before, but for those of
+packets that may pass now.
 """
 
 import socket

@@ -16,11 +16,10 @@ from typing import Final
 
 from key_service.registry import Registry
 from stagewire import config, files
-from stagewire.config import InterfaceConfig, accepted
+from stagewire.config import InterfaceConfig, accepted, unconfirmed
 from stagewire.config.accepted import Accepted
 from stagewire.limits import MAX_ACCEPTED
 
-_NAME: Final = "unconfirmed"
 _ENDED: Final = "trial-ended"
 _HEAD: Final = 64
 """Bytes of the first line at most."""
@@ -111,4 +110,4 @@ def recalled(run: Path) -> Before | None:
 
 
 def _path(run: Path) -> Path:
-    return run / "key" / _NAME
+    return run / "key" / unconfirmed.RECORD

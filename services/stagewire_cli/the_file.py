@@ -5,9 +5,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from stagewire import config
-from stagewire.config import ConfigError, InterfaceConfig, accepted
+from stagewire.config import ConfigError, InterfaceConfig, accepted, unconfirmed
 from stagewire.config.accepted import Accepted
 from stagewire.environment import Environment
+from stagewire.loop import boot_time
 from stagewire_cli import processes
 from stagewire_cli.supervision import Supervision
 
@@ -42,10 +43,16 @@ def as_it_was_read(environment: Environment) -> InterfaceConfig | None:
 
 
 def warnings(environment: Environment) -> list[str]:
-    """Returns a line if the file differs from the text in force. Root alone can tell."""
+    """Returns a line if a trial waits for its confirmation, or else if the file differs from the text in force.
+
+    Root alone can tell.
+    """
     read = what_was_read(environment) if os.geteuid() == 0 else None
     if read is None:
         return []
+    if left := unconfirmed.left(environment.run, boot_time()):
+        mend = f"`stagewire confirm {environment.interface}` keeps it"
+        return [f"what `apply --confirm` has applied goes back in {left:.0f} s; {mend}"]
     path = of(environment)
     try:
         text = config.load_text(path)

@@ -6,7 +6,7 @@ import pytest
 
 from key_service import trial_run
 from key_service.trial_run import Before
-from stagewire.config import encode_key
+from stagewire.config import encode_key, unconfirmed
 from stagewire.config.accepted import Accepted
 
 KEYS = [bytes([number]) * 32 for number in range(1, 4)]
@@ -43,6 +43,16 @@ def test_nothing_of_it_stays(run: Path) -> None:
         assert not opened.read().strip(b"\0")
     assert list((run / "key").iterdir()) == []
     trial_run.forget(run)
+
+
+def test_the_command_reads_how_long_it_lasts(run: Path) -> None:
+    assert unconfirmed.left(run, 10.0) == 0
+    trial_run.store(run, BEFORE)
+    assert unconfirmed.left(run, 10.0) == 7.25
+    assert unconfirmed.left(run, 17.25) == 0
+    for odd in (b"", b"inf 1 2\n", b"nan 1 2\n", b"x" * 100):
+        (run / "key" / "unconfirmed").write_bytes(odd)
+        assert unconfirmed.left(run, 10.0) == 0
 
 
 @pytest.mark.parametrize("cut", [0, 3, 8, 40])

@@ -406,7 +406,9 @@ def test_an_interrupted_trial_goes_on_and_its_confirmation_is_complete(network: 
         doing.send_signal(signal.SIGINT)
         said, _ = doing.communicate(timeout=20)
     assert (doing.returncode, b"interrupted" in said, b"stagewire confirm" in said) == (1, True, True), said
+    until(lambda: any("goes back in" in line for line in hub.gateway.status()["warnings"]), 10, "status to say it")
     hub.gateway.command("confirm", hub.name)
+    assert hub.gateway.status()["warnings"] == []
     hub.gateway.down()
     assert noted.exists()
     hub.gateway.up()
