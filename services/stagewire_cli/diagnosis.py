@@ -31,6 +31,8 @@ def of_services(away: list[Away]) -> list[Finding]:
 def _well(e: Evidence) -> Finding:
     age = "" if e.shaken is None else f"; the last handshake was {max(0, e.shaken):.0f} s ago"
     through = ", and packets of full size pass through the tunnel" if e.path.large else ""
+    if e.tried == "answered" and e.path.small is None:
+        through = "; no packet could be tried, as none of its AllowedIPs is a single address: ask about one behind it"
     return Finding("well", f"all is well from here{age}{through}", "nothing", wrong=False)
 
 

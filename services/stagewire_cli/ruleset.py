@@ -104,9 +104,9 @@ class Ruleset:
 
 def _at_device(chain: dict[str, Any], traffic: Traffic) -> bool:
     """Tells whether a chain of family netdev belongs to the packets' interface."""
-    if chain["family"] != "netdev":
+    devices = chain.get("dev")
+    if chain["family"] != "netdev" or devices is None:  # nft before 1.0.7 doesn't tell
         return True
-    devices = chain.get("dev", [])
     through = traffic.incoming if chain["hook"] == "ingress" else traffic.outgoing
     return through in ([devices] if isinstance(devices, str) else devices)
 

@@ -212,8 +212,10 @@ def _look_at_rules(evidence: Evidence, peers: list[Status]) -> None:
     evidence.isolates = firewall.isolates(interface)
     evidence.port_blocked = firewall.blocks(port, device, host_of(place))
     evidence.out_blocked = firewall.blocks_out(port, place, device) if place else []
-    own = [target] if target else addresses_of(peer)[:1] or [""]
-    evidence.tunnel_blocked = firewall.blocks_tunnel(interface, own[0])
+    own = [target] if target else addresses_of(peer) or [""]
+    of_each_version = {":" in address: address for address in reversed(own)}
+    blocks = [block for address in of_each_version.values() for block in firewall.blocks_tunnel(interface, address)]
+    evidence.tunnel_blocked = [*dict.fromkeys(blocks)]
     evidence.through_blocked = firewall.blocks_through(interface)
 
 

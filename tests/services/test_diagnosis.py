@@ -187,6 +187,10 @@ SILENT: dict[str, Any] = {"last_handshake_unix_s": None, "tried": "unanswered"}
         (evidence(port_blocked=[replace(BLOCK, part=OVER_RATE.text, narrow=True)]), "well"),
         (evidence(port_blocked=[replace(BLOCK, part=OVER_RATE.text, narrow=True)], **SILENT), "no_answer"),
         (evidence(tunnel_blocked=[replace(RULE, part="TCP packets")]), "tunnel_blocked_here"),
+        (
+            evidence(tried="answered", tunnel_blocked=[RULE], path=Path(True, True, 1420, 1420, silent=("fd00::2",))),
+            "tunnel_blocked_here",
+        ),
         (evidence(tunnel_blocked=[RULE]), "tunnel_blocked_here"),
         (evidence(tunnel_blocked=[replace(RULE, part="certain TCP packets", narrow=True)]), "well"),
         (evidence(through_blocked=[RULE], only_in=True), "forwarding_dropped"),
@@ -275,6 +279,11 @@ def test_the_first_line_says_what_to_do_first_and_the_next_why() -> None:
         "  why: it answers our handshakes with another pre-shared key than ours",
         "  seen: response_not_authentic 3, from 192.0.2.1:51820",
     ]
+
+
+def test_a_peer_without_a_known_address_is_told_to_be_tried_in_part() -> None:
+    [found] = search(evidence(tried="answered", allowed_ips=["10.0.0.0/24"]))
+    assert (found.id, "no packet could be tried" in found.text) == ("well", True)
 
 
 def test_an_answer_fits_into_the_terminal() -> None:

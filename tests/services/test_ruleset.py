@@ -162,9 +162,18 @@ def test_what_leads_our_datagrams_elsewhere() -> None:
 
 
 def test_a_chain_of_another_device_or_version_or_of_ours() -> None:
-    for family, device, expected in (("netdev", "eth0", 1), ("netdev", "eth1", 0), ("ip6", "", 0), ("bridge", "", 0)):
+    for family, device, expected in (
+        ("netdev", "eth0", 1),
+        ("netdev", "eth1", 0),
+        ("netdev", "?", 1),
+        ("ip6", "", 0),
+        ("bridge", "", 0),
+    ):
         of = {"family": family, "table": "f", "name": "in"}
-        listed = [{"chain": {**of, "hook": "ingress", "dev": device}}, {"rule": {**rule(PORT, DROP)["rule"], **of}}]
+        listed = [
+            {"chain": {**of, "hook": "ingress", **({"dev": device} if device != "?" else {})}},
+            {"rule": {**rule(PORT, DROP)["rule"], **of}},
+        ]
         assert len(Ruleset(listed).blocks(DATAGRAMS)) == expected
     ours = {**chain()["chain"], "table": "stagewire-wg0"}
     assert (

@@ -87,6 +87,13 @@ def test_a_rule_for_packets_of_the_tunnel(
     assert first(hub, address) == "well"
 
 
+def test_a_rule_for_one_family_of_the_tunnel(network: Topology, hub: Hub, far: WireguardGo) -> None:
+    with rules(network.b, "input", 'iifname "wg0" meta nfproto ipv6 drop'):
+        assert broken(network.b, ANNA.inner[1])
+        assert works(network.b, ANNA.inner[0])
+        assert first(hub, ANNA) == "tunnel_blocked_here"
+
+
 def test_a_rule_that_drops_the_whole_of_the_tunnel_is_a_trouble_for_doctor(network: Topology, hub: Hub) -> None:
     with rules(network.b, "input", 'iifname "wg0" drop'):
         told = doctor(hub)

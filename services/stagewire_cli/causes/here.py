@@ -99,7 +99,7 @@ def tunnel_rules(e: Evidence) -> Iterator[Finding]:
             f"give [Interface] an Address of IPv{version}, which the peer has in its AllowedIPs, then `stagewire reload`",
         )
     for block in e.tunnel_blocked:
-        bites = not block.narrow if block.part else e.path.small is not True
+        bites = not block.narrow if block.part else not e.path.small or bool(e.path.silent)
         yield Finding(
             "tunnel_blocked_here",
             f"this host's own firewall drops {_of(block, _PACKETS)}: {block.text}",
