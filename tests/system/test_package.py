@@ -16,7 +16,7 @@ from lab import installed
 from lab.namespaces import Namespace
 from lab.wireguard_go import new_key_pair
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]  # six modules are compiled
 
 SHIPPED = (
     "systemd/stagewire@.service",
