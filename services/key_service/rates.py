@@ -2,7 +2,9 @@
 
 from typing import Final
 
+from stagewire.limits import MAX_COUNT
 from stagewire.loop import IDLE_INTERVAL
+from stagewire.proto.constants import TRANSPORT_OVERHEAD
 from stagewire.proto.peer import Peer
 
 LEAST: Final = 0.5
@@ -16,6 +18,10 @@ FRESH: Final = 2.5
 def take(peer: Peer, rx_bytes: int, tx_bytes: int, now: float) -> None:
     """Enters the bytes since the report before."""
     span = min(max(now - peer.rated_at, LEAST), MOST)
+    if tx_bytes > TRANSPORT_OVERHEAD:  # more than a keepalive
+        peer.rx_alone = 0
+    elif rx_bytes > TRANSPORT_OVERHEAD:
+        peer.rx_alone = min(peer.rx_alone + rx_bytes, MAX_COUNT)
     peer.rated_at, peer.rx_rate, peer.tx_rate = now, max(rx_bytes, 0) / span, max(tx_bytes, 0) / span
 
 

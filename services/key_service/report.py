@@ -123,4 +123,5 @@ def _peer(peer: Peer, live: LiveConfiguration, unresolved: str, endpoint_fault: 
         persistent_keepalive_s=configured.persistent_keepalive,
         rx_bytes_per_s=received,
         tx_bytes_per_s=sent,
+        rx_bytes_alone=peer.rx_alone,
     )

@@ -42,7 +42,7 @@ _STEPS: Final[tuple[tuple[_Check, ...], ...]] = (
     (place.endpoint,),
     (here.datagrams,),
     (handshakes.contested, handshakes.keys, handshakes.answers),
-    (handshakes.silence,),
+    (tunnel.longer_prefix, handshakes.silence),
     (tunnel.held,),
     (here.tunnel_rules, here.host, tunnel.prefixes_of, tunnel.path_through, tunnel.session, tunnel.rate),
     (beyond.access, beyond.nothing_back, tunnel.earlier_sources),

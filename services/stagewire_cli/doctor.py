@@ -33,7 +33,7 @@ from stagewire_cli import (
     why,
 )
 from stagewire_cli.causes.handshakes import CLOCK
-from stagewire_cli.causes.here import BUSY, lets_answers_in
+from stagewire_cli.causes.here import lets_answers_in, overloaded
 from stagewire_cli.causes.place import KINDS, REASONS
 from stagewire_cli.evidence import RECENT, Away
 from stagewire_cli.host_facts import Denied
@@ -92,7 +92,7 @@ class Facts:
     source_drops: int = 0
     tracks_no_more: bool = False
     """The table of connections is full."""
-    busy: dict[str, float] = field(default_factory=dict)
+    busy: dict[str, host_facts.Load] = field(default_factory=dict)
     unready: list[str] = field(default_factory=list)
     """Why no traffic can flow, as /readyz says."""
 
@@ -120,7 +120,7 @@ def gather(environment: Environment) -> Facts:
         host_facts.strict_source(interface),
         host_facts.source_drops(),
         host_facts.tracks_no_more(),
-        busy.shares(),
+        busy.loads(),
         [] if away else readiness.why_not(environment),
     )
 
@@ -173,9 +173,9 @@ def _gateway(facts: Facts) -> Iterator[Trouble]:
             yield Trouble("not_ready", f"no traffic gets through: {reason}", mend)
     for warning in (each for each in facts.status["warnings"] if not each.startswith(show.SILENT)):
         yield Trouble("warning", warning, "do what it says", wrong=False)
-    for worker, share in facts.busy.items():
-        if share >= BUSY:
-            yield Trouble("overloaded", f"{worker} uses {share:.0%} of a core", "add workers with `stagewire scale N`")
+    for busy in map(overloaded, facts.busy, facts.busy.values()):
+        if busy is not None:
+            yield Trouble(busy.id, busy.text, busy.mend, wrong=busy.wrong)
 
 
 def _kernel(facts: Facts) -> Iterator[Trouble]:
@@ -273,7 +273,7 @@ def _part(block: Block) -> str:
 def _sends_in_vain(facts: Facts) -> bool:
     """Tells whether a peer sends and gets nothing back. Others' packets may also have been refused, even our own pings."""
     least = trials.SILENT_BYTES
-    return any(peer.get("rx_bytes", 0) > least >= peer.get("tx_bytes", 0) for peer in facts.status["peers"])
+    return any(peer["rx_bytes_alone"] > least for peer in facts.status["peers"])
 
 
 def _peers(facts: Facts) -> Iterator[Trouble]:

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 from stagewire.limits import MIN_MTU_IPV6
 from stagewire.proto.constants import REJECT_AFTER_TIME
 from stagewire_cli.former import Former
-from stagewire_cli.host_facts import Denied
+from stagewire_cli.host_facts import Denied, Load
 from stagewire_cli.ping import Heard
 from stagewire_cli.probe import Refusal
 from stagewire_cli.ruleset import Block
@@ -132,8 +132,8 @@ class Evidence:
     """The host's table of connections is full, so that it drops packets of new ones."""
     own_families: frozenset[int] = frozenset((4, 6))
     """Versions of IP of which our interface has an address."""
-    busy: dict[str, float] = field(default_factory=dict)
-    """Share of a core that each worker uses."""
+    busy: dict[str, Load] = field(default_factory=dict)
+    """The load of each worker."""
     without_session: frozenset[str] = frozenset()
     """Labels of the other peers that have none."""
     tried: Tried = ""

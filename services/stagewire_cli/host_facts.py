@@ -201,8 +201,16 @@ def asked(*command: str) -> Any:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Tells which share of the time a process had a core, and for which share it waited for one."""
+
+    uses: float
+    waits: float = 0.0
+
+
 class Busy:
-    """Measures which share of a core each process uses, from its making to `shares`."""
+    """Measures the load of each process, from its making to `loads`."""
 
     LEAST: Final = 0.15
     """s of a measurement that says something."""
@@ -210,13 +218,26 @@ class Busy:
     def __init__(self, processes: dict[str, int]) -> None:
         """Takes the pid of each process by its name."""
         self._begun = time.monotonic()
-        self._before = {name: (pid, used(pid)) for name, pid in processes.items()}
+        self._before = {name: (pid, *_run_and_waited(pid)) for name, pid in processes.items()}
 
-    def shares(self) -> dict[str, float]:
-        """Returns the share by name."""
+    def loads(self) -> dict[str, Load]:
+        """Returns the load by name."""
         time.sleep(max(0.0, self._begun + self.LEAST - time.monotonic()))
         passed = time.monotonic() - self._begun
-        return {name: (used(pid) - before) / passed for name, (pid, before) in self._before.items()}
+        found = {}
+        for name, (pid, run, waited) in self._before.items():
+            has_run, has_waited = _run_and_waited(pid)
+            found[name] = Load((has_run - run) / passed, (has_waited - waited) / passed)
+        return found
+
+
+def _run_and_waited(pid: int) -> tuple[float, float]:
+    """Returns the s for which a process had a processor, and for which it waited; a kernel may not tell the latter."""
+    try:
+        run, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+        return int(run) / 1e9, int(waited) / 1e9
+    except (OSError, ValueError):
+        return used(pid), 0.0
 
 
 def used(pid: int) -> float:

@@ -33,10 +33,10 @@ Status = dict[str, Any]
 _Address = IPv4Address | IPv6Address
 
 
-def run(environment: Environment, evidence: Evidence, addresses: list[str], begun: float) -> None:
+def run(environment: Environment, evidence: Evidence, addresses: list[str], guesses: list[str], begun: float) -> None:
     """Tries all, within ALL_WITHIN from `begun`, and puts what came of it into the evidence.
 
-    `addresses` are the peer's own in the tunnel.
+    `addresses` are the peer's own in the tunnel; `guesses` are tried if there are none, and may be nobody's.
     """
     public_key = evidence.peer["public_key"]
     if evidence.peer["endpoint"] is not None:
@@ -47,7 +47,7 @@ def run(environment: Environment, evidence: Evidence, addresses: list[str], begu
     before = _peer(environment, public_key) if evidence.connected or lives else None
     if before is not None:  # a session may live though an answer to a handshake was lost
         refused = host_facts.refused_forwards()
-        evidence.path = _path(evidence, addresses, begun + ALL_WITHIN)
+        evidence.path = _path(evidence, addresses, guesses, begun + ALL_WITHIN)
         # A peer may send our own pings back, which this host then refuses.
         for version, count in host_facts.refused_forwards().items():
             evidence.refused_forwards[version] += count - refused[version]
@@ -110,14 +110,18 @@ def _counted(peer: Status, reason: str) -> int:
 # --- packets ------------------------------------------------------------------------------------------------
 
 
-def _path(evidence: Evidence, addresses: list[str], end: float) -> Path:
+def _path(evidence: Evidence, addresses: list[str], guesses: list[str], end: float) -> Path:
     """Pings the target, or the peer's own addresses, with small packets and with one of the MTU's size."""
     path = Path(mtu=evidence.path.mtu)
     targets = [evidence.target] if evidence.target else addresses[:_OWN_ADDRESSES]
-    if not targets or not path.mtu:
+    if not path.mtu:
         return path
     tried = _Tried(evidence.interface, end)
     try:
+        if not targets:
+            targets = [each for each in guesses if tried.answers(ip_address(each))][:1]
+        if not targets:
+            return path
         works = [each for each in targets if tried.passes(ip_address(each), ping.SMALL)]
         path.small = bool(works)
         if works:
@@ -145,6 +149,10 @@ class _Tried:
 
     def within(self, seconds: float) -> float:
         return max(0.0, min(seconds, self.end - time.monotonic()))
+
+    def answers(self, address: _Address) -> bool:
+        """Pings once."""
+        return ping.answered(address, self.interface, ping.SMALL, self.within(PING_WITHIN))
 
     def passes(self, address: _Address, size: int) -> bool:
         """Pings twice, as one packet may be lost."""

@@ -10,7 +10,7 @@ from stagewire.config.peer_names import NotFoundError, find, label
 from stagewire.control import gateway
 from stagewire.environment import Environment
 from stagewire_cli import diagnosis, flow, former, host_facts, out_of_use, own_key, services_away, show, trials, way_out
-from stagewire_cli.causes import handshakes
+from stagewire_cli.causes import beyond, handshakes
 from stagewire_cli.evidence import RECENT, Evidence, Finding, Path, Tried, seen
 from stagewire_cli.failures import Failed, NotUp
 from stagewire_cli.probe import Probe
@@ -20,6 +20,11 @@ _PASSES_WITHIN: Final = 0.4
 """s in which a service becomes ready."""
 _LOOKED_AT: Final = 4
 """Prefixes of a peer in which its own addresses are looked for."""
+_GUESSED_IN: Final = 8
+"""Least length of a prefix in which addresses are guessed."""
+_FIRST: Final = (1, 2)
+"""Which hosts of a network are guessed."""
+_GUESSES: Final = 3
 FORMAT: Final = 1
 """Version of the JSON object."""
 
@@ -45,7 +50,9 @@ def answer(environment: Environment, text: str, *, trying: bool) -> dict[str, An
     evidence = _evidence(environment, known, peer, target)
     if trying and evidence.link_up is not False and not any(each.carries for each in evidence.away):
         with Probe(peer["endpoint"] or "", evidence.port) as probe:
-            trials.run(environment, evidence, addresses_of(peer), begun)
+            own = addresses_of(peer)
+            guesses = [] if own else guesses_of(peer, host_facts.Links())
+            trials.run(environment, evidence, own, guesses, begun)
             evidence.refusal = probe.refusal()
         evidence.more_source_drops = host_facts.source_drops() - evidence.source_drops
         mark = (known.get("host") or {}).get("mark", 0)
@@ -133,8 +140,8 @@ def _of_stranger(environment: Environment, text: str, known: Status) -> dict[str
         text = "this address is this gateway's own, or its host's"
         findings = [Finding("own_address", text, "ask about the name, the key or an address of a peer")]
     elif not findings:
-        text = "no peer's endpoint or AllowedIPs have this address, and nothing from it was dropped lately"
-        findings = [Finding("unknown", text, "add the address to the AllowedIPs of the peer that should have it")]
+        device = host_facts.routes([host]).get(host, "")
+        findings = list(beyond.outside(environment.interface, host, device, host_facts.forwards()))
     return _object(host, None, findings, tried="")
 
 
@@ -186,7 +193,7 @@ def _evidence(environment: Environment, known: Status, peer: Status, target: str
         former=gone,
         last_seen=former.last_seen(environment, peer["public_key"]) if peer["endpoint"] is None else "",
         own_address=_own(peer, target, links),
-        only_in=peer["rx_bytes"] > trials.SILENT_BYTES >= peer["tx_bytes"],
+        only_in=peer["rx_bytes_alone"] > trials.SILENT_BYTES,
         refused_forwards=host_facts.refused_forwards(),
         without_session=frozenset(
             label(other["public_key"], other["name"])
@@ -198,7 +205,7 @@ def _evidence(environment: Environment, known: Status, peer: Status, target: str
     )
     evidence.is_ourselves = evidence.way is not None and way_out.is_ourselves(place, evidence.port, links)
     _look_at_rules(evidence, known["peers"])
-    evidence.busy = busy.shares()
+    evidence.busy = busy.loads()
     return evidence
 
 
@@ -247,6 +254,14 @@ def addresses_of(peer: Status) -> list[str]:
     """Returns the peer's own addresses in the tunnel, if its allowed-IPs tell them."""
     alone = [prefix for prefix in peer["allowed_ips"][:_LOOKED_AT] if ip_network(prefix).num_addresses == 1]
     return [prefix.partition("/")[0] for prefix in alone]
+
+
+def guesses_of(peer: Status, links: host_facts.Links) -> list[str]:
+    """Returns addresses that hosts behind the peer often have: the first ones of its networks."""
+    networks = [ip_network(prefix) for prefix in peer["allowed_ips"][:_LOOKED_AT]]
+    wide = [each for each in networks if each.prefixlen >= _GUESSED_IN and each.num_addresses > max(_FIRST)]
+    found = [str(network[at]) for network in wide for at in _FIRST]
+    return [each for each in found if not links.is_own(each)][:_GUESSES]
 
 
 def _concerns(denied: host_facts.Denied, peer: Status, peers: list[Status], target: str) -> bool:

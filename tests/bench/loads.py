@@ -19,9 +19,14 @@ def python(module: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", module, *map(str, arguments)]
 
 
+def begin(namespace: Namespace, module: str, *arguments: object) -> "subprocess.Popen[bytes]":
+    """Starts a program."""
+    return namespace.popen(*python(module, *arguments), env=_ENV, output=subprocess.PIPE)
+
+
 def start(namespace: Namespace, module: str, *arguments: object) -> "subprocess.Popen[bytes]":
     """Starts a program and waits until it prints `ready`."""
-    started = namespace.popen(*python(module, *arguments), env=_ENV, output=subprocess.PIPE)
+    started = begin(namespace, module, *arguments)
     assert started.stdout is not None
     line = started.stdout.readline()
     if line != b"ready\n":

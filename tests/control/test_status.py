@@ -65,6 +65,7 @@ PRINTED = {
             "persistent_keepalive_s": 25,
             "rx_bytes_per_s": 7.5,
             "tx_bytes_per_s": 8.5,
+            "rx_bytes_alone": 0,
         }
     ],
 }

@@ -199,6 +199,18 @@ def test_two_devices_with_one_key_count_and_a_peer_that_moves_does_not() -> None
     assert ours.failures.of(peer.public_key)["endpoint_contested"] == 2
 
 
+def test_two_devices_whose_packets_come_in_turn_count_and_one_that_moves_does_not() -> None:
+    ours, _, peer = setup()
+    here, there = (Endpoint(bytes([198, 51, 100, 1]), port).pack() for port in (1, 2))
+    ours.endpoint_moved(peer.public_key, here, T)
+    for number in range(1, 4):  # from a wireless to a mobile network and back
+        ours.endpoint_moved(peer.public_key, (here, there)[number % 2], T + 60 * number)
+    assert "endpoint_contested" not in ours.failures
+    for number in range(1, 4):
+        ours.endpoint_moved(peer.public_key, (there, here)[number % 2], T + 200 + number)
+    assert ours.failures.of(peer.public_key)["endpoint_contested"] == 2
+
+
 def test_an_initiation_without_an_answer_counts_for_the_peer_with_its_place() -> None:
     ours, _, peer = setup()
     want(ours, peer)

@@ -18,7 +18,7 @@ from stagewire_cli.causes.tunnel import lies_in
 from stagewire_cli.diagnosis import search
 from stagewire_cli.evidence import RECENT, Away, Evidence, Finding, Path, Tried
 from stagewire_cli.former import Former
-from stagewire_cli.host_facts import Denied
+from stagewire_cli.host_facts import Denied, Load
 from stagewire_cli.ping import Heard
 from stagewire_cli.probe import Refusal
 from stagewire_cli.ruleset import BEGINNING, LENGTHS, OVER_RATE, RANDOM, Block
@@ -63,6 +63,7 @@ DENIED = [Denied("10.0.0.2", "10.9.0.1", 1234)]
 TO_BERT = [Denied("10.0.0.2", "10.0.0.3", 2)]
 AWAY = Away("conn-service", "is down", "see its log")
 BLOCK = Block("a rule in chain c", ("nft", "delete"))
+NEVER: dict[str, Any] = {"last_handshake_unix_s": None, "endpoint": None, "allowed_ips": ["10.0.0.9/32"]}
 SILENT: dict[str, Any] = {"last_handshake_unix_s": None, "tried": "unanswered"}
 
 
@@ -120,7 +121,15 @@ SILENT: dict[str, Any] = {"last_handshake_unix_s": None, "tried": "unanswered"}
         (evidence(routes={"10.0.0.2/32": "eth0"}), "route_elsewhere"),
         (evidence(routes={"10.0.0.2/32": "wg0"}), "well"),
         (evidence(routes={"10.0.0.2/32": "eth0"}, strict_source=True, source_drops=4), "rp_filter"),
-        (evidence(busy={"device-service 0": 0.99, "device-service 1": 0.1}), "overloaded"),
+        (evidence(busy={"device-service 0": Load(0.99), "device-service 1": Load(0.1)}), "overloaded"),
+        (evidence(busy={"device-service 0": Load(0.5, 0.45)}), "overloaded"),
+        (evidence(busy={"device-service 0": Load(0.1, 0.85)}), "well"),
+        (evidence(target="10.0.0.9", **NEVER, others={"Bert": ["10.0.0.0/24"]}), "overlap"),
+        (evidence(target="10.0.0.9", **NEVER, others={"Bert": ["0.0.0.0/0"]}), "never_called"),
+        (
+            evidence(target="10.0.0.9", **NEVER, others={"Bert": ["10.0.0.0/24"]}, without_session=frozenset({"Bert"})),
+            "never_called",
+        ),
         (evidence(tried="answered", path=Path(True, False, 1320, 1420)), "mtu"),
         (evidence(tried="answered", path=Path(False, None, 0, 1420)), "no_inner_answer"),
         (evidence(tried="answered", path=Path(False, None, 0, 1420), arrives=True), "well"),

@@ -14,13 +14,14 @@ from stagewire_cli import bring_up, daemon, kernels
 from stagewire_cli.doctor import Facts, Trouble, answer, examine, lines, mend, written
 from stagewire_cli.evidence import Away
 from stagewire_cli.failures import Failed
-from stagewire_cli.host_facts import Denied
+from stagewire_cli.host_facts import Denied, Load
 from stagewire_cli.ruleset import Block
 
 AWAY = Away("conn-service", "is down", "see its log")
 NOW = 1_800_000_000.0
 PEER = {
     "public_key": "P" * 43 + "=", "name": "Anna", "endpoint": "192.0.2.1:5", "unresolved": "", "reasons": [],
+    "rx_bytes_alone": 0,
     "last_handshake_unix_s": NOW - 5, "allowed_ips": ["10.0.0.0/24", "0.0.0.0/0"],
 }  # fmt: skip
 OTHER = PEER | {"public_key": "Q" * 43 + "=", "name": "", "allowed_ips": ["10.1.0.0/24", "10.2.0.0/16"]}
@@ -47,12 +48,12 @@ def with_peer(**changes: Any) -> Facts:
         (replace(WELL, unready=["17 packets came, and no datagram left"]), ["not_ready"], True),
         (replace(WELL, away=[AWAY], unready=["waits"]), ["service_away"], True),
         (replace(WELL, status=STATUS | {"warnings": ["it was edited"]}), ["warning"], False),
-        (replace(WELL, busy={"device-service 0": 0.97, "device-service 1": 0.2}), ["overloaded"], True),
+        (replace(WELL, busy={"device-service 0": Load(0.97), "device-service 1": Load(0.2)}), ["overloaded"], True),
         (replace(WELL, blocked=[Block("a rule", ("nft", "delete"))]), ["port_blocked"], True),
         (replace(WELL, forwards={4: False, 6: False}), ["forwarding_off"], False),
         (replace(WELL, forwards={4: False, 6: True}, refused_forwards={4: 2}), ["forwarding_off"], False),
         (
-            replace(with_peer(rx_bytes=900, tx_bytes=100), forwards={4: False, 6: True}, refused_forwards={4: 2}),
+            replace(with_peer(rx_bytes_alone=900), forwards={4: False, 6: True}, refused_forwards={4: 2}),
             ["forwarding_off"],
             True,
         ),

@@ -121,9 +121,10 @@ def test_a_busy_process_is_told_from_an_idle_one() -> None:
     end = os.times().user + 0.12
     while os.times().user < end:
         pass
-    shares = busy.shares()
-    assert shares["me"] > 0
-    assert shares["gone"] == 0
+    loads = busy.loads()
+    assert loads["me"].uses > 0
+    assert loads["me"].waits >= 0
+    assert loads["gone"] == host_facts.Load(0)
 
 
 def test_the_checksum_of_an_echo_request() -> None:

@@ -7,13 +7,24 @@ from stagewire.proto.peer import Peer
 from stagewire.proto.timers import HandshakeTimers
 
 
+def peer() -> Peer:
+    return Peer(bytes(32), bytes(32), 0, False, MacSealer(bytes(32)), HandshakeTimers(lambda: 0.0))
+
+
+def test_what_a_peer_sends_in_vain_adds_up_until_a_packet_goes_back() -> None:
+    known = peer()
+    for rx_bytes, tx_bytes, alone in ((96, 0, 96), (96, 32, 192), (32, 0, 192), (96, 48, 0), (96, 0, 96)):
+        rates.take(known, rx_bytes, tx_bytes, 100.0)
+        assert known.rx_alone == alone, "a keepalive, of 32 bytes, is no packet of anybody"
+
+
 def test_a_rate_is_taken_between_two_reports_and_ends_without_another() -> None:
-    peer = Peer(bytes(32), bytes(32), 0, False, MacSealer(bytes(32)), HandshakeTimers(lambda: 0.0))
-    assert rates.of(peer, 1.0) == (0.0, 0.0)
-    rates.take(peer, 1000, 0, 100.0)
-    assert rates.of(peer, 100.0) == (1000 / IDLE_INTERVAL, 0.0), "no worker is silent for longer"
-    rates.take(peer, 1000, 500, 101.0)
-    assert rates.of(peer, 102.0) == (1000.0, 500.0)
-    rates.take(peer, -5, 10, 101.01)
-    assert rates.of(peer, 101.01) == (0.0, 20.0), "two reports at once would tell too high a rate"
-    assert rates.of(peer, 105.0) == (0.0, 0.0)
+    known = peer()
+    assert rates.of(known, 1.0) == (0.0, 0.0)
+    rates.take(known, 1000, 0, 100.0)
+    assert rates.of(known, 100.0) == (1000 / IDLE_INTERVAL, 0.0), "no worker is silent for longer"
+    rates.take(known, 1000, 500, 101.0)
+    assert rates.of(known, 102.0) == (1000.0, 500.0)
+    rates.take(known, -5, 10, 101.01)
+    assert rates.of(known, 101.01) == (0.0, 20.0), "two reports at once would tell too high a rate"
+    assert rates.of(known, 105.0) == (0.0, 0.0)

@@ -22,12 +22,13 @@ pytestmark = pytest.mark.system
 SOURCE_HERE, ALLOWED_THERE = Spoke(1), Spoke(2)
 NO_FORWARDING, NO_MASQUERADE, NO_WAY_BACK = Spoke(3), Spoke(4), Spoke(5)
 BLACK_HOLE, TWO_DEVICES, OVERLAPPED = Spoke(6, Topology.A4), Spoke(7), Spoke(8)
+SHARED = Spoke(14)
 INTRUDER = Spoke(9, allowed_ips=[f"{OVERLAPPED.inner[0]}/32"])
 NO_FORWARDING_6, NOWHERE, HERE = Spoke(11), Spoke(12, "203.0.113.9"), Spoke(13)
 STRICT = Spoke(10, allowed_ips=["10.97.0.0/24"])
 SPOKES = [
     SOURCE_HERE, ALLOWED_THERE, NO_FORWARDING, NO_MASQUERADE, NO_WAY_BACK, BLACK_HOLE, TWO_DEVICES, OVERLAPPED, INTRUDER,
-    STRICT, NO_FORWARDING_6, NOWHERE, HERE,
+    STRICT, NO_FORWARDING_6, NOWHERE, HERE, SHARED,
 ]  # fmt: skip
 BEHIND = "10.77.0.2"
 """A host behind the gateway, without a route to the tunnel."""
@@ -62,11 +63,13 @@ def connected(network: Topology, hub: Hub, spoke: Spoke, *allowed: str) -> Itera
 
 @contextlib.contextmanager
 def calling_behind(network: Topology, hub: Hub, spoke: Spoke) -> Iterator[None]:
-    """Runs a peer that calls the host behind the gateway, in vain, and shows that."""
-    with hub.wireguard_go(spoke, network.a, Topology.B4, allowed_ips=[f"{BEHIND}/32"]):
+    """Runs a peer that reaches the gateway, and calls the host behind the gateway in vain."""
+    with connected(network, hub, spoke, f"{BEHIND}/32", f"{spoke.gateway_inner[0]}/32"):
+        assert not broken(network.a, spoke.gateway_inner[0], size=1300)
+        until(lambda: hub.peer(spoke)["tx_bytes"] > 1300, 5, "its packets to be counted")
         for _ in range(3):
-            assert broken(network.a, BEHIND)
-        until(lambda: hub.peer(spoke)["rx_bytes"] > 500, 5, "its packets to be counted")
+            assert broken(network.a, BEHIND, size=200)
+        until(lambda: hub.peer(spoke)["rx_bytes_alone"] > 500, 5, "its packets to be counted")
         yield
 
 
@@ -120,6 +123,8 @@ def test_forwarding_that_is_off(network: Topology, behind: Namespace, hub: Hub) 
     with calling_behind(network, hub, NO_FORWARDING):
         found = why(hub, NO_FORWARDING)["findings"][0]
         assert (found["id"], "net.ipv4.ip_forward=1" in found["mend"]) == ("forwarding_off", True)
+        found = why(hub, BEHIND)["findings"][0]
+        assert (found["id"], "net.ipv4.ip_forward=1" in found["mend"]) == ("forwarding_off", True)
     behind.run("ip", "route", "del", "default")
 
 
@@ -128,8 +133,8 @@ def test_forwarding_that_is_off_for_one_version(network: Topology, hub: Hub) -> 
     network.b.sysctl("net.ipv6.conf.all.forwarding", 0)
     with hub.wireguard_go(NO_FORWARDING_6, network.a, Topology.B4, allowed_ips=["fd77::2/128"]):
         for _ in range(3):
-            assert broken(network.a, "fd77::2")
-        until(lambda: hub.peer(NO_FORWARDING_6)["rx_bytes"] > 500, 5, "its packets to be counted")
+            assert broken(network.a, "fd77::2", size=200)
+        until(lambda: hub.peer(NO_FORWARDING_6)["rx_bytes_alone"] > 500, 5, "its packets to be counted")
         found = why(hub, NO_FORWARDING_6, "--no-try")["findings"][0]
         assert (found["id"], "forwards no IPv6 packets" in found["text"]) == ("forwarding_off", True)
 
@@ -166,6 +171,7 @@ def test_an_mtu_black_hole(network: Topology, hub: Hub) -> None:
         assert found["id"] == "mtu"
         mtu = int(found["mend"].split("MTU = ")[1].split()[0])
         assert 1200 <= mtu <= 1300 - 60 + 4
+        assert first(hub, BLACK_HOLE) == "mtu", "also without an address of a host, by a guess"
 
 
 def test_two_devices_with_one_key(network: Topology, hub: Hub) -> None:
@@ -187,13 +193,26 @@ def test_two_devices_with_one_key(network: Topology, hub: Hub) -> None:
         assert first(hub, TWO_DEVICES, "--no-try") == "two_devices"
 
 
+def test_two_real_devices_with_one_key(network: Topology, hub: Hub) -> None:
+    with (
+        hub.wireguard_go(SHARED, network.a, Topology.B4, keepalive=1),
+        hub.wireguard_go(SHARED, network.c, Topology.B4, keepalive=1),
+    ):
+        until(lambda: counted(hub, SHARED, "endpoint_contested") >= 2, 20, "both to be heard")
+        assert broken(network.a, SHARED.gateway_inner[0]) or broken(network.c, SHARED.gateway_inner[0])
+        assert first(hub, SHARED) == "two_devices"
+
+
 def test_allowed_ips_that_overlap(network: Topology, hub: Hub) -> None:
     with hub.wireguard_go(OVERLAPPED, network.a, Topology.B4, keepalive=1):
+        network.a.run("ping", "-c2", "-W1", OVERLAPPED.gateway_inner[0], check=False)
         until(lambda: hub.peer(OVERLAPPED)["last_handshake_unix_s"] is not None, 10, "the handshake")
         assert broken(network.b, OVERLAPPED.inner[0])
         found = why(hub, OVERLAPPED)["findings"]
-        assert "overlap" in [each["id"] for each in found[:2]]
+        assert found[0]["id"] == "overlap"
         assert INTRUDER.keys.public[:10] in str(found)
+        found = why(hub, OVERLAPPED.inner[0])["findings"]
+        assert [each["id"] for each in found[:2]] == ["overlap", "never_called"]
 
 
 def test_a_strict_reverse_path_filter(network: Topology, hub: Hub) -> None:

@@ -24,7 +24,7 @@ def why(hub: Hub, about: Spoke | str, *options: str) -> dict[str, Any]:
     begun = time.monotonic()
     asked = hub.gateway.command("why", text, hub.name, "--json", *options, check=False)
     assert time.monotonic() - begun < WITHIN_TRIED * wait.slack
-    assert asked.stderr == ""
+    assert asked.stderr == "", asked.stderr
     found = json.loads(asked.stdout)
     assert asked.returncode == (0 if found["healthy"] else 4), asked.stdout
     assert isinstance(found, dict)

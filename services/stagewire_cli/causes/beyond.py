@@ -34,6 +34,29 @@ def _is_in(address: str, prefixes: list[str]) -> bool:
     return any(ip_address(address) in ip_network(prefix) for prefix in prefixes)
 
 
+def outside(interface: str, host: str, device: str, forwards: dict[int, bool]) -> Iterator[Finding]:
+    """Judges an address that no peer has, and that this host reaches by another device; empty for none."""
+    elsewhere = f"; this host reaches it by {device}, outside the tunnel" if device not in ("", interface) else ""
+    version = 6 if ":" in host else 4
+    if elsewhere and not forwards.get(version, True):
+        yield Finding(
+            "forwarding_off",
+            f"no peer has this address{elsewhere}, and forwards no IPv{version} packets, so no peer reaches it",
+            f"if peers are to reach it: {_switch_on(version)}",
+        )
+    yield Finding(
+        "unknown",
+        f"no peer's endpoint or AllowedIPs have this address, and nothing from it was dropped lately{elsewhere}",
+        "add the address to the AllowedIPs of the peer that should have it"
+        + ("; if it lies behind this host and a peer can't reach it, ask about that peer" if elsewhere else ""),
+    )
+
+
+def _switch_on(version: int) -> str:
+    name = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}[version]
+    return f"write `# stagewire: Exit = on` into [Interface] and `stagewire reload`, or `sysctl -w {name}=1`"
+
+
 def nothing_back(e: Evidence) -> Iterator[Finding]:
     """Judges a tunnel that works as such, and carries packets one way alone."""
     if e.connected:
@@ -46,13 +69,11 @@ def _through_here(e: Evidence) -> Iterator[Finding]:
     """Judges what becomes of packets that the peer sends to hosts behind this one."""
     off = [version for version, on in e.forwards.items() if not on]
     if off:
-        names = {4: "net.ipv4.ip_forward=1", 6: "net.ipv6.conf.all.forwarding=1"}
         yield Finding(
             "forwarding_off",
             f"this host forwards no {' and no '.join(f'IPv{each}' for each in off)} packets, so the peer reaches "
             "this host and nothing behind it",
-            "if the peer is to reach anything behind this host: write `# stagewire: Exit = on` into [Interface] and "
-            f"`stagewire reload`, or `sysctl -w {names[off[0]]}`",
+            f"if the peer is to reach anything behind this host: {_switch_on(off[0])}",
             wrong=any(each in e.refuses_forwards or (e.only_in and e.refused_forwards.get(each, 0)) for each in off),
         )
     elif e.through_blocked and e.kept is None:

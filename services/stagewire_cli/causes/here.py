@@ -5,10 +5,13 @@ from typing import Final
 
 from stagewire.limits import MIN_MTU_IPV6
 from stagewire_cli.evidence import Evidence, Finding
+from stagewire_cli.host_facts import Load
 from stagewire_cli.ruleset import BEGINNING, Block
 
 BUSY: Final = 0.9
-"""Share of a core that makes a worker overloaded."""
+"""Share of the time for which an overloaded worker uses a core, or waits for one."""
+STARVED: Final = 0.25
+"""Share of a core below which it isn't the worker's own work that keeps it busy."""
 _PACKETS: Final = "the tunnel's packets to or from this host"
 
 
@@ -116,10 +119,16 @@ def host(e: Evidence) -> Iterator[Finding]:
             f"this host has dropped {e.source_drops} packets, because the route to their source leads elsewhere (rp_filter)",
             f"`sysctl net.ipv4.conf.{e.interface}.rp_filter=2 net.ipv4.conf.all.rp_filter=2`, or add the missing route",
         )
-    for worker, share in e.busy.items():
-        if share >= BUSY:
-            yield Finding(
-                "overloaded",
-                f"{worker} uses {share:.0%} of a core",
-                "add workers: `stagewire scale N`, up to one a core",
-            )
+    yield from filter(None, map(overloaded, e.busy, e.busy.values()))
+
+
+def overloaded(worker: str, load: Load) -> Finding | None:
+    """Judges whether a worker has more work than time, and why."""
+    if load.uses + load.waits < BUSY:
+        return None
+    if load.uses < STARVED:
+        text = f"other programs keep this host's processors busy: {worker} waits for one {load.waits:.0%} of the time"
+        return Finding("processors_busy", text, "see `top` for what uses them", wrong=False)
+    waits = f", and waits for one {load.waits:.0%} of the time" if load.waits >= 1 - BUSY else ""
+    text = f"{worker} uses {load.uses:.0%} of a core{waits}"
+    return Finding("overloaded", text, "add workers: `stagewire scale N`, up to one a core")

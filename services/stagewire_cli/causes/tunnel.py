@@ -6,6 +6,7 @@ from ipaddress import ip_address, ip_network
 from typing import Final
 
 from stagewire.config import Network
+from stagewire.config.peer_names import label as label_of
 from stagewire.limits import MIN_MTU_IPV6
 from stagewire_cli.evidence import Evidence, Finding, seen
 
@@ -92,6 +93,30 @@ def prefixes_of(e: Evidence) -> Iterator[Finding]:
                 f"this host's route to {routed} leads {where}, not into the tunnel",
                 f"see `ip route get {routed.partition('/')[0]}`, and remove the route or rule that comes first",
             )
+
+
+def longer_prefix(e: Evidence) -> Iterator[Finding]:
+    """Judges an address that a peer without any session has, while a peer with a session has a prefix around it."""
+    if not e.target or e.connected or e.shaken is not None or e.last_seen:
+        return
+    target = ip_network(e.target)
+    around = [
+        (int(prefix.partition("/")[2]), prefix, label)
+        for label, prefixes in e.others.items()
+        for prefix in prefixes
+        if label not in e.without_session and not prefix.endswith("/0") and meets(prefix, target)
+    ]
+    if around:
+        _, prefix, label = max(around)
+        mine = max(
+            (each for each in map(ip_network, e.peer["allowed_ips"]) if meets(str(target), each)), default=target
+        )
+        this = label_of(e.peer["public_key"], e.peer["name"])
+        yield Finding(
+            "overlap",
+            f"packets to {e.target} go to {this}, whose {mine} lies in the {prefix} of {label}",
+            f"if {e.target} is behind {label}, take {mine} from {this}; if it is {this}, see below",
+        )
 
 
 def path_through(e: Evidence) -> Iterator[Finding]:

@@ -68,6 +68,8 @@ class PeerStatus:
     persistent_keepalive_s: int
     rx_bytes_per_s: float = 0.0
     tx_bytes_per_s: float = 0.0
+    rx_bytes_alone: int = 0
+    """What it has sent since the last packet went to it, keepalives left out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ from stagewire.reasons import Reasons
 
 INSTALL_TIMEOUT = 1.0
 """s that a response waits for its worker's word. Then the handshake is forgotten; its initiator tries again."""
+COMES_BACK_WITHIN = 15.0
+"""s within which packets that come from the former place again tell of two devices, rather than of one that moves."""
 
 
 @dataclass(slots=True)
@@ -235,6 +237,7 @@ class Handshaker:
         """Notes a peer's new place, learnt from an authentic packet, unless the operator has set another since."""
         peer = self.peers.get(public_key)
         if peer is not None and at >= peer.endpoint_set_at:
+            self._note_contested(peer, places.place_of(endpoint), at, COMES_BACK_WITHIN)
             peer.endpoint = endpoint
 
     def want(self, public_key: bytes, now: float, unix_ns: int, *, ready: bool = True) -> list[Effect]:
@@ -285,7 +288,7 @@ class Handshaker:
             self._indices.release(index)
             raise
         self._note_unconfirmed(peer)
-        self._note_contested(peer, places.place_of(endpoint), now)
+        self._note_contested(peer, places.place_of(endpoint), now, c.REJECT_AFTER_TIME)
         peer.latest_initiation = initiation.timestamp
         peer.last_consumed = now
         peer.endpoint = endpoint
@@ -425,14 +428,14 @@ class Handshaker:
             self._enter(peer)
         return effects
 
-    def _note_contested(self, peer: Peer, place: bytes, now: float) -> None:
-        """Counts an initiation from the place before the last one: a peer that moves seldom comes back at once."""
+    def _note_contested(self, peer: Peer, place: bytes, now: float, within: float) -> None:
+        """Counts a move to the place before the last one, `within` s: a peer that moves seldom comes back at once."""
         last = places.place_of(peer.endpoint) if peer.endpoint else place
         if place == last:
             return
-        if place == peer.former and peer.last_consumed is not None and now - peer.last_consumed < c.REJECT_AFTER_TIME:
+        if place == peer.former and now - peer.moved_at < within:
             self.failures.note("endpoint_contested", peer=peer.public_key, place=place)
-        peer.former = last
+        peer.former, peer.moved_at = last, now
 
     def _note_unconfirmed(self, peer: Peer) -> None:
         """Counts the last response, if the peer asks again without having sent anything under its session."""

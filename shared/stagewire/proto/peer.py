@@ -24,7 +24,9 @@ class Peer:
     timers: HandshakeTimers
     endpoint: bytes | None = None
     former: bytes = b""
-    """Where its handshakes came from before they came from `endpoint`: an address and port."""
+    """Where it was before it came to `endpoint`: an address and port."""
+    moved_at: float = -math.inf
+    """When it came from `former` to `endpoint`."""
     endpoint_set_at: float = 0.0
     """When the operator set the endpoint."""
     candidates: tuple[bytes, ...] = ()
@@ -47,6 +49,8 @@ class Peer:
     tx_rate: float = 0.0
     """Bytes a second, as of then; so is `rx_rate`."""
     rx_rate: float = 0.0
+    rx_alone: int = 0
+    """Bytes that have come since the last packet went to the peer, keepalives left out."""
     sent: SentInitiation | None = None
     sent_at: float = 0.0
     session_lost: bool = False
