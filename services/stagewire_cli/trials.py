@@ -151,7 +151,7 @@ class _Tried:
         return max(0.0, min(seconds, self.end - time.monotonic()))
 
     def answers(self, address: _Address) -> bool:
-        """Pings once."""
+        """Pings once, without another try."""
         return ping.answered(address, self.interface, ping.SMALL, self.within(PING_WITHIN))
 
     def passes(self, address: _Address, size: int) -> bool:

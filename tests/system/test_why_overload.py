@@ -16,7 +16,7 @@ from lab.wg import WgHub
 pytestmark = pytest.mark.system
 
 SPOKE = Spoke(1)
-PORT, SIZE, RATE = 5201, 64, 60_000
+PORT, SIZE, RATE = 5201, 64, 100_000
 """More packets a second than a worker of the plain kernel seals."""
 SECONDS = 60.0
 
@@ -33,11 +33,14 @@ def test_a_worker_that_is_overloaded(network: Topology, shared_directory: Path) 
         hub.wireguard_go(SPOKE, network.a, Topology.B4),
     ):
         until(lambda: works(network.a, SPOKE.gateway_inner[0]), 15, "the tunnel to work")
+        sink = loads.start(network.a, "tests.bench.udp_load", "sink", PORT)
         source = loads.begin(network.b, "tests.bench.udp_load", "source", PORT, SIZE, RATE, SECONDS, SPOKE.inner[0])
         try:
             until(lambda: first(hub, SPOKE, "--no-try") == "overloaded", 20, "why to say so")
             asked = hub.gateway.command("doctor", hub.name, "--json", check=False)
             assert "overloaded" in [each["id"] for each in json.loads(asked.stdout)["troubles"]]
         finally:
-            stop(source, patience=1)
+            for each in (source, sink):
+                stop(each, patience=1)
+                each.communicate()
         until(lambda: first(hub, SPOKE, "--no-try") == "well", 20, "all to be well again")
