@@ -47,19 +47,7 @@ def take_over(paths: Sequence[Path], environment: Environment, chosen: Chosen, t
     if is_new:
         text = _new_text(found, environment, chosen, left, notes)
     else:
-        for option, given in (("--endpoint", chosen.endpoint), ("--port", chosen.port)):
-            if given:
-                raise Failed(
-                    f"{option} is for a new gateway, and {path} exists: leave {option} out; nothing is changed"
-                )
-        text = config.load_text(path)
-        notes += _own_key(found, text, path)
-        left += [
-            f"the gateway: {key} = {value}: {path} keeps its own"
-            for each in found
-            for key, value in each.gateway
-            if key in _RULES
-        ]
+        text = _standing_text(found, path, chosen, left, notes)
     now = time.time()
     wanted = [_ended(each, now, notes) for each in wanted]
     try:
@@ -88,6 +76,18 @@ def take_over(paths: Sequence[Path], environment: Environment, chosen: Chosen, t
     if is_new and not chosen.dry_run:
         name = environment.interface
         tell(f"next: stagewire up {name if operands.has_file(name) else path}")
+
+
+def _standing_text(found: list[Found], path: Path, chosen: Chosen, left: list[str], notes: list[str]) -> str:
+    """Returns the text of a gateway that there is, which keeps its own settings."""
+    for option, given in (("--endpoint", chosen.endpoint), ("--port", chosen.port)):
+        if given:
+            raise Failed(f"{option} is for a new gateway, and {path} exists: leave {option} out; nothing is changed")
+    text = config.load_text(path)
+    notes += _own_key(found, text, path)
+    settings = [setting for each in found for setting in each.gateway if setting[0] in _RULES]
+    left += [f"the gateway: {key} = {value}: {path} keeps its own" for key, value in settings]
+    return text
 
 
 def _added(new: NewPeer) -> str:
