@@ -44,10 +44,7 @@ def take_over(paths: Sequence[Path], environment: Environment, chosen: Chosen, t
     path = peers.file_of(environment)
     is_new = not path.exists()
     notes: list[str] = []
-    if is_new:
-        text = _new_text(found, environment, chosen, left, notes)
-    else:
-        text = _standing_text(found, path, chosen, left, notes)
+    text = (_new_text if is_new else _standing_text)(found, environment, chosen, left, notes)
     now = time.time()
     wanted = [_ended(each, now, notes) for each in wanted]
     try:
@@ -78,8 +75,11 @@ def take_over(paths: Sequence[Path], environment: Environment, chosen: Chosen, t
         tell(f"next: stagewire up {name if operands.has_file(name) else path}")
 
 
-def _standing_text(found: list[Found], path: Path, chosen: Chosen, left: list[str], notes: list[str]) -> str:
+def _standing_text(
+    found: list[Found], environment: Environment, chosen: Chosen, left: list[str], notes: list[str]
+) -> str:
     """Returns the text of a gateway that there is, which keeps its own settings."""
+    path = peers.file_of(environment)
     for option, given in (("--endpoint", chosen.endpoint), ("--port", chosen.port)):
         if given:
             raise Failed(f"{option} is for a new gateway, and {path} exists: leave {option} out; nothing is changed")
