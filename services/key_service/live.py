@@ -23,7 +23,7 @@ from key_service.answers import Answers
 from key_service.hub import Hub
 from key_service.journal import Journal, operation
 from key_service.known_peers import KnownPeers
-from key_service.registry import Delta, Prepared, Registry
+from key_service.registry import Concerned, Delta, Prepared, Registry
 from key_service.snapshots import Snapshots
 from key_service.timestamps import TimestampStore
 from key_service.trial import Trial, Verdict
@@ -126,11 +126,18 @@ class LiveConfiguration:
 
     # --- changes -------------------------------------------------------------------------------------------
 
-    def change(self, change: uapi.Change, done: Done) -> None:
-        """Makes a change of the `wg` socket, now or after earlier changes."""
-        self.make(
-            Task(lambda prepared: prepared.work_out(change), lambda: self._journal.append(operation(change)), done)
-        )
+    def change(self, change: uapi.Change, done: Done, told: Callable[[list[str]], None] = lambda _lines: None) -> None:
+        """Makes a change of the `wg` socket, now or after earlier changes. `told` gets a line for each difference."""
+        before: list[Concerned] = []
+
+        def work_out(prepared: Prepared) -> Iterator[None]:
+            before.append(self.registry.concerned(change))
+            return prepared.work_out(change)
+
+        def made() -> None:
+            told(self.registry.differs_from(before.pop()))  # it holds keys, which must not outlive the change
+
+        self.make(Task(work_out, lambda: self._journal.append(operation(change)), done, made=made))
 
     def make(self, task: Task) -> None:
         """Makes a change of any kind, now or after earlier changes."""

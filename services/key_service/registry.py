@@ -7,8 +7,10 @@ This module sends nothing.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
+from itertools import chain, repeat
 from typing import TypeVar
 
+from stagewire import config
 from stagewire.config import HostPort, InterfaceConfig, Network, PeerConfig, encode_key, public_key, uapi
 from stagewire.config.peer_names import label
 from stagewire.proto import constants as c
@@ -57,6 +59,18 @@ class Delta:
     peers: dict[bytes, PeerDelta] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Concerned:
+    """Holds what a change of the `wg` socket concerns, as it is before: settings, and peers, of which None are new.
+
+    `more` is the number of further peers. Peers hold keys: whoever keeps this keeps them alive.
+    """
+
+    settings: InterfaceConfig
+    peers: dict[bytes, PeerConfig | None] = field(default_factory=dict)
+    more: int = 0
+
+
 def unconfigured() -> InterfaceConfig:
     """Returns the empty configuration of a bare interface."""
     return InterfaceConfig(
@@ -102,6 +116,29 @@ class Registry:
         key = self._owners.get(prefix)
         alone = prefix.prefixlen == prefix.max_prefixlen
         return self.owner_of(prefix.network_address.packed) if key is None and alone else key
+
+    def concerned(self, change: uapi.Change) -> "Concerned":
+        """Finds the peers that a change names, or takes prefixes from, up to PIECE prefixes."""
+        found = Concerned(self.interface)
+        size = 0
+        others = self.peers if change.replace_peers else ()
+        for key, prefixes in chain(
+            ((each.public_key, each.allowed_ips) for each in change.peers), zip(others, repeat(()))
+        ):
+            size += 1 + len(prefixes) + (len(self.peers[key].allowed_ips) if key in self.peers else 0)
+            if size > PIECE:
+                found.more += key not in found.peers
+                continue
+            for owner in (key, *(self._owners.get(each.prefix, key) for each in prefixes if each.add)):
+                found.peers[owner] = self._named(self.peers[owner]) if owner in self.peers else None
+        return found
+
+    def differs_from(self, before: "Concerned") -> list[str]:
+        """Tells in lines how the settings and some peers differ from what they were."""
+        was = tuple(peer for peer in before.peers.values() if peer is not None)
+        now = tuple(self._named(self.peers[key]) for key in before.peers if key in self.peers)
+        lines = config.difference(replace(before.settings, peers=was), replace(self.interface, peers=now))
+        return [*lines, f"and perhaps {before.more} more peers"] if before.more else lines
 
     def snapshot(self) -> InterfaceConfig:
         """Returns the whole configuration in force."""

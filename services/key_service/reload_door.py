@@ -11,6 +11,7 @@ thread reads the text and works out the difference, which may take long. The loo
     {"do": "confirm", "length": 0}\\n    keeps it    -> {"error": ""}
     {"do": "unconfirmed", "trial": "…", "length": 0}\\n    -> {"error": "", "left": 17.5, "ended": ""}
           `left` is 0 if nothing waits for confirmation; `ended` is "kept" or "back" once that trial ended so.
+    {"do": "backed_up", "output": "/root/wg0.backup", "length": 0}\\n    notes it in the audit    -> {"error": ""}
     {"do": "operate", "operation": {...}, "length": N}\\n<text>    changes peers of the file, which must be in force
           -> {"error": "", "write": N}\\n<new text>    the client puts this into the file, and says {"error": ""}\\n
           -> {"error": "", "warning": "", "difference": [...]}    the change holds
@@ -32,11 +33,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from key_service import in_force, trial_run
-from key_service.audit import Asker, Audit
 from key_service.live import LiveConfiguration, Task
 from key_service.registry import Prepared
 from key_service.trial_run import Before
 from stagewire import config, files, logs
+from stagewire.audit import Asker, Audit
 from stagewire.config import (
     ConfigError,
     InterfaceConfig,
@@ -291,6 +292,13 @@ class ReloadDoor:
             self._audit.write(asker, "confirm", [])
         return {"error": ""}
 
+    def _backed_up(self, output: str, asker: Asker) -> dict[str, Any]:
+        try:
+            self._audit.write(asker, "backup", [f"to {logs.cleaned(output)}"])
+        except OSError as error:
+            return {"error": f"{self._stage.environment.state}: {error.strerror}"}
+        return {"error": ""}
+
     def _how_it_ended(self, number: str) -> str:
         known, how = self._ended
         return how if known == number else trial_run.ended(self._stage.environment.run, number)
@@ -323,6 +331,8 @@ class ReloadDoor:
         asker = Asker(theirs.uid, theirs.pid, logs.cleaned(str(asked.get("by", "")))[:_MAX_NAME])
         if asked["do"] == "confirm":
             return self._confirmed(asker)
+        if asked["do"] == "backed_up":
+            return self._backed_up(str(asked["output"]), asker)
         if self._before is not None and not asked.get("dry_run"):
             name = self._stage.environment.interface
             return {"error": f"a file waits for {self._left():.0f} s for its confirmation: `stagewire confirm {name}`"}
@@ -355,7 +365,8 @@ class ReloadDoor:
         if dry_run:
             return {"error": "", "difference": changes}
         trial = number if confirm and changes else ""
-        wanted = _Wanted(text, whole, file, None, "reload", changes, asker, confirm if trial else 0, off, trial)
+        what = f"apply --confirm {confirm}" if trial else "apply"
+        wanted = _Wanted(text, whole, file, None, what, changes, asker, confirm if trial else 0, off, trial)
         answer = self._have_made(wanted)
         return answer if answer["error"] or not trial else {**answer, "trial": trial}
 

@@ -18,7 +18,6 @@ from typing import assert_never
 from key_service import denials, in_force, report
 from key_service.announce import Announcer
 from key_service.answers import Answers
-from key_service.audit import Asker, Audit
 from key_service.clock import Clock
 from key_service.event_makers import events_of_change, events_of_peers
 from key_service.expiry import LOOK_INTERVAL as LOOK_FOR_EXPIRY
@@ -46,6 +45,7 @@ from key_service.timestamps import FLUSH_INTERVAL, TimestampStore
 from key_service.wg_events import WgEvents
 from key_service.wg_socket import WgSocket
 from key_service.workers import Workers
+from stagewire.audit import Asker, Audit
 from stagewire.config import InterfaceConfig, PeerConfig, operations
 from stagewire.control.chains import ChainJudged, Nested
 from stagewire.control.confirm import Cleared, Confirmed
@@ -125,6 +125,7 @@ class KeyService:
         self._wg_listener = wg_listener
         self._version = secrets.randbits(62) | 1
         environment = stage.environment
+        self._audit = Audit(environment.state, environment.interface)
         self._clock = Clock(environment.run / "key", stage.log)
         self._handshaker = _handshaker(registry, timestamps, self._clock)
         self._handshaker.failures = stage.counters
@@ -188,9 +189,9 @@ class KeyService:
         self._quotas.happened = self._live.withheld.happened = self._reports.happened
         self._workers.touched = self._reports.touch
         if self._wg_listener is not None:
-            wg_events = WgEvents(self._registry.label, self._reports.happened)
-            self._wg.changed = wg_events.note
-            stage.loop.add_paced(REPORT_INTERVAL, wg_events.tell)
+            self._wg_events = WgEvents(self._registry.label, self._reports.happened, self._audit, stage.log)
+            self._wg.changed = self._wg_events.note
+            stage.loop.add_paced(REPORT_INTERVAL, self._wg_events.tell)
         self._quotas.look_by = stage.loop.add_paced(LOOK_AT_QUOTAS, self._quotas.look).at
         self._last_words = LastWords(self._hub, self._say_last)
         stage.loop.at_stop(self._last_words.begin, self._last_words.heard)
@@ -210,19 +211,17 @@ class KeyService:
         if lost := self._registry.lost():  # an earlier life may have died before it forgot them
             self._registry.forget(lost)
             text.forget(lost)
-        environment = self._stage.environment
-        audit = Audit(environment.state / "audit", environment.interface)
-        self._door = ReloadDoor(self._stage, door, self._live, text, audit, self._on_changed)
+        self._door = ReloadDoor(self._stage, door, self._live, text, self._audit, self._on_changed)
         self._file_writer = FileWriter(self._stage)
         if operations.has_expired(text.kept.text, time.time()):
             self._file_writer.ask()
         self._stage.loop.add_timed(self._file_writer)
-        expiry = Expiry(self._live, self._stage.log, partial(self._write_expired, audit), self._on_expiry)
+        expiry = Expiry(self._live, self._stage.log, self._write_expired, self._on_expiry)
         expiry.look_by = self._stage.loop.add_paced(LOOK_FOR_EXPIRY, expiry.look).at
 
-    def _write_expired(self, audit: Audit, lines: list[str]) -> None:
+    def _write_expired(self, lines: list[str]) -> None:
         with suppress(OSError):  # the log has it too
-            audit.write(Asker(os.geteuid(), os.getpid(), "key-service"), "expire", lines)
+            self._audit.write(Asker(os.geteuid(), os.getpid(), "key-service"), "expire", lines)
         self._file_writer.ask()
 
     def _on_changed(self, what: str, changes: list[str], before: InterfaceConfig, after: InterfaceConfig) -> None:
@@ -408,6 +407,8 @@ class KeyService:
         now = boot_time()
         self._reports.report_rest(now, ready=self._is_ready(now))
         self._quotas.save_rest(now)
+        if self._wg_listener is not None:
+            self._wg_events.tell(now)
         self._stage.tell_status(LastReport())  # what ends us may wait for status-service alone
 
     def _is_ready(self, now: float) -> bool:

@@ -1,17 +1,21 @@
-"""Tells of changes through the `wg` socket as events: who made them, and which settings and peers they concern.
+"""Tells of changes through the `wg` socket as events and in the audit: who made them, and what they concern.
 
-A program may make a thousand changes a second. Those of one process become one event a second, of bounded size.
+A program may make a thousand changes a second. Those of one process become one event and one line a second, of bounded size.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from stagewire.audit import Asker, Audit
 from stagewire.config import uapi
 from stagewire.config.keys import NO_KEY
 from stagewire.config.uapi import PeerChange
 from stagewire.control.event import MAX_CHANGES, Event, abridged
 from stagewire.linux.peer_credentials import Credentials
+from stagewire.logs import Log
 
+MOST_LINES: Final = 1000
+"""Differences in a line of the audit."""
 MOST_PROCESSES: Final = 16
 """Processes whose changes wait for the next event; the oldest go first."""
 
@@ -19,13 +23,18 @@ MOST_PROCESSES: Final = 16
 class WgEvents:
     """Collects changes until `tell`. `label` names a peer in a line for people."""
 
-    def __init__(self, label: Callable[[bytes], str], happened: Callable[[Event], None]) -> None:
-        self._label, self._happened = label, happened
+    def __init__(
+        self, label: Callable[[bytes], str], happened: Callable[[Event], None], audit: Audit, log: Log
+    ) -> None:
+        self._label, self._happened, self._audit, self._log = label, happened, audit, log
+        self._differences: dict[Credentials, tuple[list[str], int]] = {}
+        """The first differences of each process, and how many more there are."""
         self._waiting: dict[Credentials, tuple[list[str], int]] = {}
         """The first lines, and how many there are in all."""
 
-    def note(self, asker: Credentials, change: uapi.Change) -> None:
-        """Takes a change that is in force."""
+    def note(self, asker: Credentials, change: uapi.Change, differences: list[str]) -> None:
+        """Takes a change that is in force, with a line for each difference."""
+        self._note_differences(asker, differences)
         lines, count = self._waiting.pop(asker, ([], 0))
         for line in self._lines(change):
             count += 1
@@ -36,8 +45,28 @@ class WgEvents:
         while len(self._waiting) > MOST_PROCESSES:
             del self._waiting[next(iter(self._waiting))]
 
+    def _note_differences(self, asker: Credentials, differences: list[str]) -> None:
+        if not differences:
+            return
+        if asker not in self._differences and len(self._differences) == MOST_PROCESSES:
+            self._tell_audit()
+        known, more = self._differences.get(asker, ([], 0))
+        room = MOST_LINES - len(known)
+        self._differences[asker] = known + differences[:room], more + len(differences[room:])
+
+    def _tell_audit(self) -> None:
+        for asker, (lines, more) in self._differences.items():
+            try:
+                self._audit.write(
+                    Asker(asker.uid, asker.pid), "wg set", [*lines, f"and {more} more"] if more else lines
+                )
+            except OSError as error:
+                self._log.warning("the audit has no line about changes by `wg`", reason=str(error))
+        self._differences.clear()
+
     def tell(self, _now: float) -> None:
-        """Makes an event of each process's changes."""
+        """Makes an event of each process's changes, and a line of the audit."""
+        self._tell_audit()
         for asker, (lines, count) in self._waiting.items():
             more = (f"and {count - len(lines)} more",) if count > len(lines) else ()
             what = f"wg set, by uid {asker.uid} (pid {asker.pid})"

@@ -102,8 +102,8 @@ class WgSocket:
     """Serves the socket on the loop."""
 
     def __init__(self, loop: Loop, listener: socket.socket, live: LiveConfiguration, log: Log) -> None:
-        self.changed: Callable[[Credentials, uapi.Change], None] = lambda _asker, _change: None
-        """Hears of each change that is in force."""
+        self.changed: Callable[[Credentials, uapi.Change, list[str]], None] = lambda _asker, _change, _lines: None
+        """Hears of each change that is in force, with a line for each difference."""
         self._loop = loop
         self._listener = listener
         self._live = live
@@ -182,15 +182,17 @@ class WgSocket:
                 self._reply(client, uapi.get_reply(self._live.state()))
             case uapi.Change():
                 asker = credentials(client.connection)
-                self._live.change(operation, lambda code: self._on_done(client, asker, operation, code))
+                lines: list[str] = []
+                done = partial(self._on_done, client, asker, operation, lines)
+                self._live.change(operation, done, lines.extend)
             case uapi.BadOperation():
                 self._log.warning("wg operation refused", line=operation.line, reason=operation.reason)
                 client.ending = client.ending or operation.fatal
                 self._reply(client, iter((operation.reply(),)))
 
-    def _on_done(self, client: _Client, asker: Credentials, change: uapi.Change, code: int) -> None:
+    def _on_done(self, client: _Client, asker: Credentials, change: uapi.Change, lines: list[str], code: int) -> None:
         if not code:
-            self.changed(asker, change)
+            self.changed(asker, change, lines)
         self._reply(client, iter((uapi.set_reply(code),)))
 
     def _reply(self, client: _Client, answer: Iterator[bytes | memoryview]) -> None:

@@ -23,8 +23,9 @@ from stagewire.config.roster import Roster
 from stagewire.environment import Environment, valid_interface_name
 from stagewire.history import FOLDER, NAME
 from stagewire.linux import privileges
-from stagewire_cli import bring_up, history, operands, output_files, peers, saving, sealed
+from stagewire_cli import bring_up, history, noting, operands, output_files, peers, saving, sealed
 from stagewire_cli.failures import Failed
+from stagewire_cli.output_files import New
 
 _STATE: Final = ("timestamps", "audit", "usage")
 _HISTORY: Final = f"{FOLDER}/{NAME}"
@@ -124,28 +125,41 @@ def restore(backup: Backup, environment: Environment, tell: Callable[[str], None
         raise Failed(f"{path} differs from the backup, and stays as it is; --force replaces it\n{shown}")
     there = path.exists()
     same = there and not differences and config.load_text(path) == backup.text
-    if there and not same and (differences or force):
-        kept = saving.beside(path, "bak", path.read_bytes())
-        saving.put(path, backup.text)
+    stays = same or (there and not differences and not force)
+    lines: list[str] = []
+    wanted = _wanted(backup, environment, lines.append)
+    if not stays:
+        wanted.append(New(path, backup.text.encode("utf-8", "surrogateescape"), over=there))
+    kept = saving.beside(path, "bak", path.read_bytes()) if there and not stays else None
+    try:
+        _make_folders(wanted)
+        with output_files.all_of(wanted):
+            noting.write(environment, "restore", [f"of {backup.made}", *differences])
+    except (OSError, Failed) as error:
+        if kept is not None:
+            kept.unlink(missing_ok=True)
+        if isinstance(error, Failed):
+            raise
+        raise Failed(f"{error.filename or environment.state}: {error.strerror}; nothing is changed") from None
+    if kept is not None:
         tell(f"{path} differed; its old text is in {kept}")
-    elif not there:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Failed(f"{path.parent}: {error.strerror}; nothing is changed") from None
-        output_files.write(path, backup.text.encode("utf-8", "surrogateescape"))
     off = f", {len(everybody.off)} of them out of use" if everybody.off else ""
     told = f"{path} of {backup.made}, with {operands.counted(len(everybody.whole.peers), 'peer')}{off}"
-    if same or not there or differences or force:
+    if same or not stays:
         tell(f"restored {told}")
     else:
         tell(f"{told}, stays as it is: only its comments and blank lines differ from the backup; --force replaces it")
-    for name in [each for each in _STATE if each in backup.state]:
-        _restore_state(environment.state / name, backup.state[name], tell)
-    if _HISTORY in backup.state:
-        _restore_history(environment.state / _HISTORY, backup.state[_HISTORY], tell)
-    for line in _of_this_host(restored):
-        tell(f"note: {line}")
+    for line in (*lines, *(f"note: {line}" for line in _of_this_host(restored))):
+        tell(line)
+
+
+def _make_folders(wanted: list[New]) -> None:
+    """Makes the folders of files. Raises OSError."""
+    for each in wanted:
+        if each.path.parent.name == FOLDER:
+            privileges.make_folder(each.path.parent, "status", 0o700)
+        else:
+            each.path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _roster(text: str, path: Path) -> Roster:
@@ -176,28 +190,35 @@ def _from_file(path: Path, restored: Roster) -> list[str]:
     ]
 
 
-def _restore_state(path: Path, data: bytes, tell: Callable[[str], None]) -> None:
-    """Writes a file of the state folder, unless there is one: an older time of a handshake would let replays in."""
-    if os.path.lexists(path):
-        if path.read_bytes() != data:
-            tell(f"note: {path} exists already, and stays as it is")
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    output_files.write(path, data)
+def _wanted(backup: Backup, environment: Environment, tell: Callable[[str], None]) -> list[New]:
+    """Returns the files of the state to write. None replaces another: an older time of a handshake would let replays in."""
+    wanted = []
+    for name in (*_STATE, _HISTORY):
+        if (data := backup.state.get(name)) is None:
+            continue
+        path = environment.state / name
+        if os.path.lexists(path):
+            if name == _HISTORY or not _has(path, data):
+                tell(f"note: {path} exists already, and stays as it is")
+            continue
+        if name == _HISTORY:
+            try:
+                content = lzma.LZMADecompressor().decompress(data, _MAX_STATE)
+            except lzma.LZMAError:
+                tell("note: the backup's history is damaged, and left out")
+                continue
+            wanted.append(New(path, content, (privileges.uid_of("status"), privileges.group())))
+        else:
+            wanted.append(New(path, data))
+    return wanted
 
 
-def _restore_history(path: Path, data: bytes, tell: Callable[[str], None]) -> None:
-    """Writes the history, unless there is one, as a file of status-service's, which puts a damaged one aside."""
-    if os.path.lexists(path):
-        tell(f"note: {path} exists already, and stays as it is")
-        return
+def _has(path: Path, data: bytes) -> bool:
+    """Tells whether a file in key-service's folder has this content."""
     try:
-        content = lzma.LZMADecompressor().decompress(data, _MAX_STATE)
-    except lzma.LZMAError:
-        tell("note: the backup's history is damaged, and left out")
-        return
-    privileges.make_folder(path.parent, "status", 0o700)
-    output_files.write(path, content, (privileges.uid_of("status"), privileges.group()))
+        return files.read(path, len(data) + 1) == data
+    except OSError:
+        return False
 
 
 def _of_this_host(restored: InterfaceConfig) -> Iterator[str]:

@@ -122,11 +122,14 @@ def backup(file_or_name: str, output: Path, history: bool, passphrase_file: Path
     interface may be up. Changes by `wg` that were not saved aren't in it.
     """
     from stagewire_cli import backup as sealing
+    from stagewire_cli import noting
 
     def action(environment: Environment) -> None:
         found = sealing.read(environment, with_history=history)
         sealing.write(found, operands.passphrase(passphrase_file, twice=True), output)
         operands.tell(f"wrote {output}; it opens with the passphrase alone")
+        if silent := noting.backed_up(environment, str(output.absolute())):
+            _note(silent)
 
     operands.upon_a_file(file_or_name, action)
 

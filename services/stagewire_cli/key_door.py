@@ -71,6 +71,11 @@ def trial(environment: Environment, number: str = "") -> Trial:
     return Trial(float(left) if isinstance(left, (int, float)) else 0.0, str(answer.get("ended", "")))
 
 
+def backed_up(environment: Environment, output: str) -> None:
+    """Has a backup noted in the audit. Raises Failed."""
+    _ask(environment, {"do": "backed_up", "output": output}, "")
+
+
 def adopt(environment: Environment, text: str) -> tuple[list[str], str]:
     """Does as `apply` for a text that differs in peers alone; peers that only `wg` knows stay. Raises as `apply`."""
     answer = _ask(environment, {"do": "adopt"}, text)
@@ -85,7 +90,7 @@ def operate(
     Raises Failed if nothing is changed, NotAsked if key-service left before it said what to write, and Unanswered once
     `write` was called and no answer came.
     """
-    question = {"do": "operate", "operation": to_json(operation), "by": _by()}
+    question = {"do": "operate", "operation": to_json(operation), "by": by()}
     written = False
     try:
         with _connected(environment, question, text) as line:
@@ -117,7 +122,7 @@ class Unanswered(Failed):
 _SILENT: Final = "key-service doesn't answer"
 
 
-def _by() -> str:
+def by() -> str:
     """Names the user behind this command, as far as sudo or the terminal tells."""
     return os.environ.get("SUDO_USER") or os.environ.get("LOGNAME") or ""
 
@@ -125,7 +130,7 @@ def _by() -> str:
 def _ask(environment: Environment, question: dict[str, Any], text: str) -> dict[str, Any]:
     """Raises Failed, and Unanswered once key-service has the whole question."""
     try:
-        line = _connected(environment, {**question, "by": _by()}, text)
+        line = _connected(environment, {**question, "by": by()}, text)
     except OSError:  # half a question changes nothing
         raise NotAsked(_SILENT) from None
     try:

@@ -8,6 +8,7 @@ import os
 import resource
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
@@ -86,6 +87,57 @@ def write(path: Path, data: bytes, owner: tuple[int, int] | None = None) -> None
             raise Failed(f"{path} exists already, and stays as it is: give another name{_UNCHANGED}") from None
         except OSError as error:
             raise Failed(f"{path}: {error.strerror}; nothing of it is written") from None
+
+
+@dataclass(frozen=True, slots=True)
+class New:
+    """Describes a file to write for root alone, or for `owner` (uid, gid). `over`: it replaces what is there."""
+
+    path: Path
+    data: bytes = field(repr=False)
+    owner: tuple[int, int] | None = None
+    over: bool = False
+
+
+@contextmanager
+def all_of(wanted: Iterable[New]) -> Iterator[None]:
+    """Writes files, in this order, and takes all back if the block raises. Raises Failed, and then there is none of them."""
+    with ExitStack() as opened, ExitStack() as undo:
+        path = Path()
+        try:
+            files = []
+            for each in wanted:
+                path = each.path
+                new = opened.enter_context(WholeFile(path.resolve() if each.over else path))
+                new.write(each.data)
+                os.fsync(new.descriptor)  # all have their room before the first appears
+                if each.owner is not None:
+                    os.fchown(new.descriptor, *each.owner)
+                files.append((each, new))
+            for each, new in files:
+                path = each.path
+                if each.over:
+                    _replace(new, undo)
+                else:
+                    new.appear()
+                    undo.callback(path.unlink, missing_ok=True)
+        except OSError as error:
+            raise Failed(f"{path}: {error.strerror}{_UNCHANGED}") from None
+        yield
+        undo.pop_all()
+
+
+def _replace(new: WholeFile, undo: ExitStack) -> None:
+    """Puts a file in the place of another, which `undo` puts back. Raises OSError."""
+    old = new.path.with_name(f".{new.path.name}.before")
+    old.unlink(missing_ok=True)
+    os.link(new.path, old)
+    try:
+        new.replace()
+    except OSError:
+        old.unlink()
+        raise
+    undo.callback(old.replace, new.path)
 
 
 def _raise_limit() -> None:

@@ -11,7 +11,7 @@ from stagewire.config import PeerConfig, operations, roster
 from stagewire.config.operations import Operation
 from stagewire.control import usage
 from stagewire.environment import Environment
-from stagewire_cli import again, bring_up, key_door, operands, peers_file, the_file
+from stagewire_cli import again, bring_up, key_door, noting, operands, peers_file, the_file
 from stagewire_cli.failures import Failed
 from stagewire_cli.peers_file import PeersFile
 
@@ -54,7 +54,13 @@ def carry_out(environment: Environment, operation: Operation) -> Done:
             outcome = operations.carry_out(file.text, str(path), operation, {}, time.time())
         except roster.Refused as refused:
             raise Failed(again.unchanged(refused)) from None
-        file.write(outcome.text)
+        if outcome.text != file.text:
+            file.write(outcome.text)
+            try:
+                noting.write(environment, operations.called(operation), outcome.changes)
+            except OSError as error:
+                file.put_back()
+                raise Failed(f"{environment.state}: {error.strerror}; nothing is changed") from None
         return Done(file.text, file.path, [*outcome.changes, *outcome.unchanged])
 
 

@@ -4,10 +4,13 @@ import json
 import os
 import sqlite3
 import stat
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.services.disks import full_disk, small_disk
 from tests.services.test_stagewire_cli import folders, stagewire
 
 from stagewire.history import FOLDER, NAME, TABLES, VERSION
@@ -46,7 +49,7 @@ def host(tmp_path: Path) -> Host:
     made = Host(tmp_path / "one")
     made.run("init", made.conf, "--endpoint", "203.0.113.201", "--network", "10.8.0.0/24")
     made.run("peer", "add", "phone", "-i", made.conf)
-    made.stamps.parent.mkdir(parents=True)
+    made.stamps.parent.mkdir(parents=True, exist_ok=True)
     made.stamps.write_bytes(b"stamps\0")
     return made
 
@@ -67,6 +70,92 @@ def test_all_comes_back_on_another_host_with_what_differs_there(host: Host, back
     assert "with 1 peer\n" in said
     assert "203.0.113.201" in said
     assert "no address of this host" in said
+
+
+def audited(host: Host) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (host.folder / "state" / "wg0" / "audit").read_text().splitlines()]
+
+
+def test_the_audit_has_what_is_done_while_the_interface_is_down(host: Host, backup: Path, tmp_path: Path) -> None:
+    host.run("peer", "set", "phone", "-i", host.conf, "--quota", "50G")
+    host.run("peer", "remove", "phone", "-i", host.conf)
+    assert [line["what"] for line in audited(host)] == ["peer add", "backup", "peer set", "peer remove"]
+    assert audited(host)[1]["changes"] == [f"to {backup}"]
+    assert "Quota 50G" in audited(host)[3]["changes"][0]
+    assert host.conf.read_text().partition("PrivateKey = ")[2][:44] not in json.dumps(audited(host))
+    other = Host(tmp_path / "other")
+    other.restore(backup)
+    assert [line["what"] for line in audited(other)] == ["peer add", "restore"]
+
+
+def test_without_room_for_the_audit_nothing_is_changed(host: Host) -> None:
+    (host.stamps.parent / "audit").unlink()
+    (host.stamps.parent / "audit").mkdir()
+    before = host.conf.read_bytes()
+    assert "nothing is changed" in host.run("peer", "rename", "phone", "tablet", "-i", host.conf, status=1)
+    assert host.conf.read_bytes() == before
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A full disk. `ballast` fills it."""
+    with small_disk(tmp_path / "disk") as folder, full_disk(folder):
+        yield folder
+
+
+def left(folder: Path) -> list[Path]:
+    return [each for each in folder.rglob("*") if each.is_file() and each.name not in {"ballast", "passphrase"}]
+
+
+@pytest.mark.parametrize("full", ["state", "conf"])
+def test_a_full_disk_takes_a_backup_back_wholly_or_not_at_all(
+    full: str, host: Host, backup: Path, disk: Path, tmp_path: Path
+) -> None:
+    """Never a configuration without its timestamps, and never a line that says so."""
+    other = Host(tmp_path / "other")
+    if full == "state":
+        (other.folder / "state").symlink_to(disk)
+    else:
+        other.conf = disk / "wg0.conf"
+    said = other.restore(backup, status=1)
+    assert said.count("\n") == 1
+    assert "No space left on device; nothing is changed" in said
+    assert (left(other.folder), left(disk)) == ([], [])
+    other.conf = other.folder / "wg0.conf"
+    other.conf.write_text(host.conf.read_text().replace("10.8.0.2/32", "10.8.0.9/32"))
+    before = other.conf.read_bytes()
+    if full == "state":
+        other.restore(backup, "--force", status=1)
+        assert left(other.folder) == [other.conf]
+        assert other.conf.read_bytes() == before
+    (disk / "ballast").unlink()
+    assert "restored" in other.restore(backup, "--force")
+    assert other.conf.read_bytes() == host.conf.read_bytes()
+    assert sorted(each.name for each in left(other.conf.parent))[-2:] == ["wg0.conf", "wg0.conf.bak"]
+
+
+def test_an_audit_without_room_takes_a_restored_file_back(backup: Path, tmp_path: Path) -> None:
+    other = Host(tmp_path / "other")
+    (other.stamps.parent / "audit").mkdir(parents=True)
+    other.conf.write_text("[Interface]\n")
+    assert "nothing is changed" in other.restore(backup, "--force", status=1)
+    assert left(other.folder) == [other.conf]
+    assert other.conf.read_text() == "[Interface]\n"
+
+
+@pytest.mark.parametrize("words", ["backup", "init", "import"])
+def test_a_full_disk_gets_no_part_of_a_file(words: str, host: Host, disk: Path) -> None:
+    new = disk / "new.conf"
+    commands: dict[str, tuple[str | Path, ...]] = {
+        "backup": ("backup", host.conf, "--output", new),
+        "init": ("init", new, "--endpoint", "203.0.113.201", "--network", "10.9.0.0/24"),
+        "import": ("import", host.conf, "-i", new, "--endpoint", "203.0.113.201:51999"),
+    }
+    said = host.run(*commands[words], status=1)
+    assert "No space left on device" in said
+    assert said.count("\n") == 1
+    assert left(disk) == []
+    assert words != "backup" or "backup" not in [line["what"] for line in audited(host)]
 
 
 def test_the_history_comes_along_if_wanted(host: Host, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Commands at the door of a real key-service: two at once, again, of another version, and after its death."""
 
 import json
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from tests.services.surroundings import PATIENCE, Program, Surroundings, surroun
 from tests.services.test_peers_file import TEXT, races
 
 from lab.wait import until
-from stagewire.config import encode_key, operations, public_key, unconfirmed
+from stagewire.config import encode_key, operations, peer_names, public_key, roster, unconfirmed
 from stagewire.config.operations import AddPeers, NewPeer, RemovePeers, RenamePeer, SetPeer, SwitchPeers
 from stagewire.config.settings import Setting
 from stagewire.environment import Environment
@@ -107,8 +109,55 @@ def test_a_peer_that_an_edit_puts_out_of_use_is_not_said_to_go(one: Door) -> Non
     assert one.apply(INTERFACE) == [says_off.replace("out of use", "in use")]
     one.write(off)
     assert key_door.adopt(one.environment, off)[1] == ""
+    assert last_audited(one) == ("change taken up again", [says_off])
+
+
+def last_audited(one: Door) -> tuple[str, list[str]]:
     line = json.loads((one.environment.state / "audit").read_text().splitlines()[-1])
-    assert (line["what"], line["changes"]) == ("change taken up again", [says_off])
+    assert (line["uid"], line["pid"]) == (0, os.getpid())
+    return line["what"], line["changes"]
+
+
+def test_the_audit_has_applying_confirming_backups_and_all_that_a_removed_peer_had(one: Door) -> None:
+    one.apply(OTHER)
+    assert last_audited(one) == ("apply", ["+ MTU 1400"])
+    one.apply(INTERFACE, confirm=60)
+    assert last_audited(one) == ("apply --confirm 60", ["- MTU 1400"])
+    key_door.backed_up(one.environment, "/root/one")
+    assert last_audited(one) == ("backup", ["to /root/one"])
+    key_door.confirm(one.environment)
+    assert last_audited(one) == ("confirm", [])
+    words = {
+        "Rate": "10M",
+        "Quota": "50G",
+        "Expires": "2099-01-31T00:00:00Z",
+        "Allow": "10.0.0.0/24 tcp 443",
+        "Groups": "staff",
+    }
+    limits = tuple(Setting(key, value) for key, value in words.items())
+    peers.carry_out(one.environment, SetPeer("a", limits))
+    peers.carry_out(one.environment, RemovePeers(("a",)))
+    what, [gone] = last_audited(one)
+    assert what == "peer remove"
+    assert [f"{key} {value}" for key, value in words.items() if f"  {key} {value}" not in gone] == []
+
+
+def test_the_audit_has_what_wg_changed_with_what_was_before(one: Door) -> None:
+    [peer] = [each for each in roster.read(INTERFACE, "").whole.peers if each.name == "a"]
+    socket_path = one.environment.wg / "wg0.sock"
+    for line in (f"public_key={peer.public_key.hex()}\nupdate_only=true\npersistent_keepalive_interval=7", "fwmark=9"):
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.connect(str(socket_path))
+            asking.sendall(f"set=1\n{line}\n\n".encode())
+            assert b"errno=0" in asking.recv(100)
+    name = peer_names.label(encode_key(peer.public_key), "a")
+    wanted = [f"~ peer {name}", "    + PersistentKeepalive 7", "+ FwMark 9"]
+
+    def noted() -> list[str]:
+        lines = map(json.loads, (one.environment.state / "audit").read_text().splitlines())
+        return [change for line in lines if line["what"] == "wg set" for change in line["changes"]]
+
+    until(lambda: noted() == wanted, PATIENCE, f"the audit to have {wanted}, and not {noted()}")
 
 
 def test_a_warning_names_the_file_that_the_interface_was_brought_up_with(

@@ -138,8 +138,24 @@ def _quota(peer: PeerConfig) -> str | None:
 
 
 def _summary(peer: PeerConfig) -> str:
-    allowed = ", ".join(map(str, peer.allowed_ips))
-    return (f"  AllowedIPs {allowed}" if allowed else "") + (f"  Endpoint {peer.endpoint}" if peer.endpoint else "")
+    """Says all of a peer but its keys: of a removed peer, nothing else remains."""
+    access = gateway.words(peer.access)
+    client = peer.client
+    said = {
+        "AllowedIPs": ", ".join(map(str, peer.allowed_ips)),
+        "Endpoint": peer.endpoint,
+        "PersistentKeepalive": peer.persistent_keepalive,
+        "Expires": _time(peer),
+        "Rate": _rate(peer),
+        "Quota": _quota(peer),
+        **{key: "; ".join(words) for key, words in access.items()},
+        "ClientAllowedIPs": ", ".join(map(str, client.allowed_ips)),
+        "ClientDNS": ", ".join(client.dns),
+        "ClientMTU": client.mtu,
+        "ClientKeepalive": None if client.keepalive is None else str(client.keepalive),
+        "ResponseTimestamp": str(peer.response_timestamp).lower() if peer.response_timestamp else None,
+    }
+    return "".join(f"  {key} {value}" for key, value in said.items() if value not in (None, "", 0))
 
 
 def _there(key: str, there: object) -> str:

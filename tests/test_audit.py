@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from key_service import audit
-from key_service.audit import Asker, Audit
+from stagewire import audit
+from stagewire.audit import Asker, Audit
 
 ANNA = Asker(0, 4711, "anna")
 
@@ -17,7 +17,7 @@ def lines(path: Path) -> list[dict[str, object]]:
 
 
 def test_a_line_names_who_when_and_what(tmp_path: Path) -> None:
-    one = Audit(tmp_path / "audit", "wg0")
+    one = Audit(tmp_path, "wg0")
     one.write(ANNA, "peer add", ["+ peer phone", "~ MTU 1420 -> 1380"])
     one.write(ANNA, "reload", ["+ PostUp echo SECRET", "- PreDown echo SECRET"])
     first, second = lines(tmp_path / "audit")
@@ -29,7 +29,7 @@ def test_a_line_names_who_when_and_what(tmp_path: Path) -> None:
 
 
 def test_what_was_not_made_leaves_no_line(tmp_path: Path) -> None:
-    one = Audit(tmp_path / "audit", "wg0")
+    one = Audit(tmp_path, "wg0")
     one.write(ANNA, "first", [])
     one.write(ANNA, "second", [])
     one.take_back()
@@ -37,7 +37,7 @@ def test_what_was_not_made_leaves_no_line(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_refuses_the_change_and_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = Audit(tmp_path / "audit", "wg0")
+    one = Audit(tmp_path, "wg0")
     one.write(ANNA, "first", [])
 
     def full(_descriptor: int) -> None:
@@ -51,7 +51,7 @@ def test_a_full_disk_refuses_the_change_and_leaves_no_part(tmp_path: Path, monke
 
 def test_a_full_file_gives_way_to_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "MAX_SIZE", 500)
-    one = Audit(tmp_path / "audit", "wg0")
+    one = Audit(tmp_path, "wg0")
     for number in range(20):
         one.write(ANNA, f"{number}", [])
     kept = [*lines(tmp_path / "audit.1"), *lines(tmp_path / "audit")]

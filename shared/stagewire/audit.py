@@ -1,5 +1,7 @@
 """Writes down each change of the configuration that an operator asks for: who, when, what. No line holds a secret.
 
+key-service writes while the interface is up, otherwise the command.
+
 {"when": "2030-12-31T18:00:00Z", "interface": "wg0", "uid": 0, "pid": 4711, "by": "anna", "what": "peer add",
  "changes": ["+ peer phone (vG4mK2Aa…)  AllowedIPs 10.8.0.2/32"]}
 """
@@ -14,6 +16,7 @@ from typing import Final
 
 from stagewire import files
 
+NAME: Final = "audit"
 MAX_SIZE: Final = 4 << 20
 """Bytes of a file; the one before it is kept as `audit.1`."""
 _COMMANDS: Final = ("PreUp", "PostUp", "PreDown", "PostDown")
@@ -29,10 +32,11 @@ class Asker:
 
 
 class Audit:
-    """Appends lines to the file at `path`."""
+    """Appends lines to the audit of an interface."""
 
-    def __init__(self, path: Path, interface: str) -> None:
-        self._path = path
+    def __init__(self, state: Path, interface: str) -> None:
+        """Writes into a file of the interface's state folder."""
+        self._path = state / NAME
         self._interface = interface
         self._before = 0
 
