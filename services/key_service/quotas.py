@@ -56,8 +56,11 @@ class Quotas:
         try:
             self._usages = usage.read(folder)
         except (OSError, ValueError) as error:
-            file = str(folder / usage.NAME)
-            log.warning("cannot read what peers have used; quotas begin anew", file=file, reason=str(error))
+            file, kept = folder / usage.NAME, files.put_aside(folder / usage.NAME)
+            log.warning(
+                "cannot read what peers have used; quotas begin anew",
+                file=str(file), reason=str(error), kept=str(kept or "nowhere"),
+            )  # fmt: skip
         for key, peer in registry.peers.items():
             if peer.limits.quota and key in self._usages:
                 self._warned[key] = self._state(key, peer.limits.quota)

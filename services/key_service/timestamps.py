@@ -132,6 +132,9 @@ class TimestampStore:
 
     def _read(self, data: bytes) -> None:
         if not data.startswith(_MAGIC):
+            if any(data):  # an empty file, or one of zeros, is what a crash of the machine leaves
+                kept = files.put_aside(self._path)
+                self.lost = files.Suspicious(self._path, f"is damaged or of another version, and is kept as {kept}")
             return
         for offset in range(len(_MAGIC), len(data) - _COPY + 1, _COPY):
             copy = data[offset : offset + _COPY]

@@ -139,6 +139,16 @@ def put(fresh: Path, path: Path) -> None:
     fresh.replace(path)
 
 
+def put_aside(path: Path) -> Path | None:
+    """Renames a file that nobody can read here, over the one before it, so that its place is free. Returns its new name."""
+    aside = path.with_name(f"{path.name}.damaged")
+    try:
+        put(path, aside)
+    except OSError:
+        return None
+    return aside
+
+
 def put_over(fresh: Path, path: Path) -> None:
     """Does as `put`, and overwrites the content that had the name before: secrets may be in it. Raises OSError."""
     old = -1

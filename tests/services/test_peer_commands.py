@@ -205,7 +205,7 @@ def test_each_answer_names_the_peer_and_what_happened(files: Files) -> None:
         (("disable", "b"), rf"= peer b {short} is out of use already\n"),
         (("enable", "b"), rf"~ peer b {short} is in use\n"),
         (("rotate", "b"), rf"~ peer b {short}\n    ~ PublicKey \S+ -> \S+\n    ~ PresharedKey is another\n"),
-        (("remove", "b"), rf"- peer b {short}  AllowedIPs 10\.8\.0\.2/32, fd00:8::2/128\n"),
+        (("remove", "b"), rf"- peer b {short}  AllowedIPs 10\.8\.0\.2/32, fd00:8::2/128  Rate 20M\n"),
     ):
         assert re.fullmatch(answer, told := said(*words)), (words, told)
 

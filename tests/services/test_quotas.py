@@ -188,9 +188,14 @@ def test_what_a_peer_has_used_outlives_its_absence_within_the_month(world: World
     assert usage.read(world.folder) == {}
 
 
-def test_a_spoilt_file_is_named_and_quotas_begin_anew(world: World) -> None:
-    (world.folder / usage.NAME).write_text("{")
+@pytest.mark.parametrize("spoilt", ["{", '{"version": 2, "peers": {}}'])
+def test_a_spoilt_file_is_kept_and_named_and_quotas_begin_anew(world: World, spoilt: str) -> None:
+    """So the version that wrote it can go on with it."""
+    (world.folder / usage.NAME).write_text(spoilt)
     world.begun()
+    world.quotas.on_traffic(A, 0, 7, 0)
+    world.look()
+    assert (world.folder / f"{usage.NAME}.damaged").read_text() == spoilt
     assert "cannot read what peers have used" in world.said[0]
     assert world.quotas.cap(A, 0) == QUOTA
 

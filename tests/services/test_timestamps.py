@@ -197,6 +197,18 @@ def test_another_programs_file_counts_as_absent(tmp_path: Path) -> None:
         assert survives(path).latest(KEYS[0], "initiation") == NEVER
 
 
+def test_a_file_of_another_version_is_kept_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "timestamps"
+    other = b"SWTAI65N" + bytes(800)
+    path.write_bytes(other)
+    store = TimestampStore(path)
+    assert store.lost is not None
+    assert "another version" in store.lost.why
+    assert (tmp_path / "timestamps.damaged").read_bytes() == other
+    store.store(KEYS[0], "initiation", stamp(1))
+    assert TimestampStore(path).lost is None
+
+
 def test_a_half_written_successor_is_no_obstacle(tmp_path: Path) -> None:
     path = tmp_path / "timestamps"
     filled(path)

@@ -32,7 +32,7 @@ class Live:
             listen_port=7, peers=(uapi.PeerState(number.to_bytes(32)) for number in range(self.peers))
         )
 
-    def change(self, change: uapi.Change, done: Any) -> None:
+    def change(self, change: uapi.Change, done: Any, _told: Any) -> None:
         self.changes.append(change)
         if self.at_once:
             done(0)
