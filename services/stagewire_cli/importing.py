@@ -45,6 +45,11 @@ def take_over(paths: Sequence[Path], environment: Environment, chosen: Chosen, t
     is_new = not path.exists()
     notes: list[str] = []
     text = (_new_text if is_new else _standing_text)(found, environment, chosen, left, notes)
+    if any(each.masquerades for each in found) and config.parse_text(text, path).exit == "off":
+        notes.append(
+            "its commands masquerade what clients send to other networks: if yours do that, "
+            f"put `# stagewire: Exit = on` below [Interface] in {path}"
+        )
     now = time.time()
     wanted = [_ended(each, now, notes) for each in wanted]
     try:

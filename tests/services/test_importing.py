@@ -167,6 +167,65 @@ def test_wg_easy_15(place: Place) -> None:
     assert sorted(each.name for each in place.folder.glob("wg-easy.db*")) == ["wg-easy.db"]
 
 
+def test_what_wg_easy_has_beyond_is_named(place: Place) -> None:
+    content = easy_14()
+    content["clients"]["a"]["oneTimeLink"] = "abc"
+    said = place.run(place.written("wg0.json", content))
+    assert (
+        "private keys of clients (none is kept here: `peer config` leaves a place for each), of client 1 (a), client 2"
+        in said
+    )
+    assert "one-time links, of client 1 (a)\n" in said
+    assert f"put `# stagewire: Exit = on` below [Interface] in {place.conf}" in said
+    place.conf.unlink()
+    tables = easy_15()
+    tables["hooks_table"][0]["post_up"] = "iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE"
+    tables["interfaces_table"][0] |= {"enabled": 0, "s1": 15, "h1": 99}
+    for row in tables["clients_table"]:
+        row |= {"description": "of Anna", "firewall_ips": "[]"}
+    tables["clients_table"][0]["firewall_ips"] = '["10.0.0.0/8"]'
+    tables["one_time_links_table"] = [{"id": 2, "one_time_link": "abc"}]
+    said = place.run(place.database("wg-easy.db", tables))
+    for line in (
+        "private keys of clients (none is kept here: `peer config` leaves a place for each), of client 1, client 2",
+        "descriptions, of client 1, client 2", "(firewall_ips), of client 1", "one-time links, of client 2",
+        "AmneziaWG's parameters: a client that uses them can't connect",
+        "it is disabled there, and `stagewire up` starts it",
+    ):  # fmt: skip
+        assert f"{line}\n" in said
+    assert "Exit = on" in said
+
+
+def test_what_wireguard_portal_has_beyond_is_named(place: Place) -> None:
+    tables = portal()
+    tables["interfaces"][0] |= {"disabled": "2024-02-01 10:00:00+00:00", "save_config": 1, "dns_str": "1.1.1.1"}
+    tables["interfaces"][0]["post_up"] = "iptables -t nat -A POSTROUTING -j MASQUERADE"
+    more = {
+        "notes": "",
+        "user_identifier": "",
+        "private_key": PRIVATE,
+        "iface_firewall_mark_v": 0,
+        "iface_routing_table_v": "",
+    }
+    tables["peers"] = [row | more for row in tables["peers"]]
+    tables["peers"][0] |= {
+        "notes": "x",
+        "user_identifier": "anna",
+        "iface_firewall_mark_v": 5,
+        "iface_routing_table_v": "off",
+    }
+    said = place.run(place.database("sqlite.db", tables))
+    for what in (
+        "notes", "owners (UserIdentifier)", "FirewallMark of a client's own configuration",
+        "RoutingTable of a client's own configuration",
+    ):  # fmt: skip
+        assert f"{what}, of peer {KEYS[1][:8]}\n" in said
+    for line in ("private keys of clients", "it is disabled there", "SaveConfig", "the gateway: DNS", "Exit = on"):
+        assert line in said
+    assert PRIVATE not in said
+    assert "post_up" not in place.conf.read_text()
+
+
 def portal() -> dict[str, list[dict[str, Any]]]:
     own = {"identifier": "wg7", "private_key": PRIVATE, "listen_port": 51820, "mtu": 1420, "firewall_mark": 0}
     own |= {"routing_table": "", "post_up": "", "peer_def_endpoint": "vpn.example:51820", "type": "server"}

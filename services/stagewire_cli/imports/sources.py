@@ -95,7 +95,7 @@ def _rows(database: sqlite3.Connection) -> dict[str, list[dict[str, Any]]]:
 
 _TABLES: Final = frozenset(
     [
-        *("interfaces_table", "clients_table", "user_configs_table", "hooks_table"),
+        *("interfaces_table", "clients_table", "user_configs_table", "hooks_table", "one_time_links_table"),
         *("interfaces", "peers", "peer_addresses", "interface_addresses"),
     ]
 )

@@ -47,7 +47,9 @@ def read(text: str, path: str) -> Found:
     if whole.save_config:
         left.append("SaveConfig: `stagewire save` writes live changes back")
     left += [f"line {each.line}: ResponseTimestamp of a [Peer]" for each in whole.peers if each.response_timestamp]
-    return Found(_kind(whole), _gateway(whole), peers, tuple(left))
+    hooks = (*whole.pre_up, *whole.post_up, *whole.pre_down, *whole.post_down)
+    masquerades = any("masquerade" in each.lower() for each in hooks)
+    return Found(_kind(whole), _gateway(whole), peers, tuple(left), masquerades)
 
 
 def _kind(whole: InterfaceConfig) -> str:

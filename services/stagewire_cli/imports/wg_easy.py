@@ -3,15 +3,18 @@
 Version 14 keeps endpoint, port and the clients' settings in environment variables, so its file lacks them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, Final
 
 from stagewire.config.operations import NewPeer
 from stagewire_cli.imports.fields import Fields, pair, setting
-from stagewire_cli.imports.found import Found, FoundPeer, Unusable
+from stagewire_cli.imports.found import AMNEZIA, PRIVATE_KEYS, Found, FoundPeer, Untaken, Unusable
 
 _HOOKS: Final = ("pre_up", "post_up", "pre_down", "post_down")
+_AMNEZIA: Final = re.compile(r"(default_)?(j_(c|min|max)|[sh][1-4]|i[1-5])$")
+_NOTHING: Final[tuple[object, ...]] = (None, "", "[]", [])
 _PREFIX_OF_14: Final = 24
 """Bits: wg-easy 14 has no other prefix length."""
 
@@ -30,7 +33,7 @@ def is_database(tables: Iterable[str]) -> bool:
 
 def from_file(content: dict[str, Any]) -> Found:
     """Reads wg-easy 14. Raises Unusable."""
-    server, left = Fields(content["server"]), list[str]()
+    server, left, untaken = Fields(content["server"]), list[str](), Untaken()
     address = server.text("address")
     gateway = pair("PrivateKey", server.text("privateKey"))
     if address:
@@ -50,10 +53,13 @@ def from_file(content: dict[str, Any]) -> Found:
                 off=not client.flag("enabled", default=True),
             )
             peers.append(FoundPeer(where, new))
+            untaken.note(PRIVATE_KEYS, where, client.text("privateKey"))
+            untaken.note("one-time links", where, record.get("oneTimeLink"))
         except Unusable as unusable:
             left.append(f"{where}: {unusable}")
+    left += untaken.lines()
     left.append("port, endpoint, DNS and hooks: wg-easy 14 has them in environment variables, not in this file")
-    return Found("a file of wg-easy 14", gateway, tuple(peers), tuple(left))
+    return Found("a file of wg-easy 14", gateway, tuple(peers), tuple(left), masquerades=True)
 
 
 def from_database(rows: Rows, only: str) -> Found:
@@ -64,7 +70,8 @@ def from_database(rows: Rows, only: str) -> Found:
         raise Unusable(f"has the interfaces {', '.join(interfaces) or '(none)'}: choose with --only NAME")
     own = Fields(interfaces[name])
     defaults = Fields(next((row for row in rows["user_configs_table"] if row.get("id") == name), {}))
-    left = list(_hooks(next((row for row in rows.get("hooks_table", ()) if row.get("id") == name), {}), "the gateway"))
+    hooks = next((row for row in rows.get("hooks_table", ()) if row.get("id") == name), {})
+    left, untaken = list(_hooks(hooks, "the gateway")), Untaken()
     addresses = [_first(own.text(key)) for key in ("ipv4_cidr", "ipv6_cidr") if key in own]
     host, port = defaults.text("host"), defaults.number("port")
     gateway = (
@@ -79,8 +86,8 @@ def from_database(rows: Rows, only: str) -> Found:
         *pair("ClientMTU", defaults.number("default_mtu")),
         *pair("ClientKeepalive", defaults.number("default_persistent_keepalive")),
     )
-    if own.flag("firewall_enabled", default=False):
-        left.append("the firewall's rules of clients (firewall_ips)")
+    left += _left_of_gateway(own, (interfaces[name], *rows["clients_table"]))
+    links = {row.get("id") for row in rows.get("one_time_links_table", ())}
     peers = []
     for row in rows["clients_table"]:
         where = f"client {row.get('id')}"
@@ -90,9 +97,28 @@ def from_database(rows: Rows, only: str) -> Found:
                 continue
             peers.append(FoundPeer(where, _peer(client)))
             left += _hooks(row, where)
+            _note_untaken(row, where, untaken, links)
         except Unusable as unusable:
             left.append(f"{where}: {unusable}")
-    return Found("a database of wg-easy 15", gateway, tuple(peers), tuple(left))
+    left += untaken.lines()
+    masquerades = any("masquerade" in str(hooks.get(key)).lower() for key in _HOOKS)
+    return Found("a database of wg-easy 15", gateway, tuple(peers), tuple(left), masquerades)
+
+
+def _left_of_gateway(own: Fields, rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    if own.flag("firewall_enabled", default=False):
+        yield "the firewall's rules of clients (firewall_ips)"
+    if not own.flag("enabled", default=True):
+        yield "the gateway: it is disabled there, and `stagewire up` starts it"
+    if any(_AMNEZIA.match(key) and value for row in rows for key, value in row.items()):
+        yield AMNEZIA
+
+
+def _note_untaken(row: Mapping[str, Any], where: str, untaken: Untaken, links: Container[object]) -> None:
+    untaken.note(PRIVATE_KEYS, where, row.get("private_key"))
+    untaken.note("descriptions", where, row.get("description"))
+    untaken.note("addresses that it may reach (firewall_ips)", where, row.get("firewall_ips") not in _NOTHING)
+    untaken.note("one-time links", where, row.get("id") in links)
 
 
 def _peer(client: Fields) -> NewPeer:

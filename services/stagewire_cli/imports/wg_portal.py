@@ -10,7 +10,7 @@ from typing import Any, Final
 from stagewire.config.operations import NewPeer
 from stagewire.config.settings import Setting
 from stagewire_cli.imports.fields import Fields, pair, setting
-from stagewire_cli.imports.found import Found, FoundPeer, Unusable
+from stagewire_cli.imports.found import PRIVATE_KEYS, Found, FoundPeer, Untaken, Unusable
 
 _ENCRYPTED: Final = "WG_ENC_"
 _HOOKS: Final = ("PreUp", "PostUp", "PreDown", "PostDown")
@@ -57,9 +57,11 @@ def _read(interfaces: list[dict[str, Any]], peers: list[dict[str, Any]], only: s
         raise Unusable(f"has the interfaces {', '.join(names) or '(none)'}: choose with --only NAME")
     left: list[str] = []
     gateway: tuple[tuple[str, str], ...] = ()
+    masquerades, untaken = False, Untaken()
     for each in interfaces:
         if each["Identifier"] == name:
             gateway = _gateway(Fields(each), left)
+            masquerades = any("masquerade" in str(each.get(hook)).lower() for hook in _HOOKS)
     found = []
     for each in peers:
         peer = Fields(each)
@@ -69,13 +71,30 @@ def _read(interfaces: list[dict[str, Any]], peers: list[dict[str, Any]], only: s
         try:
             found.append(FoundPeer(where, _peer(peer)))
             left += [f"{where}: its command {hook}" for hook in _HOOKS if _option(peer, hook).text("Value")]
+            untaken.note(PRIVATE_KEYS, where, each.get("PrivateKey"))
+            untaken.note("notes", where, each.get("Notes"))
+            untaken.note("owners (UserIdentifier)", where, each.get("UserIdentifier"))
+            for key in ("FirewallMark", "RoutingTable"):
+                untaken.note(f"{key} of a client's own configuration", where, each.get(key) and _of(each[key]))
         except Unusable as unusable:
             left.append(f"{where}: {unusable}")
-    return Found("an export of WireGuard Portal", gateway, tuple(found), tuple(left))
+    left += untaken.lines()
+    return Found("an export of WireGuard Portal", gateway, tuple(found), tuple(left), masquerades)
+
+
+def _of(option: object) -> object:
+    """Returns the value of a setting that may be from the interface."""
+    return option.get("Value") if isinstance(option, dict) else option
 
 
 def _gateway(own: Fields, left: list[str]) -> tuple[tuple[str, str], ...]:
     left += [f"the gateway: its command {hook}" for hook in _HOOKS if own.text(hook)]
+    if own.flag("Disabled", default=False):
+        left.append("the gateway: it is disabled there, and `stagewire up` starts it")
+    if own.flag("SaveConfig", default=False):
+        left.append("the gateway: SaveConfig: `stagewire save` writes live changes back")
+    if own.texts("Dns") or own.texts("DnsSearch"):
+        left.append("the gateway: DNS: the gateway's own, not its clients'")
     private = own.text("PrivateKey")
     if private.startswith(_ENCRYPTED):
         left.append("the gateway: its private key is encrypted; export it by the API or as a wg-quick file")
@@ -160,6 +179,10 @@ def _interface_of(row: dict[str, Any], addresses: list[str]) -> dict[str, Any]:
         "Mtu": row.get("mtu"),
         "FirewallMark": row.get("firewall_mark"),
         "RoutingTable": row.get("routing_table"),
+        "Disabled": row.get("disabled") is not None,
+        "SaveConfig": row.get("save_config"),
+        "Dns": row.get("dns_str"),
+        "DnsSearch": row.get("dns_search_str"),
         "PeerDefEndpoint": row.get("peer_def_endpoint"),
         "PeerDefAllowedIPs": row.get("peer_def_allowed_ips_str"),
         "PeerDefDns": row.get("peer_def_dns_str"),
@@ -183,6 +206,11 @@ def _peer_of(row: dict[str, Any], addresses: list[str]) -> dict[str, Any]:
         "PresharedKey": row.get("preshared_key"),
         "PersistentKeepalive": {"Value": row.get("persistent_keep_alive_v")},
         "PublicKey": row.get("public_key"),
+        "PrivateKey": row.get("private_key"),
+        "Notes": row.get("notes"),
+        "UserIdentifier": row.get("user_identifier"),
+        "FirewallMark": {"Value": row.get("iface_firewall_mark_v")},
+        "RoutingTable": {"Value": row.get("iface_routing_table_v")},
         "Mode": row.get("iface_type"),
         "Addresses": addresses,
         "Dns": {"Value": row.get("iface_dns_str_v")},
