@@ -18,7 +18,7 @@ def test_a_peers_part_adds_to_the_whole() -> None:
     assert reasons == {"replayed": 6}
     assert reasons.of(ANNA)["replayed"] == 2
     assert reasons.take_changed() == (
-        Incident("replayed", ANNA, b"", 0, 2), Incident("replayed", BERT, b"", 0, 3)
+        Incident("replayed", ANNA, b"", 0, 2), Incident("replayed", BERT, b"", 0, 3), Incident("replayed", b"", b"", 0, 1)
     )  # fmt: skip
     assert reasons.take_changed() == ()
 
@@ -66,6 +66,20 @@ def test_a_report_is_bounded_and_the_next_has_the_rest() -> None:
     assert [len(reasons.take_changed()) for _ in range(3)] == [MAX_REPORTED, 5, 0]
 
 
+def test_what_was_counted_without_a_note_is_told_and_traffic_is_not() -> None:
+    reasons = Reasons()
+    reasons.note("worker_full", 2, place=b"\3")
+    reasons["worker_full"] += 5
+    reasons["datagrams_in"] += 9
+    assert reasons.take_changed() == (
+        Incident("worker_full", b"", b"\3", 0, 2),
+        Incident("worker_full", b"", b"", 0, 5),
+    )
+    assert reasons.take_changed() == ()
+    reasons["worker_full"] += 1
+    assert reasons.take_changed() == (Incident("worker_full", b"", b"", 0, 6),)
+
+
 def test_a_peer_that_goes_is_forgotten_and_the_total_stays() -> None:
     reasons = Reasons()
     reasons.of(ANNA)["replayed"] += 1
@@ -78,6 +92,7 @@ def test_a_place_is_written_as_people_write_it() -> None:
     assert shown(PLACE[:4]) == "192.0.2.1"
     assert shown(bytes(15) + b"\1" + b"\0\x35") == "[::1]:53"
     assert shown(bytes(15) + b"\1") == "::1"
+    assert shown(b"\3") == "worker 3"
 
 
 @given(st.binary(max_size=40))

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from stagewire.control.telemetry import Counters
+from stagewire.reasons import Reasons
 from stagewire.stats import COUNTERS, DROP, FAILURE, REPAIR, TRAFFIC, Kind, kind_of
+from status_service.tally import Tally
 
 ROOT = Path(__file__).parents[1]
 DICTIONARIES = {"counters", "drops", "failures", "_drops"}
@@ -20,6 +23,8 @@ REASONS = {
     "PutBack",
     "_refuse",
     "_drop",
+    "give_up",
+    "_count_for",
     "note",
     "note_stranger",
     "_drop_oldest",
@@ -27,6 +32,10 @@ REASONS = {
     "require_newer",
 }
 """What takes the name of the counter that it adds to."""
+
+
+WITHOUT_EXAMPLE = {"BadTrain", "BadControl", "PutBack"}
+"""Which of these know no address and no size."""
 
 
 def sources() -> list[Path]:
@@ -58,7 +67,27 @@ def counted(tree: ast.AST) -> set[str]:
     return found
 
 
-USED = {name for path in sources() for name in counted(ast.parse(path.read_text()))}
+def without_example(tree: ast.AST) -> set[str]:
+    """The names of drops and failures that a module counts, somewhere, without an address or a size."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AugAssign):
+            found |= counted(node.target)
+        elif isinstance(node, ast.Call) and (name := named(node.func)) in REASONS:
+            told = {each.arg for each in node.keywords}
+            if (
+                name in WITHOUT_EXAMPLE
+                or (name, told & {"place", "size"}) == ("note", set())
+                or (name == "SendQueue" and "count" not in told)
+            ):
+                found |= counted(node)
+    return {each for each in found if kind_of(each) in (DROP, FAILURE)}
+
+
+MODULES = [ast.parse(path.read_text()) for path in sources()]
+BARE = {name for tree in MODULES for name in without_example(tree)} - {"train_too_old"}
+"""Trains that are too old have examples: the stages look into them."""
+USED = {name for tree in MODULES for name in counted(tree)}
 
 
 def test_the_source_was_understood() -> None:
@@ -88,6 +117,22 @@ def test_what_to_do_is_said_for_what_went_wrong_and_for_nothing_else(name: str) 
     assert bool(mend) == (COUNTERS[name].kind in (DROP, FAILURE))
     assert not mend.endswith(".")
     assert mend[:1] == mend[:1].lower()
+
+
+def test_every_drop_and_failure_has_an_example_or_the_list_says_why_not() -> None:
+    assert {"handshake_overflow", "train_malformed", "control_full"} <= BARE
+    assert sorted(BARE) == sorted(name for name in COUNTERS if COUNTERS[name].no_example)
+
+
+@pytest.mark.parametrize("name", [name for name in COUNTERS if COUNTERS[name].kind in (DROP, FAILURE)])
+def test_every_drop_and_failure_is_told_with_its_time_however_it_was_counted(name: str) -> None:
+    reasons, tally = Reasons(), Tally()
+    for now in (5.0, 9.0):
+        reasons[name] += 2
+        reasons["datagrams_in"] += 1
+        tally.take(Counters("conn", 0, 1, 7, tuple(reasons), tuple(reasons.values()), reasons.take_changed()), now)
+    [told] = tally.status(10.0).reasons
+    assert (told.reason, told.count, told.s_ago) == (name, 4, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ class Handshakes:
         It costs time of theirs. An attacker can have the kernel merge handshakes with them, so STRAYS bounds how many count.
         """
         if self._sockets and not self._strays.spend(now):
-            self._stage.counters["handshake_merged"] += 1
+            self._stage.counters.note("handshake_merged", place=places.place_of(endpoint), size=len(datagram))
             return b""
         verdict, answer = self._judge(datagram, places.place_of(endpoint), now)
         if verdict:
@@ -168,7 +168,7 @@ class Handshakes:
 
     def _queue(self, datagram: bytes, endpoint: bytes, now: float, *, first: bool) -> None:
         if len(self._first) + len(self._later) >= gate.QUEUE_LIMIT:
-            self._stage.counters["key_full"] += 1
+            self._stage.counters.note("key_full", place=places.place_of(endpoint), size=len(datagram))
             return
         (self._first if first else self._later).append(trains.pack_handshake(endpoint, datagram, now))
         self._note_queue()

@@ -108,17 +108,17 @@ class Nesting:
         """Judges a refused endpoint anew, so that `stagewire status` stays true. Sends no datagram."""
         self._judged(place, any(map(self._leaves, (place, *self._chains[place]))))
 
-    def wait(self, packed: bytes, datagrams: Sequence[bytes], now: float) -> int:
-        """Keeps datagrams until their chain comes, and asks for it. Returns how many older ones it dropped."""
+    def wait(self, packed: bytes, datagrams: Sequence[bytes], now: float) -> list[tuple[bytes, Sequence[bytes]]]:
+        """Keeps datagrams until their chain comes, and asks for it. Returns the older ones that it drops."""
         place = _place(packed)
         if now >= self._asked.get(place, 0.0) and self._say(Nested(place)):
             if len(self._asked) >= MAX_CHAINS:
                 self._asked.clear()
             self._asked[place] = now + ASK_AGAIN
         self._waiting.append((packed, datagrams, now))
-        lost = 0
+        lost: list[tuple[bytes, Sequence[bytes]]] = []
         while len(self._waiting) > MAX_WAITING or self._waiting[0][2] < now - WAITS_FOR:
-            lost += len(self._waiting.popleft()[1])
+            lost.append(self._waiting.popleft()[:2])
         return lost
 
     def on_chain(self, message: Chain, now: float) -> None:

@@ -174,7 +174,8 @@ class ConnService:
         """Copies a run from the train that it was received in to its own worker's train."""
         workers = self._workers
         if worker >= len(workers):
-            self._stage.counters["unknown_worker"] += (len(data) + size - 1) // size
+            count, place = (len(data) + size - 1) // size, places.place_of(source)
+            self._stage.counters.note("unknown_worker", count, place=place, size=min(size, len(data)))
             return
         workers.last = worker
         train = workers.builder(worker)
@@ -195,7 +196,8 @@ class ConnService:
         """Drops transport messages of a queue that this process was too slow to read; handshakes are never too old."""
         for datagram in Block(data, size) if data else [data]:
             if is_transport(datagram):
-                self._stage.counters["datagram_too_old"] += 1
+                place = places.place_of(source)
+                self._stage.counters.note("datagram_too_old", place=place, size=len(datagram))
             else:
                 self._on_handshake_in(datagram, source, now)
 
@@ -246,6 +248,8 @@ class ConnService:
                 if mark is not None and speaks_for(speaker, mark[0]):
                     self._marks.append(Cleared(*mark))
                     self._tell_marks()
+                elif bad.reason == "train_too_old":
+                    self._drop_train(data, start, end)
                 else:
                     self._stage.drop(bad)
                 continue
@@ -332,8 +336,9 @@ class ConnService:
         return endpoint
 
     def _await_chain(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
-        lost = self._nesting.wait(endpoint, _kept(datagrams), boot_time())
-        self._stage.counters["send_failed"] += lost
+        for lost, dropped in self._nesting.wait(endpoint, _kept(datagrams), boot_time()):
+            place, size = places.place_of(lost), len(dropped[0])
+            self._stage.counters.note("send_failed", len(dropped), place=place, size=size)
 
     def _on_routes(self) -> None:
         self._nesting.routes_changed()
@@ -357,8 +362,19 @@ class ConnService:
             if now - self._born <= trains.MAX_AGE:
                 self._send(endpoint, datagrams)
             else:
-                self._stage.counters["train_too_old"] += len(datagrams)
+                self._drop_old(endpoint, datagrams)
         self._tell_marks()
+
+    def _drop_train(self, data: trains.Data, start: int, end: int) -> None:
+        try:
+            for endpoint, datagrams in trains.unpack_cipher_untrusted(bytes(data[start:end]), -math.inf):
+                self._drop_old(endpoint, datagrams)
+        except trains.BadTrain as bad:  # its sender changes it meanwhile
+            self._stage.drop(bad)
+
+    def _drop_old(self, endpoint: bytes, datagrams: Sequence[bytes]) -> None:
+        place, size = places.place_of(endpoint), len(datagrams[0])
+        self._stage.counters.note("train_too_old", len(datagrams), place=place, size=size)
 
     def _tell_marks(self) -> None:
         """Tells key-service of the marks, once all before them has left."""

@@ -9,11 +9,12 @@ capture      ───▶ Captures      copies packets in clear, while root want
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import assert_never
 
 from device_service.captures import Captures
+from device_service.dropped import Dropped
 from stagewire.control.confirm import Confirm, Confirmed
 from stagewire.control.messages import (
     SESSION_BATCH,
@@ -76,6 +77,8 @@ MOVES_AT_ONCE = 8
 TRAFFIC_BATCH = 1024
 """Peers in one report; the next report has the others."""
 
+CountOld = Callable[[trains.Data, int, int], None]
+
 
 class DeviceService:
     """Runs one worker."""
@@ -84,6 +87,7 @@ class DeviceService:
         self._stage = stage
         self._worker = Worker(jitter, kernel=kernel)
         self._worker.drops = stage.counters
+        self._dropped = Dropped(self._worker, stage.counters)
         self._named: set[bytes] | None = None
         """Peers that a snapshot has named so far, or None."""
         self._reported: dict[bytes, tuple[int, int, int]] = {}
@@ -114,8 +118,9 @@ class DeviceService:
         plain_out = pipes.receiver(loop, PLAIN_OUT, self._on_plain, stage.drop, number)
         cipher_in = pipes.receiver(loop, CIPHER_IN, self._on_cipher, stage.drop, number)
         to_conn, to_tun = pipes.sender(loop, CIPHER_OUT), pipes.sender(loop, PLAIN_IN)
-        self._to_conn = SendQueue(loop, to_conn, counters, "conn_full", [plain_out.source])
-        self._to_tun = SendQueue(loop, to_tun, counters, "tun_full", [cipher_in.source])
+        count_sent, count_opened = self._dropped.to_network, self._dropped.to_os
+        self._to_conn = SendQueue(loop, to_conn, counters, "conn_full", [plain_out.source], count=count_sent)
+        self._to_tun = SendQueue(loop, to_tun, counters, "tun_full", [cipher_in.source], count=count_opened)
         self._captures = Captures(stage, self._worker)
         self._capturing = self._captures.running
         loop.add_timed(self)
@@ -140,7 +145,7 @@ class DeviceService:
                     packets += self._packets(data, start, end, now)
                     born = min(born, trains.born_of(data, start))
                 except trains.BadTrain as bad:
-                    self._stage.drop(bad)
+                    self._drop(bad, self._dropped.from_os, data, start, end)
                     continue
             size += end - start
             if size >= ENOUGH_TO_SEAL or items + len(packets) >= trains.MAX_PACKETS:
@@ -163,7 +168,7 @@ class DeviceService:
                     runs += self._runs(data, start, end, now)
                     born = min(born, trains.born_of(data, start))
                 except trains.BadTrain as bad:
-                    self._stage.drop(bad)
+                    self._drop(bad, self._dropped.from_network, data, start, end)
                     continue
             size += end - start
             if size >= ENOUGH_TO_OPEN or taken + len(runs) >= trains.MAX_PACKETS:
@@ -177,6 +182,16 @@ class DeviceService:
             if self._capturing:
                 self._captures.inbound(out.opened, out.packets, now)
             self._emit(out, now, opened_of=born)
+
+    def _drop(self, bad: trains.BadTrain, count: CountOld, data: trains.Data, start: int, end: int) -> None:
+        """Counts a train that can't be used: one that is only too old for its peers."""
+        if bad.reason == "train_too_old":
+            try:
+                count(data, start, end)
+            except trains.BadTrain:  # its sender changes it meanwhile
+                self._stage.drop(bad)
+        else:
+            self._stage.drop(bad)
 
     @staticmethod
     def _runs(data: trains.Data, start: int, end: int, now: float) -> Sequence[tuple[bytes, Sequence[bytes]]]:
@@ -195,7 +210,8 @@ class DeviceService:
                 try:
                     packets.append(item if isinstance(item, bytes) else split.open_untrusted(item.header, item.packet))
                 except BadSuperPacket:
-                    self._stage.counters["outbound_malformed"] += trains.weight([item])
+                    size = len(item if isinstance(item, bytes) else item.packet)
+                    self._stage.counters.note("outbound_malformed", trains.weight([item]), size=size)
         self._worker.takes = trains.takes_of(data, start)
         return packets
 

@@ -174,6 +174,7 @@ class KeyService:
             stage.counters,
             "conn_full",
             patience=CONN_PATIENCE,
+            count=self._count_unsent,
         )
         self._names = Names(
             stage.log,
@@ -260,6 +261,10 @@ class KeyService:
             counters.note_stranger(bad.reason, bad.public_key, place, size)
         else:
             counters.note(bad.reason, peer=bad.public_key, place=place, size=size)
+
+    def _count_unsent(self, reason: str, frame: bytes, packets: int) -> None:
+        endpoint, message = trains.unpack_handshake_untrusted(frame, boot_time())
+        self._stage.counters.note(reason, packets, place=places.place_of(endpoint), size=len(message))
 
     def _carry_out(self, effects: Iterable[Effect], now: float) -> None:
         leaving: list[bytes] = []

@@ -16,15 +16,18 @@ from stagewire.limits import MAX_COUNT, MAX_WORKERS
 from stagewire.loop import IDLE_INTERVAL
 from stagewire.pipe.names import PIPES
 from stagewire.pipe.waits import BOUNDS
-from stagewire.reasons import KEY_LENGTH, Incident, shown
+from stagewire.reasons import KEY_LENGTH, OF_STRANGERS, Incident, shown
 from stagewire.stages import STAGES
 from stagewire.stats import COUNTERS
 from status_service import bounded
 
-MAX_REASONS: Final = 65_536
+MAX_OF_PEERS: Final = 65_536
 """Pairs of a reason and a peer that are kept; those that happened longest ago go first."""
-MAX_SHOWN: Final = 4096
-"""Such pairs in one answer, the newest ones."""
+MAX_OF_STRANGERS: Final = 4096
+"""Such pairs of strangers, who have a room of their own: anyone can make up more of them."""
+MAX_PEERS_SHOWN: Final = 3072
+"""Pairs of peers in one answer, the newest ones."""
+MAX_STRANGERS_SHOWN: Final = 1024
 RATED_OVER: Final = 0.5
 """s between two reports that tell a rate."""
 TAKEN_OVER_WITHIN: Final = 30.0
@@ -82,13 +85,17 @@ class Reason:
     at: float = 0.0
 
 
+_Pairs = OrderedDict[tuple[str, int, str, bytes], Reason]
+"""By stage, number, reason, and key or place; the pair that happened last is the last."""
+
+
 class Tally:
     """Holds the counters of all stages of an interface, by stage and number."""
 
     def __init__(self) -> None:
         self.services: dict[tuple[str, int], Service] = {}
-        self._reasons: OrderedDict[tuple[str, int, str, bytes], Reason] = OrderedDict()
-        """By stage, number, reason, and key or place; the one that happened last is the last."""
+        self._of_peers: _Pairs = OrderedDict()
+        self._of_strangers: _Pairs = OrderedDict()
 
     def take(self, counters: Counters, now: float) -> bool:
         """Enters a process's counters. Ignores unknown stages, numbers and names.
@@ -130,17 +137,24 @@ class Tally:
     def _take_incident(self, counters: Counters, incident: Incident, now: float) -> None:
         identity = incident.public_key or incident.place
         key = counters.stage, counters.number, incident.reason, identity[:_MAX_IDENTITY]
-        reason = self._reasons.setdefault(key, Reason(generation=counters.generation))
+        of_peer = incident.public_key and incident.reason != OF_STRANGERS
+        pairs, most = (self._of_peers, MAX_OF_PEERS) if of_peer else (self._of_strangers, MAX_OF_STRANGERS)
+        reason = pairs.setdefault(key, Reason(generation=counters.generation))
         if reason.generation != counters.generation or incident.count < reason.present:
             reason.past, reason.generation = bounded.count(reason.past + reason.present), counters.generation
         reason.present, reason.at = bounded.count(incident.count), now
         reason.place, reason.size = incident.place[:_MAX_PLACE], incident.size
-        self._reasons.move_to_end(key)
-        if len(self._reasons) > MAX_REASONS:
-            self._reasons.popitem(last=False)
+        pairs.move_to_end(key)
+        if len(pairs) > most:
+            pairs.popitem(last=False)
 
     def status(self, now: float) -> CountersStatus:
         """Returns the answer to a StatusQuery."""
+        newest = [
+            *islice(reversed(self._of_peers.items()), MAX_PEERS_SHOWN),
+            *islice(reversed(self._of_strangers.items()), MAX_STRANGERS_SHOWN),
+        ]
+        newest.sort(key=lambda pair: -pair[1].at)  # as a stable sort, it keeps the order of one moment
         return CountersStatus(
             tuple(
                 CountedStatus(
@@ -164,6 +178,6 @@ class Tally:
                     *(stage, number, name, b64encode(key).decode() if len(key) == KEY_LENGTH else ""),
                     *(shown(reason.place), reason.size, reason.past + reason.present, round(now - reason.at, 3)),
                 )
-                for (stage, number, name, key), reason in islice(reversed(self._reasons.items()), MAX_SHOWN)
+                for (stage, number, name, key), reason in newest
             ),
         )

@@ -8,6 +8,7 @@ With offloads, `linux.tun_trains` does the same for whole visits, compiled. What
 """
 
 import errno
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -137,12 +138,12 @@ class Packets:
 
     def _worker_of(self, item: memoryview, packets: int) -> int | None:
         """Returns the worker that seals an item; None if it must be dropped, and then counts why."""
-        if packets == 1 and len(item) > c.MAX_INNER + _FRONT:
-            self.counters["outbound_too_large"] += 1
+        size, destination = len(item) - _FRONT, ip.destination(item[_FRONT:])
+        if packets == 1 and size > c.MAX_INNER:
+            self.counters.note("outbound_too_large", place=destination or b"", size=size)
             return None
-        destination = ip.destination(item[_FRONT:])
         if destination is None:
-            self.counters["outbound_malformed"] += 1
+            self.counters.note("outbound_malformed", size=size)
             return None
         carrier = self._owners.lookup(destination)
         if carrier is None:
@@ -181,9 +182,8 @@ class Packets:
         for data, begin, end in frames:
             if writer is not None and (done := writer.write(data, begin, end, now, trains.MAX_AGE, worker)) is not None:
                 counters["tun_packets_out"] += done[0]
-                counters["tun_write_failed"] += done[1]
-                if done[2]:
-                    counters["inner_source_of_another_worker"] += done[2]
+                for strange, packet, size, packets in writer.odd:
+                    (self._strange if strange else self._failed)(packet, size, packets)
                 continue
             try:
                 spans = trains.spans_untrusted(data, now, begin, end)
@@ -191,6 +191,8 @@ class Packets:
                 mark = trains.mark_untrusted(data, begin, end)
                 if mark is not None and worker in (ANY, mark[0]):  # no worker speaks for another
                     self.cleared(*mark)
+                elif bad.reason == "train_too_old":
+                    self._drop_old(data, begin, end)
                 else:
                     self._drop(bad)
                 continue
@@ -204,9 +206,27 @@ class Packets:
             source = ip.source(item[_FRONT:])
             carrier = None if source is None else self._owners.lookup(source)
             if carrier is None or not carriers.may_deliver(carrier, worker):
-                self.counters["inner_source_of_another_worker"] += packets
+                self._strange(item[_FRONT:], len(item) - _FRONT, packets)
                 return
         self._write(item, packets)
+
+    def _drop_old(self, data: trains.Data, begin: int, end: int) -> None:
+        frame = bytes(data[begin:end])  # a copy: its sender might change it meanwhile
+        try:
+            spans = trains.spans_untrusted(frame, -math.inf)
+        except trains.BadTrain as bad:
+            self._drop(bad)
+            return
+        for start, over, packets in spans:
+            place, size = ip.source(frame[start + _FRONT : over]) or b"", over - start - _FRONT
+            self.counters.note("train_too_old", packets, place=place, size=size)
+
+    def _strange(self, packet: bytes, size: int, packets: int) -> None:
+        place = ip.source(packet) or b""
+        self.counters.note("inner_source_of_another_worker", packets, place=place, size=size)
+
+    def _failed(self, packet: bytes | memoryview, size: int, packets: int) -> None:
+        self.counters.note("tun_write_failed", packets, place=ip.destination(packet) or b"", size=size)
 
     def _write(self, item: bytes | memoryview, packets: int) -> None:
         counters = self.counters
@@ -222,7 +242,7 @@ class Packets:
             if error.errno == errno.EINVAL and packets > 1:
                 self._write_apart(item)  # this kernel takes no super-packet of this kind
             else:
-                counters["tun_write_failed"] += packets
+                self._failed(item[_FRONT:], len(item) - _FRONT, packets)
         else:
             counters["tun_packets_out"] += packets
 
@@ -231,7 +251,7 @@ class Packets:
         try:
             whole = split.open_untrusted(bytes(item[:_FRONT]), item[_FRONT:])
         except BadSuperPacket:
-            self.counters["tun_write_failed"] += 1
+            self._failed(item[_FRONT:], len(item) - _FRONT, 1)
             return
         for packet in split.split(whole) if isinstance(whole, SuperPacket) else [whole]:
             self._write(virtio.NONE + packet, 1)

@@ -1,7 +1,7 @@
 """Counts drops and failures by reason, and tells of each the peer or the place, and an example: address and size.
 
-A stage counts into one Reasons and pushes what has changed each second, which also tells when it happened. No payload and no
-key but public ones get here.
+A stage counts into one Reasons and pushes what has changed each second, which also tells when it happened. What was counted
+without `note` is told as well, without an example. No payload and no key but public ones get here.
 """
 
 from collections import Counter, OrderedDict
@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, Protocol
 
+from stagewire.stats import TRAFFIC, kind_of
+
 KEY_LENGTH: Final = 32
+OF_STRANGERS: Final = "unknown_peer"
+"""The reason that tells of a key which no peer has; every other key is a peer's."""
 MAX_STRANGERS: Final = 8
 """Places, or keys that no peer has, of which each reason tells: anyone can make up more."""
 MAX_NOTED: Final = 64
@@ -19,11 +23,14 @@ MAX_REPORTED: Final = 256
 
 
 class Drops(Protocol):
-    """Takes counts by reason: a Counter, or one peer's part of Reasons."""
+    """Takes counts by reason: Reasons, or one peer's part of them."""
 
     def __getitem__(self, reason: str, /) -> int: ...
 
     def __setitem__(self, reason: str, count: int, /) -> None: ...
+
+    def note(self, reason: str, count: int = 1, *, place: bytes = b"", size: int = 0) -> None:
+        """Counts, and remembers an example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +38,7 @@ class Incident:
     """Tells how often something happened in this process, with the newest example.
 
     `public_key` is the peer's, or a key that a stranger named; empty if unknown. `place` is an address (4 or 16 bytes), with
-    or without a port (2 bytes); empty if unknown. `size` is in bytes, 0 if unknown.
+    or without a port (2 bytes); or a worker's number (1 byte); empty if unknown. `size` is in bytes, 0 if unknown.
     """
 
     reason: str
@@ -62,7 +69,11 @@ class OfPeer:
 
     def __setitem__(self, reason: str, count: int) -> None:
         if more := count - self[reason]:
-            self._all.note(reason, more, peer=self._public_key)
+            self.note(reason, more)
+
+    def note(self, reason: str, count: int = 1, *, place: bytes = b"", size: int = 0) -> None:
+        """Counts, and remembers an example."""
+        self._all.note(reason, count, peer=self._public_key, place=place, size=size)
 
 
 class Reasons(Counter[str]):
@@ -74,6 +85,8 @@ class Reasons(Counter[str]):
         self._strangers: dict[str, OrderedDict[bytes, _Noted]] = {}
         self._changed: dict[tuple[str, bytes, bool], None] = {}
         self._left: Counter[str] = Counter()
+        self._told: Counter[str] = Counter()
+        """Counts that `note` knows of; whatever a reason has beyond them was counted without it."""
 
     def of(self, public_key: bytes) -> OfPeer:
         """Returns the part of one configured peer."""
@@ -87,6 +100,7 @@ class Reasons(Counter[str]):
     def note(self, reason: str, count: int = 1, *, peer: bytes = b"", place: bytes = b"", size: int = 0) -> None:
         """Counts, and remembers a configured peer, or the place without one."""
         self[reason] += count
+        self._told[reason] += count
         if not peer:
             self._note_stranger(reason, place, count, place, size)
             return
@@ -98,6 +112,7 @@ class Reasons(Counter[str]):
     def note_stranger(self, reason: str, public_key: bytes, place: bytes, size: int) -> None:
         """Counts a message of a sender that names a key which no peer has."""
         self[reason] += 1
+        self._told[reason] += 1
         self._note_stranger(reason, public_key, 1, place, size)
 
     def _note_stranger(self, reason: str, identity: bytes, count: int, place: bytes, size: int) -> None:
@@ -119,6 +134,10 @@ class Reasons(Counter[str]):
     def take_changed(self) -> tuple[Incident, ...]:
         """Returns what has changed since it was last taken, the oldest change first; at most MAX_REPORTED."""
         self._left.clear()
+        for reason, count in self.items():
+            if count > self._told[reason] and kind_of(reason) is not TRAFFIC:
+                self._note_stranger(reason, b"", count - self._told[reason], b"", 0)
+                self._told[reason] = count
         found = []
         for reason, identity, is_peer in list(self._changed)[:MAX_REPORTED]:
             del self._changed[reason, identity, is_peer]
@@ -134,7 +153,9 @@ class Reasons(Counter[str]):
 
 
 def shown(place: bytes) -> str:
-    """Writes an address, with its port if there is one; an empty text for none or for other bytes."""
+    """Writes an address, with its port if there is one, or a worker; an empty text for none or for other bytes."""
+    if len(place) == 1:
+        return f"worker {place[0]}"
     width = {4: 4, 6: 4, 16: 16, 18: 16}.get(len(place))
     if width is None:
         return ""

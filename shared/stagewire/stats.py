@@ -24,11 +24,19 @@ TRAFFIC, DROP, FAILURE, REPAIR = Kind
 
 
 class Counted(NamedTuple):
-    """Describes one counter. `mend` tells the operator what to do about a drop or a failure."""
+    """Describes one counter. `mend` tells the operator what to do about a drop or a failure.
+
+    `no_example` says why there is no address and no size to show of it; empty where there is an example.
+    """
 
     kind: Kind
     meaning: str
     mend: str = ""
+    no_example: str = ""
+
+
+_INSIDE: Final = "it is between two stages: no peer and no address has sent it"
+_NO_PLACE: Final = "the address is what is missing, and nothing was sent"
 
 
 COUNTERS: Final = {
@@ -153,6 +161,7 @@ COUNTERS: Final = {
         DROP,
         "a worker could not read the session keys that it was sent",
         "run `stagewire restart all`: two versions may be side by side",
+        _INSIDE,
     ),
     "conn_full": Counted(
         DROP, "conn-service was away, and its pipe was full", "if it goes on, see whether the machine is overloaded"
@@ -199,6 +208,7 @@ COUNTERS: Final = {
         DROP,
         "more came for the handshakes' own sockets than conn-service had time for",
         "nothing, unless no flood is under way: then see whether the machine is overloaded",
+        "the kernel has dropped them, and tells their number alone",
     ),
     "handshake_merged": Counted(
         DROP,
@@ -233,6 +243,7 @@ COUNTERS: Final = {
         FAILURE,
         "a peer's host name was not found; resolver-service looks it up again",
         "mend the name in the peer's Endpoint, or the DNS servers",
+        _NO_PLACE,
     ),
     # key-service; conn-service counts most answers that no message awaits
     "unknown_peer": Counted(
@@ -332,6 +343,7 @@ COUNTERS: Final = {
         FAILURE,
         "the host name in a peer's endpoint was not found; it is asked for again",
         "mend the name in the peer's Endpoint, or the DNS servers",
+        _NO_PLACE,
     ),
     "gave_up": Counted(
         FAILURE,
@@ -342,6 +354,7 @@ COUNTERS: Final = {
         FAILURE,
         "a stage took no more control messages; it gets a new snapshot",
         "see whether the machine is overloaded",
+        _INSIDE,
     ),
     # host-service
     "put_back_link": Counted(REPAIR, "the interface, which another program deleted"),
@@ -359,12 +372,16 @@ COUNTERS: Final = {
     ),
     # any
     "train_malformed": Counted(
-        DROP, "a frame on a pipe was no train", "run `stagewire restart all`: two versions may be side by side"
+        DROP,
+        "a frame on a pipe was no train",
+        "run `stagewire restart all`: two versions may be side by side",
+        _INSIDE,
     ),
     "train_of_unknown_version": Counted(
         DROP,
         "a train came from another version of Stagewire",
         "run `stagewire restart all`: two versions are side by side",
+        _INSIDE,
     ),
     "train_too_old": Counted(
         DROP,
@@ -372,25 +389,34 @@ COUNTERS: Final = {
         "see whether the machine is overloaded; `stagewire scale` adds workers",
     ),
     "control_malformed": Counted(
-        DROP, "a control message was malformed", "run `stagewire restart all`: two versions may be side by side"
+        DROP,
+        "a control message was malformed",
+        "run `stagewire restart all`: two versions may be side by side",
+        _INSIDE,
     ),
     "control_of_unknown_version": Counted(
         DROP,
         "a control message came from another version of Stagewire",
         "run `stagewire restart all`: two versions are side by side",
+        _INSIDE,
     ),
     "control_of_unknown_kind": Counted(
         DROP,
         "a control message was of an unknown kind",
         "run `stagewire restart all`: two versions may be side by side",
+        _INSIDE,
     ),
     "control_unexpected": Counted(
-        DROP, "a stage sent a control message that it may not send", "report it, with the log"
+        DROP,
+        "a stage sent a control message that it may not send",
+        "report it, with the log",
+        _INSIDE,
     ),
     "speaker_refused": Counted(
         DROP,
         "a process connected or spoke for a stage or a worker whose uid or slot it hasn't got",
         "see in the log which process it was",
+        _INSIDE,
     ),
 }
 

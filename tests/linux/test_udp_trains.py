@@ -15,7 +15,8 @@ from tests.linux.udp_sides import HOSTS, Far, Side, opened
 from conn_service import udp
 from stagewire.loop import boot_time
 from stagewire.pipe import trains
-from stagewire.proto.endpoint import Endpoint, with_limit
+from stagewire.proto.endpoint import Endpoint, place_of, with_limit
+from stagewire.reasons import Incident, shown
 
 compiled = pytest.importorskip("stagewire.linux.udp_trains")
 SOL_UDP, UDP_SEGMENT = 17, 103
@@ -103,8 +104,12 @@ def test_what_waited_too_long_is_dropped_and_a_handshake_is_not(
         arrive(side, peers, late)
         side.receive(0, 1001.0)
         side.receive(1, 1002.0)
-    assert sides[1].state() == sides[0].state()
+    told = (state := sides[1].state())[3]
+    assert state == sides[0].state()
     assert sides[1].counters["datagram_too_old"] == 8
+    [four, six] = [each for each in told if each.reason == "datagram_too_old"]
+    assert [(each.size, each.count) for each in (four, six)] == [(60, 4), (60, 4)]
+    assert [shown(each.place).rpartition(":")[0] for each in (four, six)] == ["127.0.0.1", "[::1]"]
     assert len(sides[1].messages) == 8
 
 
@@ -278,6 +283,8 @@ def test_what_a_full_socket_keeps_grows_no_older_than_250_ms(
     service._on_room(side.sockets.all[0], born + 0.06)
     assert far.took()[0] == [bytes(60)] * 2 + [b"handshake"]
     assert side.counters["train_too_old"] == 2
+    told = Incident("train_too_old", b"", place_of(far.places[0]), 60, 2)
+    assert told in side.counters.take_changed()
     assert not service._blocked
 
 

@@ -68,7 +68,8 @@ class Side:
                 return found
 
     def state(self) -> list[Any]:
-        return [self.sent, self.written(), +self.counters, self.dropped, self.lost, self.marks, self.workers.last]
+        told = self.counters.take_changed()
+        return [self.sent, self.written(), +self.counters, told, self.dropped, self.lost, self.marks, self.workers.last]
 
     def close(self) -> None:
         self.device.close()

@@ -79,7 +79,8 @@ class Side:
                 break
 
     def state(self) -> list[Any]:
-        return [self.sent, self.messages, +self.counters, self.dropped, self.marks, len(self.service._blocked)]
+        told = self.counters.take_changed()
+        return [self.sent, self.messages, +self.counters, told, self.dropped, self.marks, len(self.service._blocked)]
 
 
 class Far:

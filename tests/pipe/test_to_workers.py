@@ -1,6 +1,5 @@
 """Tests that each worker gets its own trains, also while workers come and go."""
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ from stagewire.pipe.to_workers import ToWorkers
 from stagewire.pipe.train_builder import PlainBuilder
 from stagewire.pipe.trains import REST
 from stagewire.proto.packets import fields
+from stagewire.reasons import Reasons
 
 ITEM = bytes(fields.VNET_HEADER) + b"a packet"
 
@@ -28,7 +28,7 @@ class Feed:
         self.stack = ExitStack()
         pipes = self.stack.enter_context(pipes_at(folder, monkeypatch, libzmq=libzmq))
         (folder / "device").mkdir()
-        self.loop, self.counters = Loop(), Counter[str]()
+        self.loop, self.counters = Loop(), Reasons()
         self.workers = ToWorkers(self.loop, pipes, PLAIN_OUT, PlainBuilder, self.counters)
         self.pulls = [self.stack.enter_context(pipes.bind(PLAIN_OUT, number)) for number in range(3)]
         self.stack.callback(pipes.close_listeners)

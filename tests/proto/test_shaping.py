@@ -1,7 +1,6 @@
 """A limited peer's packets pass at its rate, in order, within bounds of time and memory; and stop at its quota."""
 
 import random
-from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -11,6 +10,7 @@ from tests.proto.byhand import PEER, PLACE, T, facts, install, new_session, ours
 from stagewire.proto import shaping
 from stagewire.proto.shaping import Limits, Shaper
 from stagewire.proto.worker import PeerFacts, Worker
+from stagewire.reasons import Reasons
 
 RATE = 2_000_000
 """Bits/s."""
@@ -51,7 +51,7 @@ def test_the_queue_lets_packets_go_by_its_deadlines_alone_and_in_order() -> None
         more = shaper.release(at)
         assert more, "a deadline without a packet would turn the loop for nothing"
         found += more
-    assert dropped == 0
+    assert dropped == []
     assert found == packets
 
 
@@ -66,15 +66,15 @@ def test_a_queue_is_bounded_also_for_the_smallest_packets() -> None:
         shaper = Shaper(rate, T)
         shaper.pass_on([bytes(20)] * 200_000, T)
         assert len(shaper._queue) * (20 + 64) <= shaping.MAX_HELD
-        assert (shaper.clear() > 0) == (rate <= RATE)
+        assert bool(shaper.clear()) == (rate <= RATE)
         assert shaper.next_deadline() is None
 
 
 def test_a_packet_larger_than_the_bucket_passes_and_leaves_a_debt() -> None:
     shaper = Shaper(64_000, T)
     huge = bytes(65_000)
-    assert shaper.pass_on([huge], T) == ([huge], 0)
-    assert shaper.pass_on([bytes(1)], T + 6) == ([], 0)
+    assert shaper.pass_on([huge], T) == ([huge], [])
+    assert shaper.pass_on([bytes(1)], T + 6) == ([], [])
     assert shaper.release(T + 9) == [bytes(1)]
 
 
@@ -207,7 +207,7 @@ def test_a_peer_that_goes_takes_what_waits_with_it() -> None:
 
 
 def test_what_waits_is_dropped_when_the_quota_ends() -> None:
-    drops: Counter[str] = Counter()
+    drops = Reasons()
     limits = Limits((RATE, RATE), 1000, drops, T)
     passed = limits.to_peer([bytes(SIZE)] * 40, 0, T)
     assert limits.to_peer((), 1000, T + 60) == []

@@ -1,7 +1,6 @@
 """What waits for sessions is bounded for all peers of a worker together, and what is taken of the bound comes back."""
 
 import random
-from collections import Counter
 
 import pytest
 from tests.proto.byhand import PEER, T, facts, install, new_session, v4, worker
@@ -9,6 +8,7 @@ from tests.proto.byhand import PEER, T, facts, install, new_session, v4, worker
 from stagewire.proto import staging
 from stagewire.proto.constants import MAX_STAGED_PACKETS
 from stagewire.proto.staging import Room, Staged
+from stagewire.reasons import Reasons
 
 ROOM = 20_000
 
@@ -20,7 +20,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Room:
 
 
 def test_many_peers_share_what_room_there_is(room: Room) -> None:
-    drops: Counter[str] = Counter()
+    drops = Reasons()
     peers = [Staged(room, drops) for _ in range(50)]
     for peer in peers:
         peer.add([bytes(936)] * 10)  # 1,000 with what Python takes
@@ -33,7 +33,7 @@ def test_many_peers_share_what_room_there_is(room: Room) -> None:
 
 
 def test_what_is_taken_of_it_is_what_waits(room: Room) -> None:
-    drops: Counter[str] = Counter()
+    drops = Reasons()
     rng, peers, added, taken = random.Random(4), [Staged(room, drops) for _ in range(5)], 0, 0
     for _ in range(2000):
         peer = rng.choice(peers)

@@ -254,7 +254,7 @@ def test_a_new_key_service_is_told_what_is_refused() -> None:
 def test_what_waits_is_sent_in_order_when_there_is_an_answer_and_asked_for_in_measure() -> None:
     conn = Conn()
     for number in range(3):
-        assert conn.nesting.wait(at("10.0.0.1", source="10.0.0.9"), [b"%d" % number], number * ASK_AGAIN / 4) == 0
+        assert conn.nesting.wait(at("10.0.0.1", source="10.0.0.9"), [b"%d" % number], number * ASK_AGAIN / 4) == []
     conn.nesting.wait(at("10.0.0.2"), [b"other"], 0.0)
     assert conn.said == [Nested(at("10.0.0.1")), Nested(at("10.0.0.2"))]
     conn.nesting.wait(at("10.0.0.1"), [b"3"], ASK_AGAIN)
@@ -267,12 +267,12 @@ def test_what_waits_is_sent_in_order_when_there_is_an_answer_and_asked_for_in_me
 
 def test_what_waits_is_bounded_in_number_and_time() -> None:
     conn = Conn()
-    lost = sum(conn.nesting.wait(at("10.0.0.1"), [b"1", b"2"], 0.0) for _ in range(MAX_WAITING + 5))
-    assert lost == 10
+    lost = [conn.nesting.wait(at("10.0.0.1"), [b"1", b"2"], 0.0) for _ in range(MAX_WAITING + 5)]
+    assert [each for dropped in lost for each in dropped] == [(at("10.0.0.1"), [b"1", b"2"])] * 5
     conn.nesting.on_chain(Chain(at("10.0.0.1"), ()), WAITS_FOR + 1)
     assert conn.sent == []
     conn.nesting.wait(at("10.0.0.2"), [b"old"], 0.0)
-    assert conn.nesting.wait(at("10.0.0.2"), [b"new"], WAITS_FOR + 1) == 1
+    assert conn.nesting.wait(at("10.0.0.2"), [b"new"], WAITS_FOR + 1) == [(at("10.0.0.2"), [b"old"])]
 
 
 def test_a_key_service_that_is_away_is_asked_when_it_is_back() -> None:

@@ -111,12 +111,27 @@ def test_reasons_add_up_over_lives_and_the_newest_is_first() -> None:
 
 
 def test_what_no_stage_of_ours_would_say_is_left_out_and_all_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("status_service.tally.MAX_REASONS", 3)
+    monkeypatch.setattr("status_service.tally.MAX_OF_PEERS", 3)
     tally = Tally()
     tally.take(incidents(1, Incident("[/x]", ANNA, b"", 0, 1)), 1.0)
     for number in range(5):
         tally.take(incidents(1, Incident("replayed", bytes([number]) * 5000, b"x" * 5000, 0, 1)), float(number))
     assert [s_ago for *_, s_ago in reasons(tally, 5.0)] == [1.0, 2.0, 3.0]
+
+
+def test_strangers_push_no_peer_out_of_what_is_kept_or_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("status_service.tally.MAX_OF_STRANGERS", 20)
+    monkeypatch.setattr("status_service.tally.MAX_STRANGERS_SHOWN", 10)
+    tally, key = Tally(), b64encode(ANNA).decode()
+    tally.take(incidents(1, Incident("replayed", ANNA, b"", 0, 3)), 1.0)
+    for number in range(100):
+        place = number.to_bytes(4) + b"\0\1"
+        strange = Incident("unknown_peer", number.to_bytes(32), place, 148, 1), Incident("bad_mac1", b"", place, 148, 1)
+        tally.take(incidents(1, *strange), 2.0 + number)
+    shown = reasons(tally, 102.0)
+    assert shown[-1] == (0, "replayed", key, "", 0, 3, 101.0)
+    assert [each[6] for each in shown[:-1]] == [1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0, 5.0, 5.0]
+    assert len(tally._of_strangers) == 20
 
 
 def test_a_rate_is_that_of_the_last_two_reports_of_one_process() -> None:

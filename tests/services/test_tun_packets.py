@@ -1,7 +1,6 @@
 """What one visit to the device takes, with a socket of packets in its place."""
 
 import socket
-from collections import Counter
 from collections.abc import Iterator
 from ipaddress import IPv4Network
 from typing import cast
@@ -51,7 +50,7 @@ def test_the_first_packet_after_a_rest_goes_on_alone(
     """But not the first of every turn, however long turns are: others would wait for ever."""
     worker, owners = Worker(), AllowedIps[int]()
     owners.insert(IPv4Network("0.0.0.0/0"), 0)
-    workers = ToWorkers(Loop(), cast("Pipes", None), PLAIN_OUT, PlainBuilder, Counter())
+    workers = ToWorkers(Loop(), cast("Pipes", None), PLAIN_OUT, PlainBuilder, Reasons())
     workers._queues.append(cast("SendQueue", worker))
     packets = Packets(device[0].fileno(), workers, owners, Reasons(), lambda _: None, lambda _: None)
     for number in range(len(taken)):
@@ -64,7 +63,7 @@ def test_the_first_packet_after_a_rest_goes_on_alone(
 def test_what_every_host_sends_to_many_is_no_fault_and_other_packets_tell_where_they_went(
     device: tuple[socket.socket, socket.socket],
 ) -> None:
-    workers = ToWorkers(Loop(), cast("Pipes", None), PLAIN_OUT, PlainBuilder, Counter())
+    workers = ToWorkers(Loop(), cast("Pipes", None), PLAIN_OUT, PlainBuilder, Reasons())
     workers._queues.append(cast("SendQueue", Worker()))
     counters = Reasons()
     packets = Packets(device[0].fileno(), workers, AllowedIps[int](), counters, lambda _: None, lambda _: None)

@@ -20,6 +20,7 @@ class TunReader:
     ) -> tuple[int, int, list[tuple[bytes, int]], int]: ...
 
 class TunWriter:
+    odd: list[tuple[bool, bytes, int, int]]
     def __init__(
         self,
         device: int,

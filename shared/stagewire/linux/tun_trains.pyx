@@ -225,11 +225,13 @@ cdef class TunWriter:
     cdef Span *_spans
     cdef int _room
     cdef int _count
+    cdef readonly list odd
 
     def __init__(self, int device, apart, lookup, dict answers):
         """Takes `apart`, which writes a super-packet that the device refuses. An address's workers come as to `TunReader`."""
         self._device, self._apart = device, apart
         self._lookup, self._answers = lookup, answers
+        self.odd = []
 
     def __dealloc__(self):
         PyMem_Free(self._spans)
@@ -237,13 +239,15 @@ cdef class TunWriter:
     def write(self, data, Py_ssize_t begin, Py_ssize_t end, double now, double max_age, int worker) -> tuple:
         """Writes a train's items in order. Returns how many packets the OS took and refused, and `worker` may not deliver.
 
-        None without an effect for a train that isn't in order: `trains` must judge it.
+        None without an effect for a train that isn't in order: `trains` must judge it. `odd` lists what wasn't written.
         """
         cdef Py_buffer buffer
         cdef const uint8_t *frame
         cdef Py_ssize_t done, head, written = 0, refused = 0, strange = 0
         cdef Span *span
         cdef int each
+        if self.odd:
+            self.odd = []
         PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
         try:
             frame = <const uint8_t *>buffer.buf
@@ -255,6 +259,7 @@ cdef class TunWriter:
                 span = &self._spans[each]
                 if not span.allowed:
                     strange += span.packets
+                    self._refuse(span, True)
                     continue
                 head = span.length if span.length < HEAD else HEAD
                 with nogil:
@@ -267,9 +272,17 @@ cdef class TunWriter:
                     self._apart(h.address_at(span.head, head) + h.address_at(frame + span.start + head, span.length - head))
                 else:
                     refused += span.packets
+                    self._refuse(span, False)
         finally:
             PyBuffer_Release(&buffer)
         return written, refused, strange
+
+    cdef int _refuse(self, const Span *span, bint strange) except -1:
+        """Adds (whether the worker may not deliver it, its beginning, bytes, packets) to `odd`."""
+        cdef Py_ssize_t size = span.length - h.VNET_HEADER
+        head = h.address_at(span.head + h.VNET_HEADER, min(size, HEAD - h.VNET_HEADER))
+        self.odd.append((bool(strange), head, size, span.packets))
+        return 0
 
     cdef ssize_t _written(self, const Span *span, Py_ssize_t head, const uint8_t *rest) noexcept nogil:
         """Writes an item with the head that was judged. A copy of a short one costs less than a second part does."""

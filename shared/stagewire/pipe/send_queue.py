@@ -7,7 +7,7 @@ train again.
 """
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from stagewire.loop import Loop, Source
 from stagewire.pipe.contract import Sender
@@ -32,12 +32,17 @@ class SendQueue:
         patience: float | None = None,
         *,
         expected: bool = True,
+        count: Callable[[str, bytes, int], object] | None = None,
     ) -> None:
-        """Begins empty. `expected` false: the reader isn't there yet, and no source is paused for it."""
+        """Begins empty. `expected` false: the reader isn't there yet, and no source is paused for it.
+
+        `count` counts a train that is dropped, by (reason, train, weight), if more is to be told than its weight.
+        """
         self._loop = loop
         self._sender = sender
         self._drops = drops
         self._reason = reason
+        self._count = count
         self._sources = sources
         self._patience = patience
         self._held: deque[tuple[bytes, int]] = deque()
@@ -59,7 +64,7 @@ class SendQueue:
                 self._gone = False
                 return
             if self._gone:
-                self._drops[self._reason] += weight
+                self._drop(b"".join(parts), weight)
                 return
             self._sender.when_room(self._on_room)
             self._deadline = None if self._patience is None else now + self._patience
@@ -69,7 +74,7 @@ class SendQueue:
             self._size += len(train)
             self._sender.most_held = max(self._sender.most_held, self._size)
         else:
-            self._drops[self._reason] += weight
+            self._drop(b"".join(parts), weight)
         if not self._paused and (self._size > A_LITTLE or len(self._held) > MAX_HELD // 2):
             self._paused = True
             for source in self._sources:
@@ -106,8 +111,15 @@ class SendQueue:
     def act(self, _now: float) -> None:
         """Drops what is held: patience has ended."""
         self._gone = True
-        self._drops[self._reason] += sum(weight for _, weight in self._held)
+        for train, weight in self._held:
+            self._drop(train, weight)
         self._release()
+
+    def _drop(self, train: bytes, weight: int) -> None:
+        if self._count is None:
+            self._drops[self._reason] += weight
+        else:
+            self._count(self._reason, train, weight)
 
     def _on_room(self, now: float) -> None:
         while self._held:

@@ -4,8 +4,8 @@ tun- and conn-service both do so: each worker has a pipe of its own, and a worke
 must not stop the others, whose packets come out of the same device or socket.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Generic, Protocol, TypeVar
 
 from stagewire.loop import Loop, Source
@@ -13,6 +13,7 @@ from stagewire.pipe.names import Pipe
 from stagewire.pipe.pipes import Pipes
 from stagewire.pipe.send_queue import SendQueue
 from stagewire.pipe.trains import REST
+from stagewire.reasons import Reasons
 
 WORKER_PATIENCE: Final = 0.15
 """s that a worker may take nothing before its packets are dropped; less hits a worker that got no CPU."""
@@ -40,7 +41,7 @@ B = TypeVar("B", bound=Builder)
 class ToWorkers(Generic[B]):
     """Has a Builder and a SendQueue for each worker."""
 
-    def __init__(self, loop: Loop, pipes: Pipes, pipe: Pipe, make: Callable[[], B], counters: Counter[str]) -> None:
+    def __init__(self, loop: Loop, pipes: Pipes, pipe: Pipe, make: Callable[[], B], counters: Reasons) -> None:
         """Connects to no worker yet. `make` returns a new Builder."""
         self._loop = loop
         self._pipes = pipes
@@ -87,7 +88,10 @@ class ToWorkers(Generic[B]):
             if worker < len(queues):
                 queues[worker].offer(train, count, now)
             else:
-                self._counters["unknown_worker"] += count
+                self._drop(worker, "unknown_worker", train, count)
+
+    def _drop(self, worker: int, reason: str, _train: object, packets: int) -> None:
+        self._counters.note(reason, packets, place=bytes([worker & 0xFF]))
 
     # --- pipes ---------------------------------------------------------------------------------------------
 
@@ -108,6 +112,7 @@ class ToWorkers(Generic[B]):
                 self._sources,
                 WORKER_PATIENCE,
                 expected=first,
+                count=partial(self._drop, number),
             )
             for number in range(len(self._queues), workers)
         ]

@@ -212,7 +212,10 @@ class Handshaker:
     def refused(self, index: int) -> None:
         """Gives a session up that its home worker refused. A worker on its way out gets one in its next life."""
         peer = self._owner_of_index.get(index)
-        self.failures.note("session_refused", peer=peer.public_key if peer is not None else b"")
+        if peer is None:
+            self.failures.note("session_refused", place=bytes([worker_of(index)]))
+        else:
+            self._count_for("session_refused", peer, c.INITIATION_LENGTH)
         if peer is not None and peer.worker == worker_of(index):
             peer.session_lost = True
         self._release(index)
@@ -262,7 +265,7 @@ class Handshaker:
             case Response():
                 return self._on_response(message, len(data), endpoint, now, unix_ns)
             case CookieReply():
-                self._on_cookie_reply(message, now)
+                self._on_cookie_reply(message, len(data), now)
                 return []
 
     def _on_initiation(self, message: Initiation, size: int, endpoint: bytes, now: float, unix_ns: int) -> list[Effect]:
@@ -324,7 +327,7 @@ class Handshaker:
         if peer.worker not in self._workers or worker_of(message.receiver) != peer.worker:
             # The worker died, or the peer moved: no worker would find a session with this index.
             self._release(message.receiver)
-            self.failures.note("no_worker", peer=peer.public_key)
+            self._count_for("no_worker", peer, size)
             peer.session_lost = True
             peer.timers.reset()
             return effects + (self._initiate(peer, now, unix_ns) if peer.worker in self._workers else [])
@@ -334,14 +337,14 @@ class Handshaker:
         )
         return effects
 
-    def _on_cookie_reply(self, message: CookieReply, now: float) -> None:
+    def _on_cookie_reply(self, message: CookieReply, size: int, now: float) -> None:
         # It proves nothing but the cookie, so neither endpoint nor timer moves.
         peer = self._owner_of_index.get(message.receiver)
         if peer is None:
             raise BadMessage("unknown_cookie_reply")
         with _about(peer):
             peer.macs.accept_cookie_reply(message, now)
-        self.failures.note("cookie_asked", peer=peer.public_key)
+        self._count_for("cookie_asked", peer, size)
 
     # --- initiating ----------------------------------------------------------------------------------------
 
@@ -350,12 +353,12 @@ class Handshaker:
             self._enter(peer)  # the initiation may be held
             return []
         if peer.endpoint is None:
-            self.failures.note("no_endpoint", peer=peer.public_key)
+            self._count_for("no_endpoint", peer, c.INITIATION_LENGTH)
             return []
         try:
             remote = peer.remote(self._identity)
         except BadMessage as error:
-            self.failures.note(error.reason, peer=peer.public_key)
+            self._count_for(error.reason, peer, c.INITIATION_LENGTH)
             return []
         self._forget_initiation(peer)
         index = self._indices.allocate(peer.worker)
@@ -410,7 +413,7 @@ class Handshaker:
         """Retransmits, gives up, replaces lost sessions, and forgets responses that no worker took in time."""
         effects = self._replace_lost(now, unix_ns)
         for index, held in [(index, held) for index, held in self._held.items() if held.until <= now]:
-            self.failures.note("install_timed_out", peer=held.peer.public_key)
+            self._count_for("install_timed_out", held.peer, len(held.data))
             self._release(index)
         for public_key in self._agenda.due(now):
             peer = self.peers.get(public_key)
@@ -422,7 +425,7 @@ class Handshaker:
                 case "retransmit":
                     effects += self._retransmit(peer, now, unix_ns)
                 case "give_up":
-                    self.failures.note("gave_up", peer=public_key)
+                    self._count_for("gave_up", peer, c.INITIATION_LENGTH)
                     self._forget_initiation(peer)
                     effects.append(GaveUp(public_key))
             self._enter(peer)
@@ -434,19 +437,24 @@ class Handshaker:
         if place == last:
             return
         if place == peer.former and now - peer.moved_at < within:
-            self.failures.note("endpoint_contested", peer=peer.public_key, place=place)
+            self.failures.note("endpoint_contested", peer=peer.public_key, place=place, size=c.INITIATION_LENGTH)
         peer.former, peer.moved_at = last, now
 
     def _note_unconfirmed(self, peer: Peer) -> None:
         """Counts the last response, if the peer asks again without having sent anything under its session."""
         if peer.unconfirmed is not None:
             peer.unconfirmed = None
-            place = places.place_of(peer.endpoint) if peer.endpoint else b""
-            self.failures.note("response_unconfirmed", peer=peer.public_key, place=place)
+            size = c.STAMPED_RESPONSE_LENGTH if peer.stamped else c.RESPONSE_LENGTH
+            self._count_for("response_unconfirmed", peer, size)
+
+    def _count_for(self, reason: str, peer: Peer, size: int = 0) -> None:
+        """Counts what happened to a peer's handshake, with where the peer is and the size of the message."""
+        place = places.place_of(peer.endpoint) if peer.endpoint else b""
+        self.failures.note(reason, peer=peer.public_key, place=place, size=size)
 
     def _retransmit(self, peer: Peer, now: float, unix_ns: int) -> list[Effect]:
         if peer.sent is not None and peer.endpoint is not None:
-            self.failures.note("initiation_unanswered", peer=peer.public_key, place=places.place_of(peer.endpoint))
+            self._count_for("initiation_unanswered", peer, c.INITIATION_LENGTH)
         peer.try_elsewhere()
         if not peer.timers.may_initiate(now):
             peer.timers.defer(now)

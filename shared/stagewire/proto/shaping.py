@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
+from stagewire.proto.packets import ip
 from stagewire.reasons import Drops
 
 BURST: Final = 0.1
@@ -46,14 +47,15 @@ class Shaper:
         self.dropped = 0
         """Bytes of the datagrams whose packets found the queue full."""
 
-    def pass_on(self, packets: Iterable[bytes], now: float) -> tuple[list[bytes], int]:
-        """Returns the packets that may pass now, earlier ones first, and how many found the queue full."""
-        passed, dropped, queue = self.release(now), 0, self._queue
+    def pass_on(self, packets: Iterable[bytes], now: float) -> tuple[list[bytes], list[bytes]]:
+        """Returns the packets that may pass now, earlier ones first, and those that found the queue full."""
+        passed, queue = self.release(now), self._queue
+        dropped: list[bytes] = []
         for packet in packets:
             if not queue and self._take(len(packet)):
                 passed.append(packet)
             elif self._held + len(packet) + _OVERHEAD > self._room:
-                dropped += 1
+                dropped.append(packet)
                 self.dropped += len(packet) + OVERHEAD
             else:
                 queue.append(packet)
@@ -77,12 +79,12 @@ class Shaper:
         wait = (min(len(self._queue[0]), self.burst) - self._tokens) / self._rate
         return self._at + max(GRAIN, wait + _ROUNDING)
 
-    def clear(self) -> int:
-        """Drops the queue; returns the number of its packets."""
-        count = len(self._queue)
+    def clear(self) -> list[bytes]:
+        """Drops the queue; returns its packets."""
+        packets = list(self._queue)
         self._queue.clear()
         self._held = 0
-        return count
+        return packets
 
     def _fill(self, now: float) -> None:
         if now > self._at:
@@ -140,15 +142,19 @@ class Limits:
     def _pass_on(self, shaper: Shaper | None, packets: Iterable[bytes], traffic: int, now: float) -> list[bytes]:
         packets = list(packets)
         if self._stopped(traffic):
-            if gone := len(packets) + (shaper.clear() if shaper is not None else 0):
-                self._drops["held_back" if self.held_back else "quota_reached"] += gone
+            gone = (shaper.clear() if shaper is not None else []) + packets
+            self._drop("held_back" if self.held_back else "quota_reached", gone)
             return []
         if shaper is None:
             return packets
         passed, dropped = shaper.pass_on(packets, now)
-        if dropped:
-            self._drops["rate_exceeded"] += dropped
+        self._drop("rate_exceeded", dropped)
         return passed
+
+    def _drop(self, reason: str, packets: list[bytes]) -> None:
+        if packets:
+            newest = packets[-1]
+            self._drops.note(reason, len(packets), place=ip.destination(newest) or b"", size=len(newest))
 
     def next_deadline(self) -> float | None:
         """Returns when a packet that waits may pass; None if none waits."""
@@ -158,5 +164,5 @@ class Limits:
     def clear(self) -> None:
         """Drops what waits."""
         for shaper in (self._to_peer, self._from_peer):
-            if shaper is not None and (gone := shaper.clear()):
-                self._drops["rate_exceeded"] += gone
+            if shaper is not None:
+                self._drop("rate_exceeded", shaper.clear())

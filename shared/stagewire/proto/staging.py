@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from stagewire.proto import constants as c
+from stagewire.proto.packets import ip
 from stagewire.reasons import Drops
 
 MAX_BYTES: Final = 32 * 2**20
@@ -52,6 +53,12 @@ class Staged:
             while len(self._packets) > 1 and self._room.used > MAX_BYTES:  # the last one stays
                 self._drop_oldest("staging_room_full")
 
+    def give_up(self, reason: str) -> None:
+        """Drops all packets, and counts them under a reason."""
+        if packets := self.take():
+            newest = packets[-1]
+            self._drops.note(reason, len(packets), place=ip.destination(newest) or b"", size=len(newest))
+
     def take(self) -> list[bytes]:
         """Returns all packets and keeps none."""
         packets = list(self._packets)
@@ -60,5 +67,6 @@ class Staged:
         return packets
 
     def _drop_oldest(self, reason: str) -> None:
-        self._room.used -= len(self._packets.popleft()) + _OVERHEAD
-        self._drops[reason] += 1
+        packet = self._packets.popleft()
+        self._room.used -= len(packet) + _OVERHEAD
+        self._drops.note(reason, place=ip.destination(packet) or b"", size=len(packet))

@@ -151,10 +151,14 @@ class Tunnel:
         for packet in packets:
             limit = self._carried.limit(packet if isinstance(packet, bytes) else packet.packet)
             if limit == carried.TOO_DEEP:
-                self._drops["nested_too_deep"] += 1 if isinstance(packet, bytes) else packet.count
+                self._drop("nested_too_deep", packet)
             else:
                 found.setdefault(limit, []).append(packet)
         return found
+
+    def _drop(self, reason: str, packet: Packet) -> None:
+        count, packet = (1, packet) if isinstance(packet, bytes) else (packet.count, packet.first())
+        self._drops.note(reason, count, place=ip.destination(packet) or b"", size=len(packet))
 
     def _send_to(self, place: bytes, session: Session, packets: Sequence[Packet], now: float, out: Output) -> None:
         total = sum([1 if isinstance(packet, bytes) else packet.count for packet in packets])
@@ -162,8 +166,9 @@ class Tunnel:
             packets = _one_by_one(packets)
         run = session.seal(_in_order(packets), self.settings.mtu)
         if len(run) < total:
-            self._drops["counter_exhausted"] += 1
-            self.staged.add(_one_by_one(packets[len(run) :]))
+            rest = _one_by_one(packets[len(run) :])
+            self._drops.note("counter_exhausted", place=ip.destination(rest[0]) or b"", size=len(rest[0]))
+            self.staged.add(rest)
         if not run:
             self.want("no_session", now, out)
             return
@@ -261,7 +266,7 @@ class Tunnel:
         """
         drops = self._drops
         if session.expired(now):
-            drops["session_expired"] += len(datagrams)
+            drops.note("session_expired", len(datagrams), place=places.place_of(endpoint), size=len(datagrams[0]))
             return []
         decrypt, accept = session.receiver.decrypt, session.window.accept
         opened = []
@@ -271,11 +276,11 @@ class Tunnel:
             try:
                 packet = decrypt(b"\0\0\0\0" + counter, datagram[16:], None)
             except (InvalidTag, ValueError):  # ValueError: too short for a counter
-                drops["transport_not_authentic"] += 1
+                drops.note("transport_not_authentic", place=places.place_of(endpoint), size=len(datagram))
                 continue
             # Only after authentication: a forged counter must not move the window. The window also enforces the limit.
             if not accept(int.from_bytes(counter, "little")):
-                drops["replayed"] += 1
+                drops.note("replayed", place=places.place_of(endpoint), size=len(datagram))
                 continue
             received += len(datagram)
             if packet:
@@ -331,7 +336,7 @@ class Tunnel:
 
     def handshake_gave_up(self, now: float) -> None:
         """Drops the staged packets: the peer has not answered for REKEY_ATTEMPT_TIME."""
-        self._drops["handshake_gave_up"] += len(self.staged.take())
+        self.staged.give_up("handshake_gave_up")
         self.timers.handshake_gave_up(now)
 
     def set_persistent_keepalive(self, interval: int, now: float, out: Output) -> None:
@@ -350,7 +355,7 @@ class Tunnel:
                         self._move(places.without_source(self.endpoint), out)
                     self.want("no_answer", now, out)
                 case "wipe":
-                    self._drops["key_wiped_staged"] += len(self.staged)
+                    self.staged.give_up("key_wiped_staged")
                     self.end(out)
 
     def end(self, out: Output) -> None:

@@ -141,7 +141,7 @@ class Worker:
             try:
                 found.append(split.open_untrusted(header, packet))
             except BadSuperPacket:
-                self.drops["outbound_malformed"] += virtio.count(header, len(packet))
+                self.drops.note("outbound_malformed", virtio.count(header, len(packet)), size=len(packet))
         return found
 
     def open(self, runs: Iterable[Run], now: float) -> Output:
@@ -181,7 +181,7 @@ class Worker:
         for packet in packets:
             destination = ip.destination(packet if isinstance(packet, bytes) else packet.packet)
             if destination is None:
-                self.drops["outbound_malformed"] += 1
+                self.drops.note("outbound_malformed", size=len(packet if isinstance(packet, bytes) else packet.packet))
                 continue
             owner = lookup(destination)
             if owner.__class__ is Tunnel:
@@ -193,7 +193,7 @@ class Worker:
             elif owner is None:
                 self._refuse(packet, "no_peer" if not ip.is_for_many(destination) else "for_many_unrouted", out)
             else:
-                self.drops["peer_elsewhere"] += 1 if isinstance(packet, bytes) else packet.count
+                self._drop(packet, "peer_elsewhere", owner.public_key)
         for tunnel, train in trains.items():
             if tunnel.endpoint is None:
                 for packet in train:
@@ -207,14 +207,15 @@ class Worker:
             self._agenda.enter(tunnel, tunnel.next_deadline())
 
     def _refuse(self, packet: Packet, reason: str, out: Output, peer: bytes = b"") -> None:
-        count = 1 if isinstance(packet, bytes) else packet.count
-        if not isinstance(packet, bytes):
-            packet = packet.first()  # one answer is enough; it quotes the first packet
-        place = ip.destination(packet) or b""
-        self.drops.note(reason, count, peer=peer, place=place, size=len(packet))
-        unreachable = icmp.unreachable(packet)
+        first = self._drop(packet, reason, peer)  # one answer is enough; it quotes the first packet
+        unreachable = icmp.unreachable(first)
         if unreachable is not None:
             out.packets.append(unreachable)
+
+    def _drop(self, packet: Packet, reason: str, peer: bytes) -> bytes:
+        count, first = (1, packet) if isinstance(packet, bytes) else (packet.count, packet.first())
+        self.drops.note(reason, count, peer=peer, place=ip.destination(first) or b"", size=len(first))
+        return first
 
     def inbound(self, runs: Iterable[Run], now: float) -> Output:
         """Opens a train of runs from the network. hot: bench Worker.inbound"""
@@ -335,6 +336,11 @@ class Worker:
         """Returns the public key of the peer that an inner address belongs to."""
         owner = self._allowed_ips.lookup(address)
         return None if owner is None else owner.public_key
+
+    def peer_of(self, datagram: bytes) -> bytes:
+        """Returns the public key of the peer that a transport message's session is with; empty for none."""
+        found = self._sessions.get(_receiver(datagram))
+        return b"" if found is None else found[0].public_key
 
     def handshake_sent(self, public_key: bytes, now: float) -> None:
         tunnel = self._owners.get(public_key)

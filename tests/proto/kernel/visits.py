@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from tests.proto.byhand import T
 
 from device_service import service
+from device_service.dropped import Dropped
 from device_service.service import DeviceService
 from stagewire.pipe import trains
 from stagewire.proto.endpoint import Endpoint
@@ -78,6 +79,7 @@ class Side:
         self.service = DeviceService(stage, kernel)
         self.worker = self.service._worker = Worker(lambda: 0.1, kernel=kernel)
         self.worker.drops = self.counters
+        self.service._dropped = Dropped(self.worker, self.counters)
         self.visit = Visit()
         self.service._to_conn = self._queue("to_conn")
         self.service._to_tun = self._queue("to_tun")

@@ -22,6 +22,8 @@ from libc.math cimport INFINITY
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
+from stagewire.proto.endpoint import place_of
+
 from stagewire.proto.kernel cimport headers as h
 from stagewire.proto.kernel.cipher cimport Cipher, Window
 
@@ -65,7 +67,9 @@ cdef struct Received:
 
 cdef struct Refused:
     Py_ssize_t forged
+    Py_ssize_t forged_size
     Py_ssize_t replayed
+    Py_ssize_t replayed_size
     Py_ssize_t malformed
     Py_ssize_t malformed_size
     Py_ssize_t foreign
@@ -230,7 +234,7 @@ cdef class Opening:
             return 0
         owner, session = <tuple>found
         if session.expired(now):
-            self._refused.append(("session_expired", owner, b"", 0, count))
+            self._refused.append(("session_expired", owner, _place(run), length, count))
             return 0
         memset(&refused, 0, sizeof(refused))
         key, window = session.receiver, session.window
@@ -240,32 +244,32 @@ cdef class Opening:
             row = self._data + at
             at += length
             if length < h.TRANSPORT_OVERHEAD:
-                refused.forged += 1
+                refused.forged, refused.forged_size = refused.forged + 1, length
                 continue
             memcpy(&counter, row + RECEIVER, 8)
             inner = key.open(counter, row + h.TRANSPORT_HEADER_LENGTH, <int>length - h.TRANSPORT_HEADER_LENGTH)
             if inner < 0:
-                refused.forged += 1
+                refused.forged, refused.forged_size = refused.forged + 1, length
             # Only after authentication: a forged counter must not move the window.
             elif not window.take(counter):
-                refused.replayed += 1
+                refused.replayed, refused.replayed_size = refused.replayed + 1, length
             else:
                 received += length
                 if inner:
                     data = True
                     self._deliver(owner, row + h.TRANSPORT_HEADER_LENGTH, inner, diverts, &refused)
-        self._refuse(owner, &refused)
+        self._refuse(owner, run, &refused)
         if received:
             self._note(owner, session, run, received, data)
         return 0
 
-    cdef int _refuse(self, owner, Refused *refused) except -1:
+    cdef int _refuse(self, owner, Received *run, Refused *refused) except -1:
         """Adds to the list of what was refused: of each reason the number, and the newest example."""
         cdef const uint8_t *source = self._data + refused.foreign_at
         if refused.forged:
-            self._refused.append(("transport_not_authentic", owner, b"", 0, refused.forged))
+            self._refused.append(("transport_not_authentic", owner, _place(run), refused.forged_size, refused.forged))
         if refused.replayed:
-            self._refused.append(("replayed", owner, b"", 0, refused.replayed))
+            self._refused.append(("replayed", owner, _place(run), refused.replayed_size, refused.replayed))
         if refused.malformed:
             self._refused.append(("inner_malformed", owner, b"", refused.malformed_size, refused.malformed))
         if refused.foreign:
@@ -324,7 +328,7 @@ cdef class Opening:
     def refused(self) -> list:
         """Returns (reason, owner, place, bytes, count) of what was refused.
 
-        Without an owner, the place is an endpoint. Else it is a source address, or empty.
+        Without an owner, the place is an endpoint. Else it is an address with its port, a source address, or empty.
         """
         return self._refused
 
@@ -508,6 +512,10 @@ cdef class Opening:
 
 cdef bytes _endpoint(Received *run):
     return PyBytes_FromStringAndSize(<const char *>run.endpoint, h.ENDPOINT_LENGTH)
+
+
+cdef bytes _place(Received *run):
+    return place_of(_endpoint(run))
 
 
 cdef Py_ssize_t _inner_length(const uint8_t *packet, Py_ssize_t size) noexcept nogil:
