@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import assert_never
 
-from key_service import denials, in_force, report
+from key_service import denials, in_force, report, unsent
 from key_service.announce import Announcer
 from key_service.answers import Answers
 from key_service.clock import Clock
@@ -168,13 +168,9 @@ class KeyService:
         if self._wg_listener is not None:
             self._wg = WgSocket(stage.loop, self._wg_listener, self._live, stage.log)
         pipes.receiver(stage.loop, HANDSHAKE_IN, self._on_handshakes, stage.drop)
+        sender, count = pipes.sender(stage.loop, HANDSHAKE_OUT), partial(unsent.note, stage.counters)
         self._handshake_out = SendQueue(
-            stage.loop,
-            pipes.sender(stage.loop, HANDSHAKE_OUT),
-            stage.counters,
-            "conn_full",
-            patience=CONN_PATIENCE,
-            count=self._count_unsent,
+            stage.loop, sender, stage.counters, "conn_full", patience=CONN_PATIENCE, count=count
         )
         self._names = Names(
             stage.log,
@@ -261,10 +257,6 @@ class KeyService:
             counters.note_stranger(bad.reason, bad.public_key, place, size)
         else:
             counters.note(bad.reason, peer=bad.public_key, place=place, size=size)
-
-    def _count_unsent(self, reason: str, frame: bytes, packets: int) -> None:
-        endpoint, message = trains.unpack_handshake_untrusted(frame, boot_time())
-        self._stage.counters.note(reason, packets, place=places.place_of(endpoint), size=len(message))
 
     def _carry_out(self, effects: Iterable[Effect], now: float) -> None:
         leaving: list[bytes] = []

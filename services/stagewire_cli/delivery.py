@@ -1,16 +1,18 @@
-"""Hands events over to a web server or a command, one after another, and tries again what fails.
+"""Hands events over to web servers and commands, to each one after another, and tries again what fails.
 
-Nothing waits here but the event at hand: the next ones stay in status-service, which keeps a bounded number of each kind.
+Each receiver reads for itself, so none waits for another. Nothing waits here but the event at hand of each: the next ones
+stay in status-service, which keeps a bounded number of each kind.
 """
 
 import http.client
+import queue
 import shlex
 import socket
 import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
@@ -63,10 +65,48 @@ def deliver(
             return
 
 
-def to_all(sends: Iterable[Send], body: bytes, warn: Callable[[str], None]) -> None:
-    """Hands an event over to each receiver."""
-    for send in sends:
-        deliver(body, send, warn)
+class Slowest:
+    """Tells how far all receivers are: to the event that the slowest has dealt with."""
+
+    def __init__(self, receivers: int, advance: Callable[[int], None]) -> None:
+        """Takes `advance`, which hears of each such event's id."""
+        self._at = [0] * receivers
+        self._told = 0
+        self._advance = advance
+        self._lock = threading.Lock()
+
+    def reached(self, receiver: int, id_: int) -> None:
+        """Notes that a receiver has dealt with an event."""
+        with self._lock:
+            self._at[receiver] = id_
+            if (slowest := min(self._at)) > self._told:
+                self._told = slowest
+                self._advance(slowest)
+
+
+def to_each(
+    sends: Sequence[Send],
+    read: Callable[[], Iterator[tuple[int, bytes]]],
+    advance: Callable[[int], None],
+    warn: Callable[[str], None],
+) -> None:
+    """Hands events over to each receiver at its own pace, without end. Raises what reading and `advance` raise.
+
+    `read` yields (id, event) for one receiver. `advance` hears how far all of them are.
+    """
+    slowest, ended = Slowest(len(sends), advance), queue.SimpleQueue[Exception]()
+
+    def serve(receiver: int, send: Send) -> None:
+        try:
+            for id_, body in read():
+                deliver(body, send, warn)
+                slowest.reached(receiver, id_)
+        except Exception as error:  # noqa: BLE001 - the caller raises it
+            ended.put(error)
+
+    for receiver, send in enumerate(sends):
+        threading.Thread(target=serve, args=(receiver, send), daemon=True).start()
+    raise ended.get()
 
 
 class Webhook:

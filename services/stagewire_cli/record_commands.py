@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,8 +53,8 @@ def events(
     Tells which peers came and went, and what was refused, replaced and changed.
 
     --webhook and --exec follow the events, and hand each over as JSON, one after another. What fails is tried again,
-    with longer and longer pauses; a webhook's answer from 400 to 499 refuses an event for good. With --cursor, the next
-    run goes on where this one ended.
+    with longer and longer pauses, while other receivers go on; a webhook's answer from 400 to 499 refuses an event for
+    good. With --cursor, the next run goes on where the slowest receiver ended.
     """
     from stagewire_cli import delivery
     from stagewire_cli import events as reading
@@ -72,12 +72,16 @@ def events(
         if after is None:
             after = reader.newest(follow=following) if following else 0
             place.advance(after)
+
+        def texts() -> Iterator[tuple[int, bytes]]:
+            for event in reader.after(after, follow=True):
+                yield event.id, json.dumps(as_json(event, environment.interface)).encode()
+
+        if sends:
+            delivery.to_each(sends, texts, place.advance, warn)
         for event in reader.after(after, follow=following):
-            text = json.dumps(as_json(event, environment.interface))
-            if sends:
-                delivery.to_all(sends, text.encode(), warn)
-            elif as_json_lines:
-                click.echo(text)
+            if as_json_lines:
+                click.echo(json.dumps(as_json(event, environment.interface)))
             else:
                 operands.tell(reading.line(event))
             place.advance(event.id)

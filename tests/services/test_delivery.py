@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from stagewire_cli.delivery import FIRST_PAUSE, LONGEST_PAUSE, Command, Undelivered, Webhook, deliver
+from lab.wait import until
+from stagewire_cli.delivery import FIRST_PAUSE, LONGEST_PAUSE, Command, Undelivered, Webhook, deliver, to_each
 from stagewire_cli.failures import Failed
 
 BODY = json.dumps({"kind": "connected", "name": "\u202eevil"}).encode()
@@ -129,6 +130,43 @@ def test_an_event_that_the_server_refuses_is_passed_over(server: Server) -> None
     said: list[str] = []
     deliver(BODY, Webhook(f"http://127.0.0.1:{server.port}", 10), said.append, Clock())
     assert (len(server.got), said) == (1, ["an event was refused, and is passed over: the server answered 413"])
+
+
+def test_a_receiver_that_is_down_holds_up_no_other_and_the_slowest_tells_how_far_all_are() -> None:
+    down, got, reached = True, dict[str, list[bytes]](dead=[], alive=[]), list[int]()
+    bodies = [(number + 1, b"%d" % number) for number in range(5)]
+
+    class Over(Exception):  # noqa: N818
+        pass
+
+    def read() -> Iterator[tuple[int, bytes]]:
+        yield from bodies
+        until(lambda: reached[-1:] == [5], 10, "all to be delivered")
+        raise Over
+
+    def dead(body: bytes) -> None:
+        nonlocal down
+        if down:
+            until(lambda: len(got["alive"]) == 5, 10, "the other to get everything")
+            down = False
+            raise Undelivered("down")
+        got["dead"].append(body)
+
+    with pytest.raises(Over):
+        to_each([dead, got["alive"].append], read, reached.append, lambda _: None)
+    assert got["dead"] == got["alive"] == [body for _, body in bodies]
+    assert reached == [1, 2, 3, 4, 5]
+
+
+def test_what_fails_in_reading_ends_all() -> None:
+    def read() -> Iterator[tuple[int, bytes]]:
+        for number in range(3):
+            if number == 2:
+                raise Failed("status-service does not answer")
+            yield number, b""
+
+    with pytest.raises(Failed, match="does not answer"):
+        to_each([lambda _: None] * 2, read, lambda _: None, lambda _: None)
 
 
 def test_pauses_are_bounded() -> None:

@@ -156,10 +156,8 @@ class Worker:
                         self._divert(tunnel)
                     self._agenda.enter(tunnel, tunnel.next_deadline())
                 for reason, owner, place, size, count in opening.refused():
-                    if owner is None:
-                        self._unknown(place, count, size)
-                    else:
-                        self.drops.note(reason, count, peer=owner.public_key, place=place, size=size)
+                    peer = b"" if owner is None else owner.public_key
+                    self.drops.note(reason, count, peer=peer, place=place, size=size)
                 self._limit(opening.aside(), now, out)
                 out.opened, out.born = opening.finish(now, self.takes), opening.born
             finally:
@@ -231,7 +229,8 @@ class Worker:
                 train = list(group)
                 found = self._sessions.get(receiver)
                 if found is None:
-                    self._unknown(endpoint, len(train), len(train[0]))
+                    place, size = places.place_of(endpoint), len(train[0])
+                    self.drops.note("unknown_receiver", len(train), place=place, size=size)
                     continue
                 tunnel, session = found
                 received = tunnel.receive(session, train, endpoint, now, out)
@@ -243,9 +242,6 @@ class Worker:
                     opened += tunnel.limits.from_peer(passing, tunnel.traffic, now)
                 self._agenda.enter(tunnel, tunnel.next_deadline())
         out.packets += merge.merge(opened, self.takes)
-
-    def _unknown(self, endpoint: bytes, count: int, size: int) -> None:
-        self.drops.note("unknown_receiver", count, place=places.place_of(endpoint), size=size)
 
     def _deliver(self, tunnel: Tunnel, packets: Iterable[bytes], opened: list[bytes]) -> None:
         lookup = self._allowed_ips.lookup

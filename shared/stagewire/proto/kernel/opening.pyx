@@ -230,7 +230,7 @@ cdef class Opening:
             self._sessions, PyBytes_FromStringAndSize(<const char *>self._data + at, min(RECEIVER, length))
         )
         if found is NULL:
-            self._refused.append(("unknown_receiver", None, _endpoint(run), length, count))
+            self._refused.append(("unknown_receiver", None, _place(run), length, count))
             return 0
         owner, session = <tuple>found
         if session.expired(now):
@@ -328,7 +328,7 @@ cdef class Opening:
     def refused(self) -> list:
         """Returns (reason, owner, place, bytes, count) of what was refused.
 
-        Without an owner, the place is an endpoint. Else it is an address with its port, a source address, or empty.
+        The place is an address with its port, the source address of a packet, or empty.
         """
         return self._refused
 
