@@ -81,7 +81,7 @@ def history(hub: Hub) -> dict[str, Any]:
 class Server:
     """A web server in the gateway's namespace. `fails`: it answers 503."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, port: int = 0) -> None:
         self.got: list[dict[str, Any]] = []
         self.fails = True
         outer = self
@@ -97,7 +97,7 @@ class Server:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = hub.namespace.call(lambda: http.server.HTTPServer(("127.0.0.1", 0), Handler))
+        self.server = hub.namespace.call(lambda: http.server.HTTPServer(("127.0.0.1", port), Handler))
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def close(self) -> None:
@@ -155,6 +155,40 @@ def test_a_peers_way_and_the_gateways_own_are_events_and_reach_a_webhook_that_wa
     assert (server.got[-1]["workers"], server.got[-1]["workers_before"]) == (3, 2)
     assert len([event for event in server.got if event["kind"] == "connected"]) == 1
     server.close()
+
+
+def test_a_web_server_that_fails_hangs_and_comes_back_gets_all_and_a_command_beside_it_waits_for_nothing(
+    hub: Hub, tmp_path: Path
+) -> None:
+    server, cursor, told = Server(hub), tmp_path / "cursor", tmp_path / "told"
+    port = server.server.server_port
+    command = f"sh -c 'cat >> {told}; echo >> {told}'"
+
+    def ran() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []
+
+    wanted = ["2", "4", "3"]
+    with following(hub, "--kind", "scaled", "--webhook", server.url, "--exec", command, "--cursor", cursor):
+        until(cursor.exists, 10, "the follower to begin")
+        begun = cursor.read_text()
+        hub.gateway.command("scale", wanted[0], hub.name)
+        until(lambda: len(ran()) == 1, 10, "the command, while the server fails")
+        server.close()
+        with hub.namespace.call(lambda: socket.create_server(("127.0.0.1", port))) as silent:
+            silent.settimeout(20)
+            connection, _ = silent.accept()  # it reads nothing and answers nothing
+            for number in wanted[1:]:
+                hub.gateway.command("scale", number, hub.name)
+            until(lambda: len(ran()) == 3, 10, "the command, while the server hangs")
+            assert cursor.read_text() == begun, "the slowest has had none yet"
+            connection.close()
+        back = Server(hub, port)
+        back.fails = False
+        until(lambda: len(back.got) == 3, 30, "the events at the server that is back")
+    assert [str(event["workers"]) for event in back.got] == wanted
+    assert ran() == back.got
+    until(lambda: cursor.read_text().strip() == str(back.got[-1]["id"]), 10, "the cursor to follow")
+    back.close()
 
 
 def test_a_follower_ends_with_its_reader(hub: Hub) -> None:
