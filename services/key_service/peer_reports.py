@@ -28,8 +28,8 @@ TOUCHED: Final = 192
 """Peers with traffic in one report: the others must have their turn."""
 MAX_LETTERS: Final = 10_000
 """Letters of the texts in one report, each of up to four bytes: the pipe takes 64 KB."""
-MAX_TEXT: Final = 256
-"""Letters of a peer's allowed-IPs that are shown."""
+MAX_TEXT: Final = 2_048
+"""Letters of a peer's allowed-IPs that are shown: some 100 prefixes. A label of a metric must have an end."""
 MAX_EVENTS: Final = 256
 """Events that wait for status-service; the oldest go first."""
 

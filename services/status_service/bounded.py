@@ -9,6 +9,8 @@ from stagewire.limits import MAX_COUNT
 
 MAX_TEXT: Final = 512
 """Letters of a text."""
+MAX_ALLOWED_IPS: Final = 2_050
+"""Letters of a peer's allowed-IPs: key-service cuts longer lists, and says so by `,…`."""
 _MAX_KEY: Final = 32
 
 
@@ -23,7 +25,7 @@ def peer(report: PeerReport) -> PeerReport:
         report,
         public_key=report.public_key[:_MAX_KEY],
         name=report.name[:MAX_TEXT],
-        allowed_ips=report.allowed_ips[:MAX_TEXT],
+        allowed_ips=report.allowed_ips[:MAX_ALLOWED_IPS],
         endpoint=report.endpoint[:MAX_TEXT],
         tx_bytes=count(report.tx_bytes),
         rx_bytes=count(report.rx_bytes),

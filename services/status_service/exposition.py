@@ -4,6 +4,7 @@ A peer's metrics have the names and labels of the exporter that most dashboards 
 `stagewire_`.
 """
 
+import time
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
@@ -80,6 +81,14 @@ class Metrics(Collector):
         shaken = GaugeMetricFamily(
             "wireguard_latest_handshake_seconds", "UNIX time of the last handshake, 0 for never", labels=_PEER
         )
+        delay = GaugeMetricFamily(
+            "wireguard_latest_handshake_delay_seconds",
+            "Seconds since the last handshake, or since 1970 for never",
+            labels=_PEER,
+        )
+        peers = GaugeMetricFamily("wireguard_peers_total", "Total number of peers", labels=("interface",))
+        peers.add_metric((self._interface,), len(self._peers.known))
+        unix_s = time.time()
         up = GaugeMetricFamily(
             "wireguard_peer_up", "Whether the peer has sent anything authentic in the last 180 s", labels=_PEER
         )
@@ -88,8 +97,10 @@ class Metrics(Collector):
             sent.add_metric(labels, known.report.tx_bytes)
             received.add_metric(labels, known.report.rx_bytes)
             shaken.add_metric(labels, int(known.report.last_handshake_unix_s))
+            last = known.report.last_handshake
+            delay.add_metric(labels, int(self._now - last if last else unix_s - known.report.last_handshake_unix_s))
             up.add_metric(labels, float(self._peers.is_up(known, self._now)))
-        yield from (sent, received, shaken, up)
+        yield from (sent, received, shaken, delay, peers, up)
 
     def _labels(self, key: bytes, known: Known) -> tuple[str, ...]:
         return self._interface, _text(key), known.report.allowed_ips, known.report.name

@@ -56,11 +56,14 @@ def anna(rx: int = 7, name: str = "Anna's phone", at: float = 0.0) -> PeerReport
 
 def test_a_peer_has_the_names_and_labels_that_dashboards_know() -> None:
     gateway, now = Gateway(), time.time()
-    gateway.report(T, anna(at=now))
+    gateway.report(T, replace(anna(at=now), last_handshake=T - 7.5))
     text = gateway.metrics.text(T).decode()
+    assert '\nwireguard_peers_total{interface="wg0"} 1.0\n' in text
+    assert "# TYPE wireguard_peers_total gauge" in text
     labels = f'allowed_ips="10.0.0.2/32,fd00::2/128",friendly_name="Anna\'s phone",interface="wg0",public_key="{KEY}"'
     for name, value in (
         ("wireguard_sent_bytes_total", "5.0"), ("wireguard_received_bytes_total", "7.0"), ("wireguard_peer_up", "1.0"),
+        ("wireguard_latest_handshake_delay_seconds", "7.0"),
     ):  # fmt: skip
         [line] = [line for line in text.splitlines() if line.startswith(name + "{")]
         assert sorted(line[len(name) + 1 :].partition("}")[0].split('",')) == sorted(labels.split('",'))
@@ -75,6 +78,7 @@ def test_a_peer_that_never_called_or_fell_silent_is_not_up() -> None:
     gateway.report(T, anna(rx=0))
     assert gateway.samples(T)["wireguard_peer_up", key] == 0
     assert gateway.samples(T)["wireguard_latest_handshake_seconds", key] == 0
+    assert abs(gateway.samples(T)["wireguard_latest_handshake_delay_seconds", key] - time.time()) < 60
     gateway.report(T, anna(rx=9, at=time.time()))
     assert gateway.samples(T + 179)["wireguard_peer_up", key] == 1
     gateway.report(T + 179, replace(anna(rx=9, at=time.time()), heard_s_ago=179.0))
