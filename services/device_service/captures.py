@@ -39,6 +39,7 @@ MOST: Final = 4
 _LINES: Final = 2 * MOST
 """Connections at a time."""
 _MAX_BY: Final = 64
+_MAX_OF: Final = 100
 _PATIENCE: Final = 2.0
 """s from a connection to its order."""
 _MAX_SECONDS: Final = 86400.0
@@ -218,8 +219,8 @@ class Captures:
         one = _Capture(order, Selection(order), line, pipe, by, now + order.seconds, now)
         self.running.append(one)
         self._say(line, Progress(0, 0, 0, ""))
-        self._stage.log.info("capture begins", of=_short(order), by=by, takes=_about(order), seconds=order.seconds)
-        self._put(one, pcapng.begin(self._stage.environment.interface, f"{_about(order)} of peer {_short(order)}"))
+        self._stage.log.info("capture begins", of=_peer(order), by=by, takes=_about(order), seconds=order.seconds)
+        self._put(one, pcapng.begin(self._stage.environment.interface, f"{_about(order)} of peer {_peer(order)}"))
 
     def _refusal(self, order: Order, descriptors: list[int]) -> str:
         if len(descriptors) != 1 or not stat.S_ISFIFO(os.fstat(descriptors[0]).st_mode):
@@ -258,7 +259,7 @@ class Captures:
         self._say(one.line, Progress(one.packets, one.size, one.missed, why))
         self._hang_up(one.line)
         self._stage.log.info(
-            "capture ends", of=_short(one.order), by=one.by, why=why, packets=one.packets, missed=one.missed
+            "capture ends", of=_peer(one.order), by=one.by, why=why, packets=one.packets, missed=one.missed
         )
 
     def _say(self, line: socket.socket, message: Progress) -> None:
@@ -280,8 +281,9 @@ class Captures:
         )
 
 
-def _short(order: Order) -> str:
-    return b64encode(order.public_key).decode()[:10]
+def _peer(order: Order) -> str:
+    """Names the peer as the command does; by its key alone if the command gives no name."""
+    return logs.cleaned(order.of)[:_MAX_OF] or b64encode(order.public_key).decode()[:10]
 
 
 def _about(order: Order) -> str:

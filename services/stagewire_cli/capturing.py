@@ -235,7 +235,7 @@ def run(environment: Environment, text: str, order: Order, output: Output, ends:
     uids.look(environment)
     public_key, shown = peer(environment, text)
     total, until = Sum(), time.monotonic() + order.seconds
-    order = replace(order, public_key=decode_key(public_key))
+    order = replace(order, public_key=decode_key(public_key), of=shown)
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     with suppress(OSError):  # more than this user may have
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE)

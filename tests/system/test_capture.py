@@ -111,8 +111,10 @@ def test_a_peers_packets_and_no_others_in_both_directions_without_payload(
     assert len(read(file, "-Y", "icmpv6.type == 128 || icmpv6.type == 129")) == 2
     assert file.stat().st_mode & 0o777 == 0o600
     log = "".join(text for name, text in hub.gateway.logs().items() if "device" in name)
-    assert 'event="capture begins"' in log
-    assert 'event="capture ends"' in log
+    for event in ("begins", "ends"):
+        [line] = [line for line in log.splitlines() if f'event="capture {event}"' in line]
+        assert f'of="anna ({ANNA.keys.public[:10]}' in line
+        assert 'by="martin' in line or "by=martin" in line
     until(lambda: not hub.gateway.status()["captures"], 10, "status to show no capture")
 
 
@@ -132,6 +134,34 @@ def test_whole_packets_of_a_tcp_stream_by_port_through_a_pipe(
     lengths = [int(packet[3]) for packet in read(file)]
     assert max(lengths) <= 1420
     assert sum(lengths) > 300_000
+
+
+def test_a_size_ends_it_and_a_port_chooses_and_tshark_reads_the_pipe(network: Topology, hub: Hub) -> None:
+    """The command writes into a pipe, whose reader is tshark itself."""
+    reader = subprocess.Popen(
+        ["tshark", "-r", "-", "-T", "fields", "-e", "udp.dstport", "-e", "icmp.type"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert reader.stdin is not None
+    options = ("-w", "-", "--whole", "--port", "4711", "--size", "1")
+    running = Capture(hub, *options, stdout=reader.stdin.fileno()).begun()
+    reader.stdin.close()
+    reader.stdin = None  # the command alone has it now
+    assert works(network.a, ANNA.gateway_inner[0])
+
+    def sent() -> bool:
+        with network.a.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as line:
+            for port in (4711, 4712) * 100:
+                line.sendto(bytes(1000), (ANNA.gateway_inner[0], port))
+        return running.process.poll() is not None
+
+    until(sent, 30, "the capture to end by its size")
+    assert re.search(r"ended as it has 1,0\d\d,\d\d\d bytes", running.said())
+    found, complaint = reader.communicate(timeout=30)
+    assert b"cut short" not in complaint
+    lines = found.decode().splitlines()
+    assert {line.split("\t")[0] for line in lines} == {"4711"}
+    assert 900 <= len(lines) <= 1000
 
 
 def test_limits_end_it_and_a_worker_that_dies_does_not(network: Topology, hub: Hub, shared_directory: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from stagewire.control.codec import Codec
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAX_MESSAGE: Final = 4096
 MAX_VALUES: Final = 64
 """Hosts, ports or protocols of a filter."""
@@ -25,7 +25,7 @@ class Order:
     """Orders a capture of one peer's packets in clear.
 
     `whole` takes payloads as well as headers. `hosts` are packed addresses. `most` is in bytes of the file, `seconds` is how
-    long it may go on. `by` names the user.
+    long it may go on. `by` names the user, and `of` the peer as the log shows it.
     """
 
     public_key: bytes
@@ -36,6 +36,7 @@ class Order:
     most: int
     seconds: float
     by: str
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
