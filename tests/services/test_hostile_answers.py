@@ -32,7 +32,7 @@ from stagewire.reasons import Incident
 from stagewire_cli import events, layout, metrics, show, top_view
 from stagewire_cli.failures import Failed
 from stagewire_cli.top_model import Model, Sample, View
-from status_service.bounded import MAX_TEXT
+from status_service.bounded import MAX_ALLOWED_IPS, MAX_TEXT
 from status_service.happenings import Happenings
 from status_service.history import History
 from status_service.peers import Peers
@@ -124,7 +124,7 @@ def test_long_texts_of_key_service_take_little_memory_of_status_service() -> Non
         texts = [event.name, event.what, event.before, event.endpoint, event.public_key, *event.changes]
         assert sum(map(len, texts)) <= 8 * MAX_TEXT
     (known,) = happenings._peers.known.values()
-    assert len(known.report.name + known.report.allowed_ips + known.report.endpoint) == 3 * MAX_TEXT
+    assert len(known.report.name + known.report.allowed_ips + known.report.endpoint) == 2 * MAX_TEXT + MAX_ALLOWED_IPS
 
 
 @pytest.mark.attack("hostile-device")
