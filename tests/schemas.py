@@ -13,6 +13,8 @@ _KINDS: Final = {
 
 def misfit(value: Any, schema: dict[str, Any], at: str = "$") -> str:
     """Names the first place that isn't as the schema says; empty if all is."""
+    if "$ref" in schema:
+        return misfit(value, json.loads((FOLDER / schema["$ref"]).read_text()), at)
     if "oneOf" in schema:
         found = [misfit(value, each, at) for each in schema["oneOf"]]
         return "" if found.count("") == 1 else f"{at}: fits {found.count('')} of: {'; '.join(found)}"
@@ -23,6 +25,10 @@ def misfit(value: Any, schema: dict[str, Any], at: str = "$") -> str:
     names = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     if not any(_is(value, name) for name in names):
         return f"{at}: {value!r} is no {' or '.join(names)}"
+    if isinstance(value, int) and not schema.get("minimum", value) <= value <= schema.get("maximum", value):
+        return f"{at}: {value} is out of bounds"
+    if isinstance(value, str) and len(value) > schema.get("maxLength", len(value)):
+        return f"{at}: too long"
     if isinstance(value, list):
         return next(filter(None, (misfit(each, schema["items"], f"{at}[{n}]") for n, each in enumerate(value))), "")
     return _of_object(value, schema, at) if isinstance(value, dict) else ""

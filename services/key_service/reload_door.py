@@ -1,7 +1,7 @@
 """Takes edited files and operations on peers from the command, through a socket in key-service's folder, for root alone.
 
-Each connection carries one request: a line of JSON with the length of a text, and the text. The answer is a line of JSON. A
-thread reads the text and works out the difference, which may take long. The loop makes the change.
+Each connection carries one of `control.requests`: a line of JSON with a text's length, and the text. The answer is a line
+of JSON. A thread reads the text and works out the difference, which may take long. The loop makes the change.
 
     {"do": "apply", "dry_run": false, "confirm": 0, "trial": "…", "length": N}\\n<text>
           puts the file in force, unless `dry_run` is true
@@ -50,8 +50,11 @@ from stagewire.config import (
     unconfirmed,
 )
 from stagewire.config.accepted import Accepted
+from stagewire.config.operations import Operation
 from stagewire.config.roster import Refused
-from stagewire.control.operations import BadOperation, from_json_untrusted
+from stagewire.control import requests
+from stagewire.control.requests import Asked
+from stagewire.control.shapes import BadOperation
 from stagewire.limits import MAX_ACCEPTED
 from stagewire.linux import privileges
 from stagewire.linux.peer_credentials import credentials, peer_uid
@@ -63,9 +66,6 @@ TIMEOUT: Final = 30.0
 """s that the command may pause while it sends a file or takes the answer."""
 _MAX_LINE: Final = 4 << 20
 """Bytes of a line of JSON: an operation may add thousands of peers."""
-_MAX_NAME: Final = 64
-_MAX_CONFIRM: Final = 86400
-"""s."""
 _AGAIN: Final = 5.0
 """s until another attempt to go back, after a refusal."""
 
@@ -313,46 +313,45 @@ class ReloadDoor:
     def _serve(self, connection: socket.socket) -> None:
         with connection, connection.makefile("rb") as stream, suppress(OSError):
             try:
-                asked = _heard(stream)
-                text = _text(stream, asked["length"])
-                if asked.get("do") == "unconfirmed":
-                    number = str(asked.get("trial", ""))
+                asked = requests.from_json_untrusted(_heard(stream))
+                text = _text(stream, asked.length)
+                if isinstance(asked.request, requests.Unconfirmed):
+                    number = asked.request.trial
                     # In this order: a trial that ends in between has ended, and is not an unknown one.
                     answer: dict[str, Any] = {"error": "", "left": self._left(), "ended": self._how_it_ended(number)}
                 else:
                     with self._busy:
                         answer = self._answer(asked, text, connection, stream)
-            except (ValueError, KeyError, TypeError, RecursionError):
-                answer = {"error": "key-service does not understand this command; use the `stagewire` of its version"}
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                why = f" ({error})" if isinstance(error, BadOperation) else ""
+                mend = "use the `stagewire` of its version"
+                answer = {"error": f"key-service does not understand this command{why}; {mend}"}
             _say(connection, answer)
 
-    def _answer(self, asked: dict[str, Any], text: str, connection: socket.socket, stream: BinaryIO) -> dict[str, Any]:
-        theirs = credentials(connection)
-        asker = Asker(theirs.uid, theirs.pid, logs.cleaned(str(asked.get("by", "")))[:_MAX_NAME])
-        if asked["do"] == "confirm":
+    def _answer(self, asked: Asked, text: str, connection: socket.socket, stream: BinaryIO) -> dict[str, Any]:
+        theirs, request = credentials(connection), asked.request
+        asker = Asker(theirs.uid, theirs.pid, logs.cleaned(asked.by))
+        if isinstance(request, requests.Confirm):
             return self._confirmed(asker)
-        if asked["do"] == "backed_up":
-            return self._backed_up(str(asked["output"]), asker)
-        if self._before is not None and not asked.get("dry_run"):
+        if isinstance(request, requests.BackedUp):
+            return self._backed_up(request.output, asker)
+        if self._before is not None and not (isinstance(request, requests.Apply) and request.dry_run):
             name = self._stage.environment.interface
             return {"error": f"a file waits for {self._left():.0f} s for its confirmation: `stagewire confirm {name}`"}
         try:
-            match asked["do"]:
-                case "apply":
-                    confirm = int(asked.get("confirm", 0))
-                    if not 0 <= confirm <= _MAX_CONFIRM:
+            match request:
+                case requests.Apply(dry_run, confirm, trial):
+                    number = trial or trial_run.fresh_number()
+                    if not number.isalnum() or not number.isascii():
                         raise ValueError
-                    number = str(asked.get("trial", "")) or trial_run.fresh_number()
-                    if not number.isalnum() or not number.isascii() or len(number) > _MAX_NAME:
-                        raise ValueError
-                    return self._apply(text, asker, confirm, number, dry_run=bool(asked.get("dry_run")))
-                case "operate":
-                    return self._operate(asked["operation"], text, asker, connection, stream)
-                case "adopt":
+                    return self._apply(text, asker, confirm, number, dry_run=dry_run)
+                case requests.Operate(operation):
+                    return self._operate(operation, text, asker, connection, stream)
+                case requests.Adopt():
                     return self._adopt(text, asker)
         except ConfigError as error:
             return {"error": str(error)}
-        except (Refused, BadOperation) as refused:
+        except Refused as refused:
             return {"error": str(refused)}
         raise ValueError
 
@@ -388,9 +387,8 @@ class ReloadDoor:
                     ) from None
 
     def _operate(
-        self, said: object, text: str, asker: Asker, connection: socket.socket, stream: BinaryIO
+        self, operation: Operation, text: str, asker: Asker, connection: socket.socket, stream: BinaryIO
     ) -> dict[str, Any]:
-        operation = from_json_untrusted(said)
         path = self._stage.environment.config
         if not self._is_in_force(text):
             mend = f"`stagewire reload {self._stage.environment.interface}` applies it"

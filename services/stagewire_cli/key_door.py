@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from stagewire import logs
 from stagewire.config.operations import Operation
-from stagewire.control.operations import to_json
+from stagewire.control import requests
 from stagewire.environment import Environment
 from stagewire.limits import MAX_ACCEPTED
 from stagewire.pipe.names import RELOAD
@@ -49,7 +49,7 @@ def apply(environment: Environment, text: str, trial: str = "", *, dry_run: bool
     there, and Unanswered if the outcome is unknown.
     """
     try:
-        answer = _ask(environment, {"do": "apply", "dry_run": dry_run, "confirm": confirm, "trial": trial}, text)
+        answer = _ask(environment, requests.Apply(dry_run, confirm, trial), text)
     except (NotAsked, Unanswered):
         raise
     except Failed as failed:
@@ -61,24 +61,24 @@ def apply(environment: Environment, text: str, trial: str = "", *, dry_run: bool
 
 def confirm(environment: Environment) -> None:
     """Keeps what was applied. Raises Failed, and Unanswered if key-service was asked and no answer came."""
-    _ask(environment, {"do": "confirm"}, "")
+    _ask(environment, requests.Confirm(), "")
 
 
 def trial(environment: Environment, number: str = "") -> Trial:
     """Tells how the trial of that number stands; `left` is of any. Raises Failed."""
-    answer = _ask(environment, {"do": "unconfirmed", "trial": number}, "")
+    answer = _ask(environment, requests.Unconfirmed(number), "")
     left = answer.get("left")
     return Trial(float(left) if isinstance(left, (int, float)) else 0.0, str(answer.get("ended", "")))
 
 
 def backed_up(environment: Environment, output: str) -> None:
     """Has a backup noted in the audit. Raises Failed."""
-    _ask(environment, {"do": "backed_up", "output": output}, "")
+    _ask(environment, requests.BackedUp(output), "")
 
 
 def adopt(environment: Environment, text: str) -> tuple[list[str], str]:
     """Does as `apply` for a text that differs in peers alone; peers that only `wg` knows stay. Raises as `apply`."""
-    answer = _ask(environment, {"do": "adopt"}, text)
+    answer = _ask(environment, requests.Adopt(), text)
     return _lines(answer), logs.cleaned(str(answer.get("warning", "")))
 
 
@@ -90,7 +90,7 @@ def operate(
     Raises Failed if nothing is changed, NotAsked if key-service left before it said what to write, and Unanswered once
     `write` was called and no answer came.
     """
-    question = {"do": "operate", "operation": to_json(operation), "by": by()}
+    question = requests.Operate(operation)
     written = False
     try:
         with _connected(environment, question, text) as line:
@@ -124,13 +124,13 @@ _SILENT: Final = "key-service doesn't answer"
 
 def by() -> str:
     """Names the user behind this command, as far as sudo or the terminal tells."""
-    return os.environ.get("SUDO_USER") or os.environ.get("LOGNAME") or ""
+    return logs.cleaned(os.environ.get("SUDO_USER") or os.environ.get("LOGNAME") or "")
 
 
-def _ask(environment: Environment, question: dict[str, Any], text: str) -> dict[str, Any]:
+def _ask(environment: Environment, question: requests.Request, text: str) -> dict[str, Any]:
     """Raises Failed, and Unanswered once key-service has the whole question."""
     try:
-        line = _connected(environment, {**question, "by": by()}, text)
+        line = _connected(environment, question, text)
     except OSError:  # half a question changes nothing
         raise NotAsked(_SILENT) from None
     try:
@@ -141,14 +141,14 @@ def _ask(environment: Environment, question: dict[str, Any], text: str) -> dict[
         raise Unanswered(_SILENT) from None
 
 
-def _connected(environment: Environment, question: dict[str, Any], text: str) -> socket.socket:
+def _connected(environment: Environment, question: requests.Request, text: str) -> socket.socket:
     """Connects and asks. Raises OSError."""
     line = socket.socket(socket.AF_UNIX)
     try:
         line.settimeout(TIMEOUT)
         line.connect(str(environment.run / RELOAD.path))
         data = text.encode("utf-8", "surrogateescape")
-        line.sendall(json.dumps({**question, "length": len(data)}).encode() + b"\n" + data)
+        line.sendall(json.dumps(requests.to_json(question, by(), len(data))).encode() + b"\n" + data)
     except OSError:
         line.close()
         raise

@@ -19,7 +19,8 @@ from typing import Final
 from stagewire import logs
 from stagewire.config import ConfigError, marks, operations, roster
 from stagewire.config.operations import ExpirePeers, Operation
-from stagewire.control.operations import BadOperation, from_json_untrusted
+from stagewire.control.operations import from_json_untrusted
+from stagewire.control.shapes import BadOperation
 from stagewire.environment import Environment
 from stagewire_cli import peers, peers_file
 from stagewire_cli.failures import Failed

@@ -15,7 +15,8 @@ from stagewire.config.operations import (
     SwitchPeers,
 )
 from stagewire.config.settings import Setting
-from stagewire.control.operations import BadOperation, from_json_untrusted, schema, to_json
+from stagewire.control.operations import from_json_untrusted, schema, to_json
+from stagewire.control.shapes import BadOperation
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "schema" / "operations.json"
 

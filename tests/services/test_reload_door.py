@@ -19,6 +19,7 @@ from lab.wait import until
 from stagewire.config import encode_key, operations, peer_names, public_key, roster, unconfirmed
 from stagewire.config.operations import AddPeers, NewPeer, RemovePeers, RenamePeer, SetPeer, SwitchPeers
 from stagewire.config.settings import Setting
+from stagewire.control import requests
 from stagewire.environment import Environment
 from stagewire_cli import bring_up, key_door, peers, peers_file, reload, saving
 from stagewire_cli.failures import Failed
@@ -272,12 +273,17 @@ def test_what_is_over_when_the_next_key_service_begins_goes_back_at_once(one: Do
     [
         ({"do": "operate", "operation": {"version": 2, "do": "RenamePeer"}}, "another version than 1"),
         ({"do": "operate", "operation": {"version": 1, "do": "BlessPeer"}}, "`do` must be one of"),
+        ({"version": 2, "do": "confirm"}, "another version than 1"),
         ({"do": "later"}, "use the `stagewire` of its version"),
         ({"do": "apply", "confirm": -1}, "use the `stagewire` of its version"),
     ],
 )  # fmt: skip
-def test_a_message_of_another_version_is_refused_in_a_line(one: Door, question: dict[str, Any], why: str) -> None:
-    with pytest.raises(Failed, match=why) as failed:
-        key_door._ask(one.environment, question, INTERFACE)
+def test_a_message_of_another_version_is_refused_in_a_line(
+    one: Door, question: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(requests, "to_json", lambda _request, by, length: {**question, "by": by, "length": length})
+        with pytest.raises(Failed, match=why) as failed:
+            key_door.confirm(one.environment)
     assert "\n" not in str(failed.value)
     assert one.differs(INTERFACE) == []

@@ -14,7 +14,8 @@ from tests.services.test_peers_file import key_service, left, made, writes
 from stagewire.config import encode_key, operations
 from stagewire.config.operations import ExpirePeers, RenamePeer
 from stagewire.config.settings import Setting
-from stagewire.control.operations import BadOperation, to_json
+from stagewire.control.operations import to_json
+from stagewire.control.shapes import BadOperation
 from stagewire.environment import Environment
 from stagewire_cli import writer
 from stagewire_cli.failures import Failed

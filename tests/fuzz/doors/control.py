@@ -20,6 +20,7 @@ from tests.proto.byhand import PEER, T, v4, worker
 from stagewire.config.operations import ExpirePeers
 from stagewire.control import codec, messages, operations, questions, session_keys, socket_door, status
 from stagewire.control.codec import BadControl, Codec
+from stagewire.control.shapes import BadOperation
 from stagewire.loop import Loop
 from stagewire.process import hand_down
 from stagewire.process.hand_down import Named, Said
@@ -305,7 +306,7 @@ def operation_texts(data: bytes) -> None:
         return
     try:
         operation = operations.from_json_untrusted(said)
-    except operations.BadOperation:
+    except BadOperation:
         return
     assert operations.from_json_untrusted(json.loads(json.dumps(operations.to_json(operation)))) == operation
 
@@ -313,5 +314,5 @@ def operation_texts(data: bytes) -> None:
 @door(writer.request_untrusted, seeds=lambda: [json.dumps(each).encode() for each in _OPERATIONS], longest=4096)
 def requests_to_root(data: bytes) -> None:
     """Takes the one kind that root's writer knows, or refuses in a line."""
-    with suppress(operations.BadOperation):
+    with suppress(BadOperation):
         assert writer.request_untrusted(data) == ExpirePeers()

@@ -24,7 +24,7 @@ from key_service.timestamps import TimestampStore, _pack
 from stagewire.config import ConfigError, InterfaceConfig, accepted, merge, parse
 from stagewire.config.accepted import Accepted
 from stagewire.config.uapi import BadOperation, OperationReader
-from stagewire.control import usage
+from stagewire.control import requests, usage
 from stagewire.process.slots import Slot
 from stagewire_cli.done import DoneList, Plan
 
@@ -214,7 +214,9 @@ def done_lists(data: bytes) -> None:
 
 
 @door(
+    requests.from_json_untrusted,
     seeds=lambda: [
+        b'{"version": 1, "do": "backed_up", "output": "x", "by": "anna", "length": 0}\n',
         b'{"do": "apply", "dry_run": true, "length": 12}\n[Interface]\n',
         b'{"do": "operate", "operation": {"version": 1, "do": "RemovePeers", "peers": ["x"]}, "length": 12}\n[Interface]\n',
         b'{"do": "operate", "operation": {"version": 1, "do": "RenamePeer", "peer": "x"}, "length": 12}\n[Interface]\n',
@@ -225,7 +227,7 @@ def done_lists(data: bytes) -> None:
         b"[" * 2000,
         b'{"do": ["apply"]}\n',
         b"5\n",
-    ]
+    ],
 )
 def reload_requests(data: bytes) -> None:
     """Answers every request in one line."""
@@ -233,6 +235,7 @@ def reload_requests(data: bytes) -> None:
     one = object.__new__(ReloadDoor)
     one._stage = cast("Any", SimpleNamespace(environment=environment))
     one._live = cast("Any", SimpleNamespace(registry=_Registry()))
+    one._audit = cast("Any", SimpleNamespace(write=lambda *_: None))
     one._busy = cast("Any", nullcontext())
     one._before, one._ended = None, ("", "")
     one._text = cast("Any", SimpleNamespace(kept=Accepted.first("[Interface]\n")))
