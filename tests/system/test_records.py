@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import schemas
 from tests.system.whys import broken, works
 
 from lab.hub import Hub, Spoke
@@ -227,6 +228,28 @@ def test_a_change_by_wg_is_an_event_with_who_made_it_and_what(hub: Hub) -> None:
     until(lambda: "removed" in told(), 10, "the changes to be events")
     assert "wg set, by uid 0 (pid " in told()
     assert f"peer {STRANGER.keys.public[:10]}  AllowedIPs 192.0.2.0/24" in told()
+
+
+@pytest.mark.parametrize(
+    ("schema", "command"),
+    [
+        ("status", "status HUB"), ("peers", "peer list -i HUB"), ("peer", "peer show KEY -i HUB"),
+        ("why", "why KEY HUB --no-try"), ("doctor", "doctor HUB"), ("history", "history KEY -i HUB"),
+        ("history", "history --stage device -i HUB"), ("usage", "usage HUB"),
+    ],
+)  # fmt: skip
+def test_the_json_of_each_command_is_as_its_schema_says(hub: Hub, schema: str, command: str) -> None:
+    words = [{"HUB": hub.name, "KEY": ANNA.keys.public}.get(word, word) for word in command.split()]
+    schemas.check(json.loads(hub.gateway.command(*words, "--json", check=False).stdout), schema)
+
+
+def test_each_event_and_each_of_all_interfaces_is_as_its_schema_says(hub: Hub) -> None:
+    found = events(hub)
+    assert {"connected", "reloaded", "taken_over"} <= {event["kind"] for event in found}
+    for event in found:
+        schemas.check(event, "event")
+    for each in json.loads(hub.gateway.command("status", "--json").stdout):
+        schemas.check(each, "status")
 
 
 def test_lines_for_people_are_clean_and_mistakes_are_said(hub: Hub) -> None:
