@@ -28,7 +28,7 @@ from status_service.presence import Connection
 from status_service.ring import MOST as MOST_EVENTS
 
 MAX_SIZE: Final = 256 << 20
-"""Bytes of the file; MAX_ROWS keeps it well below."""
+"""Bytes of the file; MAX_ROWS keeps it well below. At this bound the oldest rows make room."""
 MAX_ROWS: Final = {"minutes": 2_000_000, "hours": 3_000_000, "months": 1_000_000, "connections": 100_000}
 KEPT_FOR: Final = {
     "minutes": DAY, "stage_minutes": DAY, "hours": 92 * DAY, "stage_hours": 92 * DAY, "connections": 92 * DAY,
@@ -38,6 +38,8 @@ KEPT_FOR: Final = {
 TIDY_EVERY: Final = 600.0
 """s between two clean-ups: 10,000 busy peers add 100,000 rows meanwhile."""
 _PAGE: Final = 4096
+_PART: Final = 8
+"""A file at its bound loses an eighth of its rows, the oldest of each table."""
 _BUSY: Final = 5.0
 """s that a write waits for a reader."""
 
@@ -153,8 +155,17 @@ class HistoryFile:
 
     def _commit(self, batch: Batch, old_before: float | None) -> None:
         db = self._connection or self._open()
-        with db:
-            self._write(db, batch)
+        try:
+            with db:
+                self._write(db, batch)
+        except sqlite3.OperationalError:
+            if not _is_at_bound(db):  # so it is the disk that is full
+                raise
+            self._ids.clear()
+            with db:
+                _make_room(db)
+            with db:
+                self._write(db, batch)
         if time.monotonic() >= self._tidied + TIDY_EVERY:
             with db:
                 _tidy(db, old_before)
@@ -272,6 +283,21 @@ def _connections(db: sqlite3.Connection, now: float, unix_s: float) -> Iterator[
     for key, name, endpoint, at, heard_unix, seconds, shaken, rx, tx in rows:
         heard = now - max(0.0, unix_s - heard_unix)
         yield Connection(bytes(key), name, endpoint, heard - seconds, at, heard, heard_unix, shaken, rx, tx)
+
+
+def _is_at_bound(db: sqlite3.Connection) -> bool:
+    """Tells whether the file may take hardly another page."""
+    pages, free = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
+    return bool(pages - free >= MAX_SIZE // _PAGE * (1 - 1 / _PART))
+
+
+def _make_room(db: sqlite3.Connection) -> None:
+    """Removes the oldest part of each table that grows."""
+    for table in MAX_ROWS:
+        count = db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
+        if count:
+            row = db.execute(f"SELECT at FROM {table} ORDER BY at LIMIT 1 OFFSET ?", (count // _PART,)).fetchone()  # noqa: S608
+            db.execute(f"DELETE FROM {table} WHERE at <= ?", row)  # noqa: S608
 
 
 def _tidy(db: sqlite3.Connection, old_before: float | None) -> None:

@@ -286,6 +286,28 @@ def test_a_full_disk_is_said_once_and_nothing_is_lost(tmp_path: Path) -> None:
     assert log.said[1] == "keeps the history again"
 
 
+def test_a_file_at_its_bound_loses_its_oldest_rows_and_no_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = 48 * 4096
+    monkeypatch.setattr(history_file, "MAX_SIZE", bound)
+    file = HistoryFile(tmp_path)
+    file.load("a", T, UNIX)
+    history = History()
+    for number in range(20_000):
+        history.on_peer(report(number), (1, 0), UNIX + 60 * number)
+        if number % 1000 == 999:
+            outcome = file._try(history.take(T), None)
+            assert outcome.reason == ""
+            assert (tmp_path / NAME).stat().st_size <= bound
+    db = file._connection
+    assert db is not None
+    first, last, count = db.execute("SELECT min(at), max(at), count(*) FROM minutes").fetchone()
+    assert first > MINUTE + 60 * 5_000
+    assert last == MINUTE + 60 * 19_999
+    assert count > 1000
+    assert db.execute("SELECT rx FROM peers").fetchone() == (20_000,)
+    file._close()
+
+
 def test_old_rows_go_but_not_by_a_clock_that_is_not_to_be_believed(tmp_path: Path) -> None:
     file = HistoryFile(tmp_path)
     file.load("a", T, UNIX)
