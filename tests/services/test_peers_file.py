@@ -101,6 +101,8 @@ def test_the_file_is_replaced_and_nothing_is_left(environment: Environment, file
         RENAMED.replace("echo", "id"),
         RENAMED.replace("[Interface]", "[Interface]\nDNS = 6.6.6.6"),
         RENAMED.replace("[Interface]", "[Interface]\nTable = off"),
+        RENAMED.replace("[Interface]", "[Interface]\n# stagewire: Firewall = open"),
+        RENAMED.replace("[Interface]", "[Interface]\n# stagewire: Exit = on"),
         RENAMED.replace(KEYS[0], KEYS[3]),
         RENAMED + "PostUp = id\n",
         RENAMED + f"\n[Peer]\nPublicKey = {KEYS[2]}\nAllowedIPs = nowhere\n",

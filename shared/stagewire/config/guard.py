@@ -1,8 +1,10 @@
 """Tells whether a changed text differs from a file in peers alone: root writes nothing else for key-service.
 
-A hostile key-service must not bring commands, DNS, routes or a private key into a file that root reads at the next `up`.
+A hostile key-service must not bring commands, DNS, routes or a private key into a file that root reads at the next `up`, nor
+open the host: Exit, Firewall and what else [Interface] says are the operator's alone.
 """
 
+import re
 from collections.abc import Container, Iterator
 from typing import Final
 
@@ -11,11 +13,12 @@ from stagewire.config import text as texts
 from stagewire.config.known import SPACES
 from stagewire.config.text import BOM
 
+_SETTING: Final = re.compile(r"[ \t]*#[ \t]*stagewire[ \t]*:", re.IGNORECASE)
 _OF_A_PEER: Final = frozenset(["PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive"])
 
 
 def beyond_peers(before: str, after: str) -> str | None:
-    """Returns in a few words what differs beyond [Peer] sections and `# stagewire:` lines; None if nothing does."""
+    """Returns in a few words what differs beyond [Peer] sections, with their `# stagewire:` lines; None if nothing does."""
     if "\0" in after:
         return "a NUL byte"
     in_use = marks.uncovered(before)
@@ -41,9 +44,9 @@ def _beyond(before: str, after: str, known_lines: Container[str]) -> str | None:
 
 
 def _others(text: str) -> Iterator[str]:
-    """Yields the lines outside of [Peer] that `wg` or wg-quick reads."""
+    """Yields the lines outside of [Peer] that `wg`, wg-quick or Stagewire reads."""
     for line, section in _lines(text):
-        if section != "Peer" and line.partition("#")[0].strip(SPACES):
+        if section != "Peer" and (line.partition("#")[0].strip(SPACES) or _SETTING.match(line)):
             yield line.strip(SPACES)
 
 
