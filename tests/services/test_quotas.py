@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from key_service.quotas import Quotas
 from key_service.registry import Registry, unconfigured
-from stagewire.config import PeerConfig, uapi
+from stagewire.config import PeerConfig, encode_key, uapi
 from stagewire.config.model import PeerLimits
 from stagewire.control import usage
+from stagewire.control.event import Event
 from stagewire.control.usage import BadUsage, Usage
 from stagewire.limits import MAX_COUNT
 
@@ -34,12 +35,14 @@ class World:
         self.registry = Registry(replace(unconfigured(), peers=(peer(A), peer(B, 0))))
         self.said: list[str] = []
         self.told: list[bytes] = []
+        self.events: list[Event] = []
         self.quotas = self.begun()
 
     def begun(self) -> Quotas:
         """Starts a new key-service."""
         quotas = Quotas(self.folder, self.registry, cast("Any", self), lambda: self.clock)
         quotas.tell = self.told.extend
+        quotas.happened = self.events.append
         self.quotas = quotas
         return quotas
 
@@ -172,6 +175,10 @@ def test_the_operator_is_warned_once_of_each(world: World) -> None:
     world.begun()
     world.look()
     assert len(world.said) == 2, "a new key-service repeats no warning"
+    assert [(event.kind, event.public_key) for event in world.events] == [
+        ("quota_near", encode_key(A)),
+        ("quota_reached", encode_key(A)),
+    ]
 
 
 def test_what_a_peer_has_used_outlives_its_absence_within_the_month(world: World) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import select
 import signal
@@ -19,9 +20,10 @@ from lab.namespaces import Namespace
 from lab.stagewire import Gateway
 from lab.wait import until
 from lab.wireguard_go import Peer, new_key_pair
-from stagewire.control import session_keys
+from stagewire.control import requests, session_keys
 from stagewire.control.session_keys import WorkerHello
 from stagewire.linux import uids
+from stagewire.pipe.names import RELOAD
 from stagewire.process import bell
 
 pytestmark = [pytest.mark.system]
@@ -117,6 +119,22 @@ def connected(path: Path) -> socket.socket:
         if error.errno != errno.EPROTOTYPE:
             raise
         return connect_as(NOBODY, path, socket.SOCK_SEQPACKET, gid=NOBODY)
+
+
+@pytest.mark.parametrize("stage", ["conn", "status"])
+def test_a_stages_uid_at_the_door_for_commands_changes_nothing(
+    gateway: Gateway, open_to_all: list[Path], stage: str
+) -> None:
+    [path] = [each for each in open_to_all if each == gateway.run_directory / "wg0" / RELOAD.path]
+    question = json.dumps(requests.to_json(requests.Unconfirmed(), "root", 0)).encode() + b"\n"
+    heard = []
+    for uid in (uids.uid_of(stage), NOBODY, 0):
+        with connect_as(uid, path) as line, contextlib.suppress(ConnectionError):
+            line.settimeout(10)
+            with contextlib.suppress(BrokenPipeError):
+                line.sendall(question)
+            heard.append(line.recv(1000))
+    assert [each for each in heard if each] == [b'{"error": "", "left": 0.0, "ended": ""}\n'], "root alone is answered"
 
 
 @pytest.mark.attack("I2")
