@@ -99,6 +99,20 @@ def test_metrics_are_on_the_usual_port_of_loopback_and_name_the_peer(network: To
     assert fetch(hub, "/nothing")[0] == 404
 
 
+def test_a_second_gateway_has_the_next_free_port_and_both_are_targets(hub: Hub, shared_directory: Path) -> None:
+    with Hub(hub.namespace, shared_directory, {"other": Spoke(7)}, name="wg7", port=51_999) as other:
+        places = [PLACE, "127.0.0.1:9587"]
+        assert [each.gateway.status()["metrics"] for each in (hub, other)] == [
+            f"http://{each}/metrics" for each in places
+        ]
+        [found] = json.loads(other.gateway.command("metrics", "--targets").stdout)
+        assert (sorted(found["targets"]), found["labels"]) == (places, {"job": "stagewire"})
+        for each in (hub, other):
+            text = each.gateway.command("metrics", each.name).stdout
+            assert f'stagewire_ready{{interface="{each.name}"}}' in text
+            assert f'wireguard_peers_total{{interface="{each.name}"}} {len(each.spokes)}.0' in text
+
+
 def test_a_gateway_that_works_is_ready_and_a_killed_status_service_comes_back_with_all(hub: Hub) -> None:
     until(lambda: fetch(hub, "/readyz") == (200, "ok\n"), 10, "it to be ready")
     assert fetch(hub, "/healthz") == (200, "ok\n")
