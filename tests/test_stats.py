@@ -40,7 +40,7 @@ WITHOUT_EXAMPLE = {"BadTrain", "BadControl", "PutBack"}
 
 def sources() -> list[Path]:
     every = (path for root in ("services", "shared") for path in (ROOT / root).rglob("*.py"))
-    return sorted(path for path in every if path.parent.name != "stagewire_cli")  # it shows, and counts nothing
+    return sorted(path for path in every if "stagewire_cli" not in path.parts)  # it shows, and counts nothing
 
 
 def named(node: ast.expr) -> str:
