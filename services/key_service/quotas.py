@@ -4,7 +4,7 @@ A cap is a number of bytes of one tunnel: what that tunnel has reported, and wha
 the tunnel's traffic flows. A worker hears of it again when a month begins, or when the quota or another tunnel changes it.
 
 What a killed worker had not reported is lost: REPORTED_WITHIN in `device_service`. What a killed key-service had not stored,
-the workers still know. `down` kills all at once, and so loses what was not stored.
+the workers still know. `down` waits for the workers' last words, and loses nothing.
 """
 
 from collections.abc import Callable, Iterable

@@ -275,6 +275,65 @@ def test_a_port_of_the_gateway_leads_to_a_peer(house: House) -> None:
     assert seen_as(house.world, OURS[4], 8080) == WORLD[4], "such a client sees the sender"
 
 
+class UdpServer:
+    """Tells each caller at a UDP port of a namespace the caller's address."""
+
+    def __init__(self, namespace: Namespace, port: int) -> None:
+        self._socket = namespace.call(lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+        self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self._socket.bind(("::", port))
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                data, place = self._socket.recvfrom(100)
+                if not data:
+                    return
+                self._socket.sendto(place[0].removeprefix("::ffff:").encode(), place)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def udp_seen_as(namespace: Namespace, address: str, port: int, attempts: int = 5) -> str | None:
+    """By which address a UDP server sees a caller; None without an answer."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with namespace.call(lambda: socket.socket(family, socket.SOCK_DGRAM)) as asking:
+        asking.connect((address, port))
+        asking.settimeout(0.8)
+        for _ in range(attempts):
+            with suppress(OSError):
+                asking.send(b"?")
+                return asking.recv(100).decode()
+    return None
+
+
+def test_udp_is_allowed_and_forwarded_by_port_and_tcp_beside_it_is_not(
+    house: House, clients: dict[str, Namespace]
+) -> None:
+    with (
+        closing(UdpServer(house.world, 80)),
+        closing(UdpServer(house.world, 443)),
+        closing(UdpServer(clients["one"], 80)),
+    ):
+        allowed = "\n".join(f"# stagewire: Allow = {WORLD[family]} udp 443" for family in FAMILIES)
+        house.has(OPENED, one="# stagewire: Forward = udp 8080 80", two=allowed)
+        for family in FAMILIES:
+            assert udp_seen_as(clients["two"], WORLD[family], 443) == OURS[family]
+            assert udp_seen_as(clients["two"], WORLD[family], 80, 1) is None
+            assert refused(clients["two"], WORLD[family], 443)
+            assert udp_seen_as(clients["one"], WORLD[family], 80) == OURS[family]
+            assert udp_seen_as(house.world, OURS[family], 8080) in {
+                WORLD[family],
+                {4: "10.66.0.1", 6: "fd66::1"}[family],
+            }
+            assert udp_seen_as(house.world, OURS[family], 8081, 1) is None
+            assert refused(house.world, OURS[family], 8080)
+
+
 def test_ipv6_goes_by_its_own_address_where_routers_know_the_way(house: House, clients: dict[str, Namespace]) -> None:
     house.has(OPENED.replace("on", "routed-ipv6", 1))
     house.world.run("ip", "-6", "route", "add", "fd66::/64", "via", OURS[6])
