@@ -80,10 +80,8 @@ def events(
         if sends:
             delivery.to_each(sends, texts, place.advance, warn)
         for event in reader.after(after, follow=following):
-            if as_json_lines:
-                click.echo(json.dumps(as_json(event, environment.interface)))
-            else:
-                operands.tell(reading.line(event))
+            text = json.dumps(as_json(event, environment.interface)) if as_json_lines else reading.line(event)
+            operands.tell(text)
             place.advance(event.id)
 
     try:
