@@ -3,8 +3,8 @@
 A cap is a number of bytes of one tunnel: what that tunnel has reported, and what the quota leaves. It stays the same while
 the tunnel's traffic flows. A worker hears of it again when a month begins, or when the quota or another tunnel changes it.
 
-What a killed worker had not reported is lost: REPORTED_WITHIN in `device_service`. What a killed key-service had not stored,
-the workers still know. `down` waits for the workers' last words, and loses nothing.
+What a killed worker had not reported is reckoned from the pace of its last reports. What a killed key-service had not
+stored, the workers still know. `down` waits for the workers' last words, and loses nothing.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,6 +27,8 @@ SAVE_INTERVAL_PER_PEER: Final = 0.0002
 """s between two saves, and more for each peer: 10,000 take a tenth of a second."""
 WARN_AT: Final = 0.8
 NO_CAP: Final = -1
+UNREPORTED: Final = 0.4
+"""s without a report after which a tunnel has carried nothing: more than REPORTED_WITHIN in `device_service`."""
 
 
 class Quotas:
@@ -38,6 +40,8 @@ class Quotas:
         self._log = log
         self._wall_clock = wall_clock
         self._usages: dict[bytes, Usage] = {}
+        self._paces: dict[tuple[bytes, int], tuple[float, int, float]] = {}
+        """When each tunnel last reported (s), with how many bytes, and the bytes a second before, by peer and worker."""
         self._told: dict[bytes, int] = {}
         """The bytes that each peer's quota left when its workers were told, with what their tunnels had reported then."""
         self._warned: dict[bytes, tuple[str, int, float]] = {}
@@ -88,12 +92,26 @@ class Quotas:
 
     # --- what workers say ----------------------------------------------------------------------------------
 
-    def on_traffic(self, key: bytes, worker: int, generation: int, total: int) -> None:
+    def on_traffic(self, key: bytes, worker: int, generation: int, total: int, now: float) -> None:
         """Takes the bytes that a peer's tunnel has carried so far."""
         peer = self._registry.peers.get(key)
         if peer is not None and peer.limits.quota:
-            self._of(key).counted(worker, generation, total, self._month())
+            found = self._of(key)
+            if found.former.get(worker, (None, 0))[0] != generation:
+                at, before, pace = self._paces.get((key, worker), (now, total, 0.0))
+                if now > at:
+                    pace = max(0, total - before) / (now - at)
+                self._paces[key, worker] = now, total, pace
+            found.counted(worker, generation, total, self._month())
             self._changed = True
+
+    def worker_died(self, worker: int, generation: int, now: float) -> None:
+        """Counts what a worker's process has probably carried since its last reports. The next process begins at once."""
+        for (key, number), (at, _, pace) in self._paces.items():
+            if number == worker and now - at <= UNREPORTED and (found := self._usages.get(key)) is not None:
+                found.ends(worker, generation, round(pace * (now - at)), self._month())
+                self._paces[key, number] = now, 0, pace
+                self._changed = True
 
     def worker_began(self, worker: int, generation: int) -> None:
         """Notes that a worker's earlier process has ended, though its last report may still come."""
@@ -110,6 +128,8 @@ class Quotas:
         if (found := self._usages.get(key)) is not None:
             found.tunnels.clear()
             found.former.clear()
+        for place in [place for place in self._paces if place[0] == key]:
+            del self._paces[place]
         self._told.pop(key, None)
 
     # --- time ----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from stagewire.proto.constants import TRANSPORT_OVERHEAD
 from stagewire.proto.peer import Peer
 
 LEAST: Final = 0.5
-"""s that a report counts for at least, and..."""
+"""s over which a rate is taken at least, and..."""
 MOST: Final = IDLE_INTERVAL
 """... at most: a worker without work reports no later."""
 FRESH: Final = 2.5
@@ -16,13 +16,17 @@ FRESH: Final = 2.5
 
 
 def take(peer: Peer, rx_bytes: int, tx_bytes: int, now: float) -> None:
-    """Enters the bytes since the report before."""
-    span = min(max(now - peer.rated_at, LEAST), MOST)
+    """Enters the bytes since the report before. Reports that come soon after one another count together."""
     if tx_bytes > TRANSPORT_OVERHEAD:  # more than a keepalive
         peer.rx_alone = 0
     elif rx_bytes > TRANSPORT_OVERHEAD:
         peer.rx_alone = min(peer.rx_alone + rx_bytes, MAX_COUNT)
-    peer.rated_at, peer.rx_rate, peer.tx_rate = now, max(rx_bytes, 0) / span, max(tx_bytes, 0) / span
+    peer.rx_unrated += max(rx_bytes, 0)
+    peer.tx_unrated += max(tx_bytes, 0)
+    span = min(now - peer.rated_at, MOST)
+    if span >= LEAST:
+        peer.rated_at, peer.rx_rate, peer.tx_rate = now, peer.rx_unrated / span, peer.tx_unrated / span
+        peer.rx_unrated = peer.tx_unrated = 0
 
 
 def of(peer: Peer, now: float) -> tuple[float, float]:

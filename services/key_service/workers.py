@@ -195,6 +195,7 @@ class Workers:
             wanted = number < self.moves.wanted
             (self._log.warning if wanted else self._log.info)("worker gone", worker=number)
             now = boot_time()
+            self._quotas.worker_died(number, generation, now)
             self._handshaker.worker_down(number)
             self._do(self.moves.worker_down(number, now), now)
 
@@ -267,7 +268,7 @@ class Workers:
                 peer.heard_at = now
             total = min(max(traffic.tx_bytes + traffic.rx_bytes - traffic.refused, 0), MAX_COUNT)
             known[place] = (peer, member.generation, traffic.tx_bytes, traffic.rx_bytes, total)
-            self._quotas.on_traffic(traffic.public_key, member.number, member.generation, total)
+            self._quotas.on_traffic(traffic.public_key, member.number, member.generation, total, now)
 
     def carried(self, public_key: bytes) -> dict[int, tuple[int, int]]:
         """Returns what a peer's tunnels have reported: generation and the bytes that count towards a quota, by worker."""

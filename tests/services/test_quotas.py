@@ -20,6 +20,7 @@ from stagewire.limits import MAX_COUNT
 
 A, B = bytes([1]) * 32, bytes([2]) * 32
 QUOTA = 1000
+NOW = 100.0
 NOVEMBER, DECEMBER, FAR = 1_795_000_000.0, 1_797_000_000.0, 4_000_000_000.0
 
 
@@ -72,18 +73,18 @@ def world(tmp_path: Path) -> World:
 def test_a_cap_is_what_is_left_beyond_what_the_tunnel_has_carried(world: World) -> None:
     assert world.quotas.cap(A, 0) == QUOTA
     assert world.quotas.cap(B, 0) == -1
-    world.quotas.on_traffic(A, 0, 7, 300)
+    world.quotas.on_traffic(A, 0, 7, 300, NOW)
     assert world.quotas.cap(A, 0) == QUOTA, "the worker that carried it has the same cap as before"
     assert world.quotas.cap(A, 1) == QUOTA - 300
-    world.quotas.on_traffic(A, 1, 8, 200)
+    world.quotas.on_traffic(A, 1, 8, 200, NOW)
     assert world.quotas.cap(A, 0) == QUOTA - 200
-    world.quotas.on_traffic(A, 0, 7, 5000)
+    world.quotas.on_traffic(A, 0, 7, 5000, NOW)
     assert world.quotas.cap(A, 1) == 200
 
 
 def test_workers_hear_of_a_cap_once_and_again_when_it_changes(world: World) -> None:
     world.look()
-    world.quotas.on_traffic(A, 0, 7, 300)
+    world.quotas.on_traffic(A, 0, 7, 300, NOW)
     world.look()
     world.look()
     assert world.told == [A]
@@ -97,44 +98,75 @@ def test_workers_hear_of_a_cap_once_and_again_when_it_changes(world: World) -> N
 
 
 def test_a_killed_key_service_counts_nothing_twice_and_nothing_too_little(world: World) -> None:
-    world.quotas.on_traffic(A, 0, 7, 300)
+    world.quotas.on_traffic(A, 0, 7, 300, NOW)
     world.look()
-    world.quotas.on_traffic(A, 0, 7, 350)  # not stored
+    world.quotas.on_traffic(A, 0, 7, 350, NOW)  # not stored
     world.begun()
     world.quotas.worker_began(0, 7)
-    world.quotas.on_traffic(A, 0, 7, 400)
+    world.quotas.on_traffic(A, 0, 7, 400, NOW)
     assert world.used == 400
     assert world.quotas.cap(A, 0) == QUOTA
 
 
+def test_what_a_dead_worker_had_not_reported_is_reckoned_from_its_pace(world: World) -> None:
+    for now, total in ((NOW, 100), (NOW + 0.2, 300)):  # 1,000 bytes a second
+        world.quotas.on_traffic(A, 0, 7, total, now)
+    world.quotas.worker_died(0, 7, NOW + 0.3)
+    assert world.used == 400
+    world.quotas.on_traffic(A, 0, 7, 380, NOW + 0.3)
+    assert world.used == 400, "a last report that comes late counts only beyond that"
+    world.quotas.on_traffic(A, 0, 7, 410, NOW + 0.3)
+    world.quotas.worker_began(0, 8)
+    world.quotas.on_traffic(A, 0, 8, 50, NOW + 0.5)
+    assert world.used == 460
+    world.quotas.worker_died(0, 7, NOW + 0.6)
+    assert world.used == 460, "that process has been counted"
+
+
+def test_a_worker_that_dies_before_its_first_report_goes_on_at_the_pace_of_the_one_before(world: World) -> None:
+    for now, total in ((NOW, 100), (NOW + 0.2, 300)):
+        world.quotas.on_traffic(A, 0, 7, total, now)
+    world.quotas.worker_died(0, 7, NOW + 0.2)
+    world.quotas.worker_began(0, 8)
+    world.quotas.worker_died(0, 8, NOW + 0.3)
+    assert world.used == 400
+
+
+def test_a_dead_worker_whose_tunnel_rested_had_nothing_to_report(world: World) -> None:
+    for now, total in ((NOW, 100), (NOW + 0.2, 300), (NOW + 0.4, 300)):
+        world.quotas.on_traffic(A, 0, 7, total, now)
+    world.quotas.worker_died(0, 7, NOW + 500)
+    assert world.used == 300
+
+
 def test_a_new_worker_counts_from_zero(world: World) -> None:
-    world.quotas.on_traffic(A, 0, 7, 300)
+    world.quotas.on_traffic(A, 0, 7, 300, NOW)
     world.quotas.worker_began(0, 8)
     assert world.quotas.cap(A, 0) == QUOTA - 300
-    world.quotas.on_traffic(A, 0, 8, 310)
+    world.quotas.on_traffic(A, 0, 8, 310, NOW)
     assert world.used == 610
 
 
 def test_the_last_report_of_a_worker_counts_once_though_the_next_one_has_begun(world: World) -> None:
-    world.quotas.on_traffic(A, 0, 7, 300)
+    world.quotas.on_traffic(A, 0, 7, 300, NOW)
     world.quotas.worker_began(0, 8)
-    world.quotas.on_traffic(A, 0, 7, 320)
+    world.quotas.on_traffic(A, 0, 7, 320, NOW)
     assert world.used == 320
-    world.quotas.on_traffic(A, 0, 8, 10)
-    world.quotas.on_traffic(A, 0, 7, 330)
-    world.quotas.on_traffic(A, 0, 8, 15)
+    world.quotas.on_traffic(A, 0, 8, 10, NOW)
+    world.quotas.on_traffic(A, 0, 7, 330, NOW)
+    world.quotas.on_traffic(A, 0, 8, 15, NOW)
     assert world.used == 345
     assert world.quotas.cap(A, 0) == QUOTA - 345 + 15
 
 
 def test_a_tunnel_made_anew_in_the_same_worker_counts_from_zero(world: World) -> None:
-    world.quotas.on_traffic(A, 0, 7, 300)
+    world.quotas.on_traffic(A, 0, 7, 300, NOW)
     world.quotas.tunnel_begins(A, 0)
     assert world.quotas.cap(A, 0) == QUOTA - 300
-    world.quotas.on_traffic(A, 0, 7, 310)
+    world.quotas.on_traffic(A, 0, 7, 310, NOW)
     assert world.used == 610
     world.quotas.peer_gone(A)
-    world.quotas.on_traffic(A, 0, 7, 320)
+    world.quotas.on_traffic(A, 0, 7, 320, NOW)
     assert world.used == 930
 
 
@@ -142,15 +174,15 @@ def test_what_a_peer_carried_before_it_had_a_quota_does_not_count(world: World) 
     world.configure(peer(A), peer(B))
     world.quotas.carried = lambda _key: {0: (7, 5000)}
     assert world.quotas.cap(B, 0) == 5000 + QUOTA
-    world.quotas.on_traffic(B, 0, 7, 5100)
+    world.quotas.on_traffic(B, 0, 7, 5100, NOW)
     assert world.quotas._usages[B].in_month("2026-11") == 100
 
 
 def test_a_clock_that_jumps_a_month_ahead_and_back_finds_the_month_that_it_left(world: World) -> None:
-    world.quotas.on_traffic(A, 0, 7, 900)
+    world.quotas.on_traffic(A, 0, 7, 900, NOW)
     for jump in (DECEMBER, FAR, 0.0):
         world.clock = jump
-        world.quotas.on_traffic(A, 0, 7, 900)
+        world.quotas.on_traffic(A, 0, 7, 900, NOW)
         world.look()
         world.clock = NOVEMBER
         assert world.used == 900
@@ -166,7 +198,7 @@ def test_no_more_than_three_months_are_kept() -> None:
 
 def test_the_operator_is_warned_once_of_each(world: World) -> None:
     for total in (100, 799, 800, 900, 1000, 1100):
-        world.quotas.on_traffic(A, 0, 7, total)
+        world.quotas.on_traffic(A, 0, 7, total, NOW)
         world.look()
     assert [text.partition(";")[0] for text in world.said] == [
         "peer has used 80% of its quota",
@@ -182,7 +214,7 @@ def test_the_operator_is_warned_once_of_each(world: World) -> None:
 
 
 def test_what_a_peer_has_used_outlives_its_absence_within_the_month(world: World) -> None:
-    world.quotas.on_traffic(A, 0, 7, 900)
+    world.quotas.on_traffic(A, 0, 7, 900, NOW)
     world.configure()
     world.quotas.peer_gone(A)
     world.quotas.save(0)
@@ -200,7 +232,7 @@ def test_a_spoilt_file_is_kept_and_named_and_quotas_begin_anew(world: World, spo
     """So the version that wrote it can go on with it."""
     (world.folder / usage.NAME).write_text(spoilt)
     world.begun()
-    world.quotas.on_traffic(A, 0, 7, 0)
+    world.quotas.on_traffic(A, 0, 7, 0, NOW)
     world.look()
     assert (world.folder / f"{usage.NAME}.damaged").read_text() == spoilt
     assert "cannot read what peers have used" in world.said[0]
@@ -213,7 +245,7 @@ def test_a_full_disk_is_said_and_tried_again(world: World, monkeypatch: pytest.M
 
     with monkeypatch.context() as patched:
         patched.setattr("stagewire.files.write", full)
-        world.quotas.on_traffic(A, 0, 7, 300)
+        world.quotas.on_traffic(A, 0, 7, 300, NOW)
         world.look()
     assert "cannot store what peers have used" in world.said[0]
     world.look()
@@ -261,7 +293,7 @@ def test_anything_else_is_refused_in_a_line(said: bytes) -> None:
 
 def test_a_worker_that_counts_without_bound_makes_no_cap_that_cannot_be_told(world: World) -> None:
     for generation in range(4):
-        world.quotas.on_traffic(A, generation % 2, generation, MAX_COUNT)
+        world.quotas.on_traffic(A, generation % 2, generation, MAX_COUNT, NOW)
         assert 0 <= world.quotas.cap(A, 0) <= MAX_COUNT
     world.look()
     assert world.begun().cap(A, 0) <= MAX_COUNT

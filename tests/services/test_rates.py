@@ -26,5 +26,7 @@ def test_a_rate_is_taken_between_two_reports_and_ends_without_another() -> None:
     rates.take(known, 1000, 500, 101.0)
     assert rates.of(known, 102.0) == (1000.0, 500.0)
     rates.take(known, -5, 10, 101.01)
-    assert rates.of(known, 101.01) == (0.0, 20.0), "two reports at once would tell too high a rate"
+    assert rates.of(known, 101.01) == (1000.0, 500.0), "two reports at once would tell too high a rate"
+    rates.take(known, 100, 0, 101.5)
+    assert rates.of(known, 101.5) == (200.0, 20.0), "so they count together"
     assert rates.of(known, 105.0) == (0.0, 0.0)

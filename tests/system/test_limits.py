@@ -34,8 +34,8 @@ SIZE = 996
 """Bytes of UDP payload. Inside are 28 more, which WireGuard then pads by nothing."""
 INNER = SIZE + 28
 QUOTA = 2_000_000
-SLOWLY = 25
-"""Packets/s of which a killed worker forgets less than 1 % of the quota."""
+STEADILY, KILLS = 100, 3
+"""Packets/s, of which a killed worker has not reported up to 1 % of the quota, and how often that happens."""
 STAYS = Single(1)
 GATEWAY = STAYS.gateway_inner[0]
 CROWD = 50
@@ -168,6 +168,11 @@ class Metered:
             with NumberedStream(self._network.b, a, STAYS.inner[0], rate=rate, size=SIZE):
                 yield
 
+    def waits_for(self, more: float, what: str) -> None:
+        """Waits until so many more bytes have passed."""
+        enough = self.carried + more
+        self.waits(lambda: self.carried > enough, what)
+
     def waits(self, condition: Callable[[], bool], what: str) -> None:
         try:
             until(condition, 20, what)
@@ -180,14 +185,15 @@ def test_a_quota_holds_over_every_restart(network: Topology, hub: WgHub) -> None
     peer(hub, "set", key, "--quota", str(QUOTA))
     meter = Metered(network, hub)
     with meter.link:
-        with meter.stream(SLOWLY):
-            meter.waits(lambda: meter.carried > QUOTA / 50, "the stream")
+        with meter.stream(STEADILY):
+            meter.waits_for(QUOTA / 50, "the stream")
             hub.gateway.kill("key", 9)
             hub.gateway.command("restart", "all", hub.name)
-            for number in (0, 1):  # one of both is its home
-                hub.gateway.kill("device", 9, number)
-            had = meter.carried
-            meter.waits(lambda: meter.carried > had + QUOTA / 50, "the stream after the kill")
+            for _ in range(KILLS):
+                meter.waits_for(QUOTA / 20, "the stream before a kill")
+                for number in (0, 1):  # one of both is its home
+                    hub.gateway.kill("device", 9, number)
+            meter.waits_for(QUOTA / 50, "the stream after the kills")
         # What is not stored when all ends at once is lost.
         meter.waits(lambda: meter.stored >= meter.carried - QUOTA / 100, "all to be stored")
         hub.gateway.down()
@@ -206,7 +212,7 @@ def test_a_quota_holds_over_every_restart(network: Topology, hub: WgHub) -> None
     # A worker reports what it drops each second.
     until(lambda: "has used up its Quota" in why(), 10, "why to name the quota")
     peer(hub, "set", key, "--quota", "none")
-    with meter.stream(SLOWLY):
+    with meter.stream(STEADILY):
         pass
 
 

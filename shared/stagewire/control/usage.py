@@ -61,6 +61,17 @@ class Usage:
             self.add(month, total - before)
         self.tunnels[worker] = (generation, total)
 
+    def ends(self, worker: int, generation: int, unreported: int, month: str) -> None:
+        """Notes that a worker's process has died, and counts what it has probably carried since its last report.
+
+        A last report that comes late adds what exceeds that.
+        """
+        known, total = self.tunnels.get(worker, (generation, 0))
+        if known == generation:
+            self.former[worker] = generation, total + unreported
+            self.tunnels.pop(worker, None)
+            self.add(month, unreported)
+
     def begins(self, worker: int, generation: int) -> None:
         """Notes which process carries a worker's tunnel from now on."""
         if worker in self.tunnels and self.tunnels[worker][0] != generation:

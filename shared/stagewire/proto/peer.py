@@ -45,7 +45,10 @@ class Peer:
     tx_bytes: int = 0
     rx_bytes: int = 0
     rated_at: float = -math.inf
-    """When its worker last reported more bytes."""
+    """When the rates were taken, from reports of its worker."""
+    rx_unrated: int = 0
+    tx_unrated: int = 0
+    """Bytes reported since then."""
     tx_rate: float = 0.0
     """Bytes a second, as of then; so is `rx_rate`."""
     rx_rate: float = 0.0
