@@ -4,6 +4,7 @@ Each trouble names the exact commands that mend it. `--fix` runs them after show
 """
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 from stagewire import config
 from stagewire.config import ConfigError
-from stagewire.config.peer_names import label
+from stagewire.config.peer_names import label, operand
 from stagewire.control import gateway
 from stagewire.environment import Environment
 from stagewire.proto.kernel import rule
@@ -296,14 +297,14 @@ def _peers(facts: Facts) -> Iterator[Trouble]:
         text = f"{prefix} of {inner} lies in a prefix of {outer}; packets to it go to {inner}"
         yield Trouble("overlap", text, "make the prefixes narrower, if that isn't meant", wrong=False)
     silent = [
-        label(peer["public_key"], peer["name"])
+        (label(peer["public_key"], peer["name"]), operand(peer["public_key"], peer["name"]))
         for peer in peers
         if peer["endpoint"]
         and (peer["last_handshake_unix_s"] or 0) < facts.now - RECENT
         and any(facts.now - each["last_unix_s"] <= RECENT for each in peer["reasons"])
     ]
-    for name in silent[:_LISTED]:
-        yield Trouble("peer_silent", f"{name} completes no handshake", f"see `stagewire why {name.split(' (')[0]!r}`")
+    for name, word in silent[:_LISTED]:
+        yield Trouble("peer_silent", f"{name} completes no handshake", f"see `stagewire why {word}`")
 
 
 def _overlaps(peers: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
@@ -374,4 +375,4 @@ def mend(troubles: list[Trouble], say: Callable[[str], None]) -> bool:
 
 def written(command: tuple[str, ...]) -> str:
     """Writes a command as an operator types it."""
-    return " ".join(f"'{word}'" if any(letter in word for letter in " ;{}") else word for word in command)
+    return shlex.join(command)

@@ -1,6 +1,5 @@
 """Answers `stagewire why` for a peer that is out of use: since when, and which command brings it back."""
 
-import shlex
 import time
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
@@ -8,7 +7,7 @@ from typing import Any, Final
 
 from stagewire import config
 from stagewire.config import ConfigError, PeerConfig, encode_key, marks, operations, roster, values
-from stagewire.config.peer_names import NotFoundError, find
+from stagewire.config.peer_names import NotFoundError, find, operand
 from stagewire.control import query
 from stagewire.control.event import when
 from stagewire.environment import Environment
@@ -86,7 +85,7 @@ def _by_address(text: str, in_force: list[dict[str, Any]], away: dict[str, PeerC
 
 
 def _finding(environment: Environment, peer: PeerConfig) -> Finding:
-    word = shlex.quote(peer.name or encode_key(peer.public_key))
+    word = operand(encode_key(peer.public_key), peer.name)
     where = f"-i {environment.interface}"
     if operations.is_expired(peer, time.time()):
         end = values.as_time(peer.expires or 0)

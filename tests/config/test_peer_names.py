@@ -1,5 +1,6 @@
 """Names of peers, from comments: which peer gets which, that no name harms who reads it, and which peer a text means."""
 
+import shlex
 import unicodedata
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagewire.config import ConfigError, InterfaceConfig, difference, encode_key, merge, parse
-from stagewire.config.peer_names import MAX_NAME, NotFoundError, cleaned, find, in_comment, label
+from stagewire.config.peer_names import MAX_NAME, NotFoundError, cleaned, find, in_comment, label, operand
 
 INTERFACE = f"[Interface]\nPrivateKey = {encode_key(bytes([8] + [1] * 30 + [64]))}\n"
 KEYS = [encode_key(bytes([number] * 31 + [32])) for number in range(1, 4)]
@@ -161,3 +162,10 @@ def test_a_text_that_means_no_peer_or_several(text: str, said: str) -> None:
 def test_a_label_shows_the_name_beside_the_beginning_of_the_key() -> None:
     assert label(KEYS[0], "Anna") == f"Anna ({KEYS[0][:10]})"
     assert label(KEYS[0], "") == KEYS[0][:10]
+
+
+@pytest.mark.parametrize("name", ["Anna's $(reboot)", "`id`; x", "Anna (old) phone", "-v", ""])
+def test_a_shell_takes_a_name_in_a_command_for_one_word(name: str) -> None:
+    [word] = shlex.split(operand("K" * 43 + "=", name))
+    assert word in (name, "K" * 43 + "=")
+    assert not word.startswith("-")

@@ -5,6 +5,7 @@
 
 import difflib
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -43,6 +44,11 @@ def cleaned(text: str) -> str:
 def folded(name: str) -> str:
     """Returns what names have in common that an operator can't tell apart."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def operand(public_key: str, name: str) -> str:
+    """Writes what names a peer in a command, for a shell: a name may have any letter."""
+    return shlex.quote(name) if name and not name.startswith("-") else public_key
 
 
 def label(public_key: str, name: str) -> str:
