@@ -127,7 +127,7 @@ def test_a_run_folder_that_a_gateway_in_another_pid_namespace_uses_is_left_alone
     process = here.popen(*(apart if inside else ()), "sh", "-c", up, env=gateway.env, output=subprocess.PIPE)
     assert process.stdout is not None
     with process.stdout:
-        assert process.stdout.readline() == b"up\n"
+        assert process.stdout.readline() == b"x0 is up, with 0 peers\n"
     wanted = {path.name: path.stat().st_ino for path in (gateway.run_directory / "x0").glob("slot.*")}
     for arguments in (("down", "x0"), ("up", gateway.config_path)):
         enter = () if inside else apart
