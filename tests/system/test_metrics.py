@@ -122,13 +122,14 @@ def test_a_gateway_that_works_is_ready_and_a_killed_status_service_comes_back_wi
     until(lambda: ("wireguard_sent_bytes_total", "Anna") in samples(hub), 10, "the peers to be known again")
 
 
-def test_a_gateway_whose_conn_service_stands_still_is_not_ready_within_a_second(network: Topology, hub: Hub) -> None:
+def test_a_gateway_whose_conn_service_stands_still_is_not_ready(network: Topology, hub: Hub) -> None:
     still = "conn-service stands still"
     with hub.wireguard_go(ANNA, network.a, Topology.B4), Pulse(network.a, network.b, [ANNA.gateway_inner[0]]) as pulse:
         until(lambda: pulse.received > 10, 10, "packets to flow")
         stopped = hub.gateway.kill("conn", signal.SIGSTOP)
         try:
-            until(lambda: fetch(hub, "/readyz") == (503, f"{still}\n"), 2, "it to be noticed")
+            # Within a second, unless it was stopped in its sleep.
+            until(lambda: fetch(hub, "/readyz") == (503, f"{still}\n"), 10, "it to be noticed")
             assert ready(hub) == (4, f"{still}\n")
             assert (
                 "does no work: conn-service, a signal has"
