@@ -24,6 +24,8 @@ _POLL: Final = 0.1
 PING_WITHIN: Final = 0.5
 _HOST_FAILS_WITHIN: Final = 3.3
 """s until a router gives up to look for a host."""
+_RESTS: Final = (0.0, 0.0, 2.2)
+"""s before each ping that a router is to refuse: after some refusals, Linux refuses another only after 2 s of rest."""
 _BETWEEN: Final = 0.02
 SILENT_BYTES: Final = 500
 """Bytes of handshakes and keepalives: less says that no packet has come."""
@@ -182,7 +184,8 @@ def _look_behind(path: Path, tried: _Tried, target: _Address, addresses: list[st
     same = [each for each in map(ip_address, addresses[:_OWN_ADDRESSES]) if each.version == target.version]
     path.answering = tuple(str(each) for each in same[:2] if tried.passes(each, ping.SMALL))
     path.refused = tried.refused.get(target)
-    for _ in range(0 if path.refused else 2):
+    for rest in () if path.refused else _RESTS:
+        time.sleep(tried.within(rest))
         heard = ping.ask(target, tried.interface, ping.SMALL, tried.within(PING_WITHIN), hops=1)
         if heard is not None and heard.kind == "exceeded":
             path.forwards = heard
