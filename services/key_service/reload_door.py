@@ -11,7 +11,7 @@ of JSON. A thread reads the text and works out the difference, which may take lo
     {"do": "confirm", "length": 0}\\n    keeps it    -> {"error": ""}
     {"do": "unconfirmed", "trial": "…", "length": 0}\\n    -> {"error": "", "left": 17.5, "ended": ""}
           `left` is 0 if nothing waits for confirmation; `ended` is "kept" or "back" once that trial ended so.
-    {"do": "backed_up", "output": "/root/wg0.backup", "length": 0}\\n    notes it in the audit    -> {"error": ""}
+    {"do": "backed_up", "output": "wg0.backup", "length": 0}\\n    notes it in the audit    -> {"error": ""}
     {"do": "operate", "operation": {...}, "length": N}\\n<text>    changes peers of the file, which must be in force
           -> {"error": "", "write": N}\\n<new text>    the client puts this into the file, and says {"error": ""}\\n
           -> {"error": "", "warning": "", "difference": [...]}    the change holds

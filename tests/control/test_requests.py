@@ -13,7 +13,7 @@ from stagewire.control.shapes import BadOperation
 
 EACH: list[Request] = [
     Apply(), Apply(dry_run=True, confirm=60, trial="ab"), Confirm(), Unconfirmed("ab"), Operate(RenamePeer("a", "b")),
-    Adopt(), BackedUp("/root/one"),
+    Adopt(), BackedUp("one.backup"),
 ]  # fmt: skip
 ODD: list[Any] = [
     [], {}, {"do": "later"}, {"do": ["apply"]}, {"version": 2, "do": "apply"}, {"version": True, "do": "apply"},

@@ -124,8 +124,8 @@ def test_the_audit_has_applying_confirming_backups_and_all_that_a_removed_peer_h
     assert last_audited(one) == ("apply", ["+ MTU 1400"])
     one.apply(INTERFACE, confirm=60)
     assert last_audited(one) == ("apply --confirm 60", ["- MTU 1400"])
-    key_door.backed_up(one.environment, "/root/one")
-    assert last_audited(one) == ("backup", ["to /root/one"])
+    key_door.backed_up(one.environment, "one.backup")
+    assert last_audited(one) == ("backup", ["to one.backup"])
     key_door.confirm(one.environment)
     assert last_audited(one) == ("confirm", [])
     words = {
