@@ -7,7 +7,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Final
 
-from key_service import in_force, journal, reload_door, wg_socket
+from key_service import door_wire, in_force, journal, wg_socket
 from key_service.registry import Registry, unconfigured
 from key_service.service import KeyService
 from key_service.timestamps import TimestampStore
@@ -49,7 +49,7 @@ def main() -> int:
         for file in others:
             privileges.give(file, "key")
         listener = wg_socket.listen(environment.wg / f"{environment.interface}.sock")
-        door = reload_door.listen(environment.run) if environment.managed else None
+        door = door_wire.listen(environment.run) if environment.managed else None
     except (config.ConfigError, ImportError, OSError) as error:
         return _refused(stage, error)
     del kept, interface  # their keys must not outlive a change

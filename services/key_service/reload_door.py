@@ -21,7 +21,6 @@ of JSON. A thread reads the text and works out the difference, which may take lo
 The file comes first: a process that is killed in between leaves a change that `stagewire reload` completes.
 """
 
-import json
 import os
 import socket
 import threading
@@ -32,7 +31,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from key_service import in_force, trial_run
+from key_service import door_wire, in_force, trial_run
 from key_service.live import LiveConfiguration, Task
 from key_service.registry import Prepared
 from key_service.trial_run import Before
@@ -55,17 +54,13 @@ from stagewire.config.roster import Refused
 from stagewire.control import requests
 from stagewire.control.requests import Asked
 from stagewire.control.shapes import BadOperation
-from stagewire.limits import MAX_ACCEPTED
 from stagewire.linux import privileges
 from stagewire.linux.peer_credentials import credentials, peer_uid
 from stagewire.loop import boot_time
-from stagewire.pipe.names import RELOAD
 from stagewire.process.stage import Stage
 
 TIMEOUT: Final = 30.0
 """s that the command may pause while it sends a file or takes the answer."""
-_MAX_LINE: Final = 4 << 20
-"""Bytes of a line of JSON: an operation may add thousands of peers."""
 _AGAIN: Final = 5.0
 """s until another attempt to go back, after a refusal."""
 
@@ -113,7 +108,7 @@ class _Request:
 
 
 class ReloadDoor:
-    """Listens on the loop. `listen` opens `listener` as root."""
+    """Listens on the loop. `door_wire.listen` opens `listener` as root."""
 
     def __init__(
         self,
@@ -313,8 +308,8 @@ class ReloadDoor:
     def _serve(self, connection: socket.socket) -> None:
         with connection, connection.makefile("rb") as stream, suppress(OSError):
             try:
-                asked = requests.from_json_untrusted(_heard(stream))
-                text = _text(stream, asked.length)
+                asked = requests.from_json_untrusted(door_wire.heard(stream))
+                text = door_wire.text(stream, asked.length)
                 if isinstance(asked.request, requests.Unconfirmed):
                     number = asked.request.trial
                     # In this order: a trial that ends in between has ended, and is not an unknown one.
@@ -326,7 +321,7 @@ class ReloadDoor:
                 why = f" ({error})" if isinstance(error, BadOperation) else ""
                 mend = "use the `stagewire` of its version"
                 answer = {"error": f"key-service does not understand this command{why}; {mend}"}
-            _say(connection, answer)
+            door_wire.say(connection, answer)
 
     def _answer(self, asked: Asked, text: str, connection: socket.socket, stream: BinaryIO) -> dict[str, Any]:
         theirs, request = credentials(connection), asked.request
@@ -400,9 +395,9 @@ class ReloadDoor:
             return {"error": "", "warning": "", "difference": told}
         wanted = self._wanted(text, outcome.text, operations.called(operation), list(outcome.changes), asker)
         data = outcome.text.encode("utf-8", "surrogateescape")
-        _say(connection, {"error": "", "write": len(data)})
+        door_wire.say(connection, {"error": "", "write": len(data)})
         connection.sendall(data)
-        if error := _heard(stream)["error"]:
+        if error := door_wire.heard(stream)["error"]:
             return {"error": str(error)}
         answer = self._have_made(wanted)
         return answer if answer["error"] else {**answer, "difference": told}
@@ -456,43 +451,3 @@ def _difference(
     before: InterfaceConfig, after: InterfaceConfig, off: tuple[frozenset[bytes], frozenset[bytes]]
 ) -> list[str]:
     return config.difference(before, after, off_before=off[0], off_after=off[1])
-
-
-def _say(connection: socket.socket, said: dict[str, Any]) -> None:
-    connection.sendall(json.dumps(said).encode() + b"\n")
-
-
-def _heard(stream: BinaryIO) -> dict[str, Any]:
-    """Reads a line of JSON. Raises ValueError, RecursionError or OSError."""
-    line = stream.readline(_MAX_LINE)
-    if not line.endswith(b"\n"):
-        raise ValueError
-    said = json.loads(line)
-    if not isinstance(said, dict):
-        raise ValueError  # noqa: TRY004 - no caller tells them apart
-    return said
-
-
-def _text(stream: BinaryIO, length: object) -> str:
-    if not isinstance(length, int) or not 0 <= length <= MAX_ACCEPTED:
-        raise ValueError
-    data = stream.read(length)
-    if len(data) < length:
-        raise ValueError
-    return data.decode("utf-8", "surrogateescape")
-
-
-def listen(run: Path) -> socket.socket:
-    """Opens the socket as root, so that root alone may connect. Raises OSError."""
-    path = run / RELOAD.path
-    fresh = path.with_name(f".{path.name}")
-    files.clear(fresh)
-    opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    before = os.umask(0o177)
-    try:
-        opened.bind(str(fresh))
-    finally:
-        os.umask(before)
-    opened.listen(8)
-    files.put(fresh, path)
-    return opened

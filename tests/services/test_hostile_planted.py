@@ -13,7 +13,7 @@ from tests.speakers import admission
 
 from host_service import sockets
 from host_service.ledger import Ledger, LinkMade
-from key_service import in_force, journal, reload_door
+from key_service import door_wire, in_force, journal
 from key_service.clock import Clock
 from key_service.timestamps import TimestampStore
 from stagewire import files, logs
@@ -71,7 +71,7 @@ def test_the_journal(plant: Callable[..., Path]) -> None:
 
 def test_the_door_for_reload_and_the_clock(plant: Callable[..., Path]) -> None:
     run = plant("key/reload", "key/.reload", "key/clock")
-    reload_door.listen(run).close()
+    door_wire.listen(run).close()
     assert Clock(run / "key", logs.Log()).anchor is None
 
 
