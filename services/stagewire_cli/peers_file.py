@@ -58,10 +58,8 @@ class PeersFile:
         with WholeFile(self._target) as new:
             os.fchown(new.descriptor, self._found.st_uid, self._found.st_gid)
             os.fchmod(new.descriptor, stat.S_IMODE(self._found.st_mode))
-            # The next command that waits for the lock finds it on the new file.
-            fcntl.flock(new.descriptor, fcntl.LOCK_EX)
+            self.lock_also(new.descriptor)
             new.write(data)
-            self._lock = os.dup(new.descriptor)
             old = self._target.with_name(f".{self._target.name}.before")
             old.unlink(missing_ok=True)  # of a command that was killed
             os.fsync(new.descriptor)  # the old file has no second name for longer than it needs
@@ -72,6 +70,11 @@ class PeersFile:
             self._old = old
             new.replace()
             self.text = data.decode("utf-8", "surrogateescape")
+
+    def lock_also(self, descriptor: int) -> None:
+        """Locks the file that will take this one's place: the next command that waits for the lock finds it there."""
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self._lock = os.dup(descriptor)
 
     def put_back(self) -> None:
         """Puts the old file back. Raises Failed."""

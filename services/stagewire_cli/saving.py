@@ -9,8 +9,8 @@ from pathlib import Path
 from stagewire import config
 from stagewire.config import ConfigError, InterfaceConfig
 from stagewire.environment import Environment
-from stagewire.whole_files import WholeFile
-from stagewire_cli import in_force, key_door, peers_file, the_file
+from stagewire.whole_files import Lock, WholeFile
+from stagewire_cli import again, in_force, key_door, peers_file, the_file
 from stagewire_cli.done import DoneList, Plan
 from stagewire_cli.failures import Failed
 
@@ -24,16 +24,14 @@ def save(environment: Environment, tell: Say, *, force: bool = False) -> None:
     unchanged.
     """
     path = the_file.of(environment)
-    with peers_file.locked(path) if path.exists() else nullcontext():
-        _save(environment, tell, force=force)
-    with (
-        suppress(Failed),
-        peers_file.locked(path) as file,
-    ):  # key-service may go on with the old text, which means the same
-        key_door.apply(environment, file.text)
+    # Another command must find the new text in force, too.
+    with peers_file.locked(path) if path.exists() else nullcontext() as file:
+        _save(environment, tell, file.lock_also if file is not None else None, force=force)
+        with suppress(Failed):  # key-service may go on with the old text, which means the same
+            key_door.apply(environment, config.load_text(path))
 
 
-def _save(environment: Environment, tell: Say, *, force: bool) -> None:
+def _save(environment: Environment, tell: Say, lock: Lock, *, force: bool) -> None:
     path, read, now = _what_is_in_force(environment)
     if difference := _edited(path, read):
         if not force:
@@ -41,13 +39,13 @@ def _save(environment: Environment, tell: Say, *, force: bool) -> None:
                 "\n".join(_refusal(environment, path, difference, config.difference(_parsed(read, path), now)))
             )
         backup = _backed_up(path)
-        put(path, config.merge(read, now))
+        put(path, config.merge(read, now), lock)
         if backup is None:
             tell(f"{path} was gone; it now has the configuration in force")
         else:
             tell(f"{path} had changed since it was read; its old text is in {backup}, and it now has what is in force")
     else:
-        config.save(path, now)
+        config.save(path, now, lock)
         tell(f"{path} has the configuration in force")
 
 
@@ -75,12 +73,19 @@ def _what_is_in_force(environment: Environment) -> tuple[Path, str, InterfaceCon
         now = in_force.with_expired(in_force.over(standing, lines), standing, time.time())
     except (ValueError, IndexError):
         raise Failed("the `wg` socket gives no good answer, so the configuration in force isn't known") from None
+    if standing.listen_port is None and again.asked(lambda: _has_free_port(environment)):
+        now = replace(now, listen_port=None)
+    return path, text, now
+
+
+def _has_free_port(environment: Environment) -> bool:
+    """Tells whether the open port is just one that was free. Raises NotAsked if key-service is silent."""
     from stagewire.control import query  # slow to import, which `down` avoids without SaveConfig
 
     answer = query.key_service(environment)
-    if standing.listen_port is None and answer is not None and answer.listen_port_set is None:
-        now = replace(now, listen_port=None)  # the open port is just one that was free
-    return path, text, now
+    if answer is None:
+        raise key_door.NotAsked("key-service doesn't answer, so the port in force isn't known; try again")
+    return answer.listen_port_set is None
 
 
 def _refuse_strange_commands(environment: Environment, path: Path, standing: InterfaceConfig) -> None:
@@ -158,12 +163,12 @@ def beside(path: Path, kind: str, data: bytes) -> Path:
     raise Failed(f"{target}.{kind}.999 exists already: remove old copies; nothing is changed")
 
 
-def put(path: Path, text: str) -> None:
+def put(path: Path, text: str, lock: Lock = None) -> None:
     """Replaces a file in one step. Raises Failed."""
     target = path.resolve()
     try:
         with WholeFile(target) as file:
             file.write(text.encode("utf-8", "surrogateescape"))
-            file.replace()
+            file.replace(lock)
     except OSError as error:
         raise Failed(f"{target}: {error.strerror}; nothing is changed") from None

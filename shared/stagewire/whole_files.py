@@ -2,10 +2,13 @@
 
 import errno
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
+Lock = Callable[[int], None] | None
+"""Locks the descriptor of a new file, which does not have its name yet."""
 _NO_UNNAMED: Final = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
 """Answers of a file system, such as FAT or NFS, that has no files without a name."""
 _DESCRIPTORS: Final = Path("/proc/self/fd")
@@ -54,9 +57,11 @@ class WholeFile:
             self._hidden = None
         sync_folder(self.path)
 
-    def replace(self) -> None:
+    def replace(self, lock: Lock = None) -> None:
         """Puts it in the place of what has its name, once it is on the disk. Raises OSError."""
         os.fsync(self.descriptor)
+        if lock is not None:
+            lock(self.descriptor)
         if self._hidden is None:
             self._hidden = self._some_name()
             self._link(self._hidden)

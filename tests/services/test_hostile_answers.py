@@ -28,6 +28,9 @@ from stagewire.environment import Environment
 from stagewire.limits import MAX_COUNT
 from stagewire.logs import Log
 from stagewire.pipe.names import MAX_REPORT
+from stagewire.proto.cookie import MacSealer
+from stagewire.proto.peer import Peer
+from stagewire.proto.timers import HandshakeTimers
 from stagewire.reasons import Incident
 from stagewire_cli import events, layout, metrics, show, top_view
 from stagewire_cli.failures import Failed
@@ -129,7 +132,7 @@ def test_long_texts_of_key_service_take_little_memory_of_status_service() -> Non
 
 @pytest.mark.attack("hostile-device")
 def test_no_worker_makes_a_count_of_bytes_that_wg_cannot_read() -> None:
-    peer = SimpleNamespace(tx_bytes=5, rx_bytes=5, heard_at=0.0, rated_at=0.0, rx_rate=0.0, tx_rate=0.0)
+    peer = Peer(bytes(32), bytes(32), 0, False, MacSealer(bytes(32)), HandshakeTimers(lambda: 0.0))
     totals = list[int]()
     workers = SimpleNamespace(
         _handshaker=SimpleNamespace(peers={bytes(32): peer}),

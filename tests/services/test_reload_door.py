@@ -19,7 +19,7 @@ from lab.wait import until
 from stagewire.config import encode_key, operations, peer_names, public_key, roster, unconfirmed
 from stagewire.config.operations import AddPeers, NewPeer, RemovePeers, RenamePeer, SetPeer, SwitchPeers
 from stagewire.config.settings import Setting
-from stagewire.control import requests
+from stagewire.control import query, requests
 from stagewire.environment import Environment
 from stagewire_cli import bring_up, key_door, peers, peers_file, reload, saving
 from stagewire_cli.failures import Failed
@@ -220,6 +220,15 @@ def test_save_add_and_apply_at_once_lose_no_peer(one: Door) -> None:
         doing.append(pool.submit(again, lambda: reload.reload(one.environment, print, print)))
         for done in doing:
             done.result()
+
+
+def test_save_keeps_a_free_port_free_though_the_first_answer_is_late(
+    one: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, in_time = iter([None]), query.key_service
+    monkeypatch.setattr(query, "key_service", lambda around: next(late, in_time(around)))
+    saving.save(one.environment, print)
+    assert "ListenPort" not in one.file.read_text()
 
 
 def test_what_nobody_confirms_goes_back_though_key_service_dies(one: Door) -> None:

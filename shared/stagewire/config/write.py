@@ -24,7 +24,7 @@ from stagewire.config.text import BOM, LISTS, Line, Section, Text
 from stagewire.config.tidy import key_of_peer, tidy
 from stagewire.config.tolerant import BUILT_IN, Lookups
 from stagewire.proto.constants import REKEY_AFTER_TIME
-from stagewire.whole_files import WholeFile
+from stagewire.whole_files import Lock, WholeFile
 
 _NO_PATH: Final = "the configuration"
 _ANY_ORDER: Final = {"Address", "AllowedIPs"}
@@ -39,11 +39,11 @@ def merge(text: str, interface: InterfaceConfig) -> str:
     return _merged(text, interface, _NO_PATH, of_this_host())
 
 
-def save(path: Path, interface: InterfaceConfig) -> None:
+def save(path: Path, interface: InterfaceConfig, lock: Lock = None) -> None:
     """Merges into the file and replaces it in one step: a reader finds the old text or the new one, whole.
 
-    Replaces the target of a symbolic link. Doesn't touch a file that says this already. Raises ConfigError, with the
-    file as it was: as `load` when that would refuse the file, else with one mistake.
+    Replaces the target of a symbolic link. Doesn't touch a file that says this already. `lock` locks the new file
+    in time. Raises ConfigError, with the file as it was: as `load` when that would refuse the file, else with one mistake.
     """
     load(path)
     lookups = of_this_host()
@@ -53,7 +53,7 @@ def save(path: Path, interface: InterfaceConfig) -> None:
             found, data = os.fstat(file.fileno()), file.read()
         text = data.decode("utf-8", "surrogateescape")
         merged = _merged(text, interface, name, lookups)
-        if merged != text and not _replaced(target, found, merged.encode("utf-8", "surrogateescape")):
+        if merged != text and not _replaced(target, found, merged.encode("utf-8", "surrogateescape"), lock):
             raise _refusal(name, "was changed by another program just now: look at it, and save again")
     except OSError as error:
         why = f"{error.strerror or 'it failed'}, in {printable(target.parent)}"
@@ -298,7 +298,7 @@ def _refusal(path: str, message: str) -> ConfigError:
 # --- the disk -----------------------------------------------------------------------------------------------
 
 
-def _replaced(target: Path, found: os.stat_result, data: bytes) -> bool:
+def _replaced(target: Path, found: os.stat_result, data: bytes, lock: Lock) -> bool:
     """Puts a new file in place of the one that was found; False if that has changed meanwhile."""
     with WholeFile(target) as new:
         os.fchown(new.descriptor, found.st_uid, found.st_gid)
@@ -306,7 +306,7 @@ def _replaced(target: Path, found: os.stat_result, data: bytes) -> bool:
         os.fsync(new.descriptor)
         if _version(target.stat()) != _version(found):
             return False
-        new.replace()
+        new.replace(lock)
     return True
 
 
