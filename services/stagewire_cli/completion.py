@@ -1,14 +1,17 @@
 """Completes what an operator types: commands and options by click's scripts, peers by asking the gateway."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
 import click
-from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
+from click.shell_completion import CompletionItem
 
+from stagewire.config.peer_names import folded
 from stagewire.stages import STAGES
+from stagewire_cli import shells
 
 PROGRAM: Final = "stagewire"
 _VARIABLE: Final = "_STAGEWIRE_COMPLETE"
@@ -18,23 +21,20 @@ PLACES: Final = {
     "fish": "usr/local/share/fish/vendor_completions.d/stagewire.fish",
 }
 """Where each shell looks for a program's script."""
-_PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-@+:/=")
-"""Letters that no shell takes for anything else."""
 _KEY: Final = 10
-"""Letters of a key that stand for a peer without a plain name."""
+"""Letters of a key that stand for a peer without a name of its own."""
+
+shells.register()
 
 
 def scripts(command: click.Command) -> Iterator[tuple[str, str]]:
     """Yields each shell's place and its script."""
-    for shell, place in PLACES.items():
-        kind = get_completion_class(shell)
-        if kind is not None:
-            made = kind(command, {}, PROGRAM, _VARIABLE)
-            yield place, ShellComplete.source(made)  # bash's own looks for a bash, which may not be installed
+    for shell in shells.SHELLS:
+        yield PLACES[shell.name], shell(command, {}, PROGRAM, _VARIABLE).source()
 
 
 def peers(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes a peer of a gateway that is up, or of its file. A name that a shell would split becomes a key."""
+    """Completes a peer of a gateway that is up, or of its file, by name. A name that several have becomes a key."""
     from stagewire_cli import operands
 
     if os.geteuid() != 0:
@@ -44,12 +44,18 @@ def peers(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[
     chosen = ctx.params.get("interface")
     by_file = ctx.parent is not None and ctx.parent.info_name == "peer"
     known = _in_file if by_file else _in_force
+    all_of_them = [each for gateway in ([chosen] if chosen else operands.interfaces()) for each in known(gateway)]
+    having = Counter(folded(name) for name, _ in all_of_them)
+    as_typed = any(name.startswith(incomplete) for name, _ in all_of_them)
     found = []
-    for gateway in [chosen] if chosen else operands.interfaces():
-        for name, key in known(gateway):
-            value = name if name and _PLAIN.issuperset(name) else key[:_KEY]
-            if value.startswith(incomplete) or (incomplete and name.startswith(incomplete)):
-                found.append(CompletionItem(value, help=name or None))
+    for name, key in all_of_them:
+        short = key[:_KEY]
+        own = bool(name) and not name.startswith("-") and having[folded(name)] == 1
+        fits = name.startswith(incomplete) if as_typed else name.casefold().startswith(incomplete.casefold())
+        if name and fits:
+            found.append(CompletionItem(name if own else short, help=short if own else name))
+        elif (incomplete or not name) and key.startswith(incomplete):
+            found.append(CompletionItem(short, help=name or None))
     return found
 
 

@@ -94,8 +94,7 @@ def test_pages_and_completions_are_installed_and_removed(tmp_path: Path) -> None
 def completed(*words: str) -> list[str]:
     variables = {
         "_STAGEWIRE_COMPLETE": "bash_complete",
-        "COMP_WORDS": " ".join(words),
-        "COMP_CWORD": str(len(words) - 1),
+        "COMP_LINE": " ".join(words),
     }
     program = Path(sys.executable).with_name("stagewire")
     told = subprocess.run([program], env={**os.environ, **variables}, capture_output=True, text=True, check=True)
@@ -109,13 +108,21 @@ def test_shells_complete_commands_and_options() -> None:
     completed("stagewire", "nonsense", "")
 
 
-def test_peers_are_completed_by_plain_names_and_otherwise_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_are_completed_by_names_of_their_own_and_otherwise_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
     class Peer:
         def __init__(self, name: str, key: str) -> None:
             self.name, self.public_key = name, key * 40
 
     class Status:
-        peers = (Peer("anna", "a"), Peer("Anna's phone", "b"), Peer("", "c"), Peer("$(reboot)", "d"))
+        peers = (
+            Peer("anna", "a"),
+            Peer("Anna's phone", "b"),
+            Peer("", "c"),
+            Peer("$(reboot)", "d"),
+            Peer("-x", "e"),
+            Peer("two", "f"),
+            Peer("Two", "g"),
+        )
 
     def items(typed: str, **params: Any) -> list[tuple[str, str | None]]:
         context = click.Context(main)
@@ -125,9 +132,14 @@ def test_peers_are_completed_by_plain_names_and_otherwise_by_key(monkeypatch: py
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(operands, "interfaces", lambda: ["wg0"])
     monkeypatch.setattr(query, "key_service", lambda _environment: Status)
-    assert items("") == [("anna", "anna"), ("b" * 10, "Anna's phone"), ("c" * 10, None), ("d" * 10, "$(reboot)")]
-    assert items("an") == [("anna", "anna")]
-    assert items("Anna's") == [("b" * 10, "Anna's phone")]  # bash puts it in place of what was typed
+    short = {letter: letter * 10 for letter in "abcdefg"}
+    anna, phone = ("anna", short["a"]), ("Anna's phone", short["b"])
+    rest = [(short["c"], None), ("$(reboot)", short["d"]), (short["e"], "-x"), (short["f"], "two"), (short["g"], "Two")]
+    assert items("") == [anna, phone, *rest]
+    assert items("an") == [anna]
+    assert items("AN") == [anna, phone]
+    assert items("Anna's") == [phone]
+    assert items("bb") == [(short["b"], "Anna's phone")]
     assert items("de", stage=True) == [("device", None)]
     monkeypatch.setattr(query, "key_service", lambda _environment: None)
     assert items("") == []
