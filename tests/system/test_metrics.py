@@ -108,9 +108,10 @@ def test_a_second_gateway_has_the_next_free_port_and_both_are_targets(hub: Hub, 
         [found] = json.loads(other.gateway.command("metrics", "--targets").stdout)
         assert (sorted(found["targets"]), found["labels"]) == (places, {"job": "stagewire"})
         for each in (hub, other):
+            peers = f'wireguard_peers_total{{interface="{each.name}"}} {len(each.spokes)}.0'
+            until(lambda at=each, line=peers: line in at.gateway.command("metrics", at.name).stdout, 10, peers)  # type: ignore[misc]
             text = each.gateway.command("metrics", each.name).stdout
             assert f'stagewire_ready{{interface="{each.name}"}}' in text
-            assert f'wireguard_peers_total{{interface="{each.name}"}} {len(each.spokes)}.0' in text
         other.gateway.down()
 
 

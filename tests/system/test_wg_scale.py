@@ -16,7 +16,7 @@ from lab.namespaces import Topology
 from lab.pulse import Pulse, PulseReport, favour
 from lab.traffic import ping
 from lab.wait import until
-from lab.wg import GATEWAY, BareHub, WgHub, is_ready, say
+from lab.wg import GATEWAY, WgHub, is_ready, over_both_families, say
 from lab.wireguard_go import new_key_pair
 
 pytestmark = [pytest.mark.alone, pytest.mark.system, pytest.mark.timeout(400)]
@@ -36,10 +36,15 @@ def network() -> Iterator[Topology]:
         yield topology
 
 
-@pytest.fixture(params=["up", "bare"])
-def hub(request: pytest.FixtureRequest, network: Topology, both: dict[str, WgHub]) -> Iterator[WgHub]:
-    """With a peer over IPv4 and one over IPv6, which have sessions."""
-    hub = both[request.param]
+@pytest.fixture(scope="module")
+def hub(network: Topology, shared_directory: Path) -> Iterator[WgHub]:
+    """With a peer over IPv4 and one over IPv6. Its key-service does all that a bare one does, and more."""
+    with WgHub(network.b, shared_directory, over_both_families(1, {})) as hub:
+        yield hub
+
+
+@pytest.fixture(autouse=True)
+def _peers(network: Topology, hub: WgHub) -> Iterator[None]:
     four, six = hub.over(4), hub.over(6)
     with (
         hub.wireguard_go(four, network.a, GATEWAY[4]) as at_four,
@@ -47,7 +52,7 @@ def hub(request: pytest.FixtureRequest, network: Topology, both: dict[str, WgHub
     ):
         assert ping(network.a, four.gateway_inner[0]).received + ping(network.a, six.gateway_inner[1]).received == 2
         favour(at_four.pid, at_six.pid)
-        yield hub
+        yield
 
 
 def measured(scenario: Callable[[], None], hub: WgHub) -> None:
@@ -134,13 +139,12 @@ def test_a_peer_with_130560_allowed_ips(network: Topology, hub: WgHub) -> None:
     few, few_of_ipv6 = routes(network, hub), of_ipv6(hub)
 
     def every_route(more: int) -> None:
-        """A managed interface has a route for each of them, which come after the answer. Half of them are IPv6."""
-        if not isinstance(hub, BareHub):
-            begun = time.monotonic()
-            # Behind some of ours there are unreachable ones, which count along.
-            until(lambda: 0 <= of_ipv6(hub) - few_of_ipv6 - more // 2 <= MAX_GUARDS, 90, f"{more} routes")
-            until(lambda: routes(network, hub) == few + more, 90, f"{more} routes")
-            print(f"routes, {time.monotonic() - begun:.2f} s later")
+        """There is a route for each of them, which come after the answer. Half of them are IPv6."""
+        begun = time.monotonic()
+        # Behind some of ours there are unreachable ones, which count along.
+        until(lambda: 0 <= of_ipv6(hub) - few_of_ipv6 - more // 2 <= MAX_GUARDS, 90, f"{more} routes")
+        until(lambda: routes(network, hub) == few + more, 90, f"{more} routes")
+        print(f"routes, {time.monotonic() - begun:.2f} s later")
 
     def come() -> None:
         hub.wg("addconf", hub.name, "/dev/stdin", data=text)
@@ -171,7 +175,6 @@ def test_a_peer_with_130560_allowed_ips(network: Topology, hub: WgHub) -> None:
     measured(scenario, hub)
 
 
-@pytest.mark.parametrize("hub", ["up"], indirect=True)  # whose key-service does all that a bare one does, and more
 def test_10000_peers(network: Topology, hub: WgHub) -> None:
     first, changed, only = many(hub, range(PEERS)), many(hub, range(500, PEERS + 500)), hub.stripped()
 
