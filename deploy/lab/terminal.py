@@ -3,6 +3,7 @@
 A recording is a file in asciicast's second format (docs.asciinema.org, asciicast v2), which asciinema plays.
 """
 
+import codecs
 import fcntl
 import json
 import os
@@ -28,6 +29,7 @@ class Terminal:
         self.size = columns, lines
         self.written: list[tuple[float, str]] = []
         """What the program wrote, and how many s after its start."""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end within a character
         self._keyboard, ours = pty.openpty()
         fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.settings = termios.tcgetattr(ours)
@@ -80,7 +82,11 @@ class Terminal:
         deadline = time.monotonic() + seconds * slack
         while self.process.poll() is None and time.monotonic() < deadline:
             self._read(0.05)
-        return self.process.wait(0)
+        status, seen = self.process.wait(0), -1
+        while len(self.written) > seen:  # the kernel may hold back what was written last
+            seen = len(self.written)
+            self._read(0.05)
+        return status
 
     def is_restored(self) -> bool:
         """Tells whether the program has left the terminal as it found it."""
@@ -104,5 +110,5 @@ class Terminal:
         if select.select([self._keyboard], [], [], patience)[0]:
             with suppress(OSError):
                 data = os.read(self._keyboard, 65536)
-                self.written.append((time.monotonic() - self._begun, data.decode(errors="replace")))
+                self.written.append((time.monotonic() - self._begun, self._decoder.decode(data)))
         return self.process.poll() is None

@@ -11,9 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-import zxingcpp
+from tests.system.qr import decoded
 
 from lab import wait
 from lab.hub import PORT, Spoke
@@ -114,19 +113,6 @@ def passes(network: Topology) -> bool:
     return ping(network.c, GATEWAY, timeout=1).received == 1
 
 
-def decoded(shown: str) -> str:
-    """What a phone reads from the QR code on a terminal: two rows of modules to each line of half blocks."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in shown.splitlines()]
-    lines = [line for line in lines if line and set(line) <= set(" ▀▄█")]
-    light = {" ": (0, 0), "▀": (1, 0), "▄": (0, 1), "█": (1, 1)}
-    rows = [[light[letter][half] for letter in line] for line in lines for half in (0, 1)]
-    width = max(map(len, rows))
-    picture = np.array([row + [1] * (width - len(row)) for row in rows], dtype=np.uint8)
-    found = zxingcpp.read_barcodes(np.kron(picture, np.ones((4, 4), dtype=np.uint8)) * 255)
-    assert len(found) == 1, f"{len(found)} QR codes in {width} modules"
-    return str(found[0].text)
-
-
 def test_what_peer_add_prints_brings_a_client_up(network: Topology, hub: WgHub) -> None:
     began = time.monotonic()
     client = add(hub, "Anna's phone")
@@ -191,6 +177,31 @@ def test_traffic_ends_within_a_second_and_no_other_peer_loses_a_packet(network: 
         if how == "disable":
             peer(hub, "enable", "goes")
             until(lambda: passes(network), 15, "traffic again")
+
+
+def test_no_command_for_others_costs_a_peer_a_packet(network: Topology, hub: WgHub, tmp_path: Path) -> None:
+    """One steady stream beside all of them. At their end a client runs by the configuration that `rotate` printed."""
+    table, many = tmp_path / "many.csv", [f"m{number}" for number in range(100)]
+    table.write_text("\n".join(["name,rate,allow", *(f"{each},1M,any icmp" for each in many)]))
+    with hub.wireguard_go(STAYS, network.a, Topology.B4):
+        until(lambda: ping(network.a, GATEWAY).received == 1, 10, "the tunnel")
+        with Pulse(network.a, network.b, [GATEWAY], rate=400) as pulse:
+            until(lambda: pulse.received > 100, 10, "packets to flow")
+            add(hub, "goes")
+            peer(hub, "set", "goes", "--rate", "2M", "--quota", "1G", "--allow", "any", "--expires", "30d")
+            peer(hub, "rename", "goes", "moves")
+            peer(hub, "disable", "moves")
+            peer(hub, "enable", "moves")
+            client = Client.read(peer(hub, "rotate", "moves"))
+            peer(hub, "add", "--from", str(table), "--output", str(tmp_path))
+            assert len(listed(hub)) == 102
+            with client.runs(network):
+                until(lambda: passes(network), 10, "traffic of the client with new keys")
+                peer(hub, "remove", *many)
+                assert passes(network)
+            peer(hub, "remove", "moves")
+            hub.expect_whole(pulse.finish())
+    assert len(hub.dump().peers) == 1
 
 
 def test_a_peer_ends_and_reaches_no_more_though_the_host_refuses_its_rules(network: Topology, hub: WgHub) -> None:
