@@ -9,7 +9,7 @@ from typing import Final
 from host_service import denials, firewall, forwarding, gateway_table, passes
 from host_service.ground import Ground, NetworkRefused
 from host_service.ledger import ForwardingSet, NftTableMade, PassOpened, RouterAdvertisementsKept
-from host_service.passes import Obstacle
+from host_service.passes import Chain, Obstacle, Own
 from stagewire.control import narrower
 from stagewire.control.gateway import NO_RULES, GatewayRules, kept_warning
 from stagewire.linux.nft_names import gateway_table_of
@@ -150,26 +150,41 @@ class Gateway:
             ground.warn("passes", "")
             return False
         listed = firewall.ruleset()
-        needs = passes.needs(rules)
-        found = passes.obstacles(listed, ground.interface, rules.forwards, needs)
+        needs, own = passes.needs(rules), passes.standing(listed, ground.interface)
         if rules.opens:
-            ground.warn("passes", self._told([each for each in found if not self._open(each)]))
-            return bool(found)
+            others = passes.without(listed, ground.interface)
+            wanted = passes.obstacles(others, ground.interface, rules.forwards, needs)
+            left = passes.obstacles(listed, ground.interface, rules.forwards, needs)
+            changes = [self._open(each, own, anew=each.chain in {other.chain for other in left}) for each in wanted]
+            places = {each.place for each in wanted}
+            self._close([each for each in noted if _place(each) not in places], own)
+            if any(changes):
+                left = passes.obstacles(firewall.ruleset(), ground.interface, rules.forwards, needs)
+            ground.warn("passes", self._told(left))
+            return bool(wanted or noted)
         if noted:
-            self._close(noted, passes.standing(listed, ground.interface))
-            found = passes.obstacles(firewall.ruleset(), ground.interface, rules.forwards, needs)
-        ground.warn("passes", self._told(found))
+            self._close(noted, own)
+            listed = firewall.ruleset()
+        ground.warn("passes", self._told(passes.obstacles(listed, ground.interface, rules.forwards, needs)))
         return bool(noted)
 
-    def _open(self, one: Obstacle) -> bool:
-        place = one.place
-        operation = PassOpened(place.family, place.table, place.name)
-        self._ground.again("firewall", int(operation in self._ground.ledger))
-        self._ground.ledger.do(operation)
-        return not firewall.run("\n".join(passes.opening(one, self._ground.interface)))
+    def _open(self, one: Obstacle, own: list[Own], *, anew: bool) -> bool:
+        """Makes our rules at a place as wanted, in one step; tells whether nft ran. `anew`: those there don't suffice."""
+        place, interface = one.place, self._ground.interface
+        there = [each for each in own if each.chain == place]
+        old = [each for each in there if anew or each.lets not in one.passes]
+        new = [each for each in one.passes if anew or each not in {other.lets for other in there}]
+        if old or new:
+            operation = PassOpened(place.family, place.table, place.name)
+            self._ground.again("firewall", int(operation in self._ground.ledger))
+            self._ground.ledger.do(operation)
+            firewall.run("\n".join([*passes.closing(old), *passes.opening(place, new, interface)]))
+        return bool(old or new)
 
-    def _close(self, noted: list[PassOpened], standing: list[tuple[passes.Chain, int]]) -> None:
-        if standing and (said := firewall.run("\n".join(passes.closing(standing)))):
+    def _close(self, noted: list[PassOpened], own: list[Own]) -> None:
+        places = {_place(each) for each in noted}
+        ours = [each for each in own if each.chain in places]
+        if ours and (said := firewall.run("\n".join(passes.closing(ours)))):
             self._ground.warn("passes closed", f"rules of ours in other nftables tables can't be removed: {said}")
             return
         self._ground.warn("passes closed", "")
@@ -183,3 +198,7 @@ class Gateway:
         commands = [each for one in found for each in passes.commands(one, self._ground.interface)][:_COMMANDS]
         means = "" if self.rules.opens else ", or write `# stagewire: Firewall = open` into [Interface]"
         return kept_warning(chains, f"`{'; '.join(dict.fromkeys(commands))}`{means}")
+
+
+def _place(opened: PassOpened) -> Chain:
+    return Chain(opened.family, opened.table, opened.chain)

@@ -114,7 +114,7 @@ class _Undoing:
             return []
         markers = self._standing(4)
         forwards = [version for version, marker in rules.DID_NOT_FORWARD.items() if marker in markers]
-        chains = {chain for chain, _ in passes.standing(firewall.ruleset(), self._interface)}
+        chains = {each.chain for each in passes.standing(firewall.ruleset(), self._interface)}
         return [
             *(PassOpened(chain.family, chain.table, chain.name) for chain in chains),
             *(ForwardingSet(version, "", "") for version in forwards),
@@ -178,7 +178,7 @@ class _Undoing:
 
     def _pass(self, opened: PassOpened) -> None:
         chain = passes.Chain(opened.family, opened.table, opened.chain)
-        ours = [each for each in passes.standing(firewall.ruleset(), self._interface) if each[0] == chain]
+        ours = [each for each in passes.standing(firewall.ruleset(), self._interface) if each.chain == chain]
         if ours and (said := firewall.run("\n".join(passes.closing(ours)))):
             self._warn(f"cannot remove our rules of {chain}: {said}")
 

@@ -190,7 +190,7 @@ def test_each_firewall_that_keeps_packets_has_its_commands_and_is_opened_and_clo
     before = ruleset(namespace)
     [found] = passes.obstacles(listed(namespace), "wg0", (4, 6))
     assert passes.commands(found, "wg0") == commands
-    runs(namespace, passes.opening(found, "wg0"))
+    runs(namespace, passes.opening(found.place, found.passes, "wg0"))
     assert passes.obstacles(listed(namespace), "wg0", (4, 6)) == []
     assert passes.obstacles(listed(namespace), "wg1", (4, 6)) == [found]
     if isinstance(rules, tuple):
@@ -198,7 +198,7 @@ def test_each_firewall_that_keeps_packets_has_its_commands_and_is_opened_and_clo
         own = f'-A {found.place.name} -i wg0 -m comment --comment "made by stagewire for wg0" -j ACCEPT'
         assert own in shown, "iptables shows our rule as one of its own"
     ours = passes.standing(listed(namespace), "wg0")
-    assert {chain for chain, _ in ours} == {found.place}
+    assert {each.chain for each in ours} == {found.place}
     runs(namespace, passes.closing(ours))
     assert ruleset(namespace) == before
 
@@ -213,12 +213,47 @@ FORWARD = "chain forward { type filter hook forward priority 0; policy"
         f"table inet f {{ {FORWARD} accept; tcp dport 25 drop; }}; }}",
         f'table inet f {{ {FORWARD} drop; iifname "wg0" accept; oifname "wg0" accept; }}; }}',
         f"table inet f {{ {FORWARD} drop; counter accept; }}; }}",
+        f'table inet f {{ {FORWARD} accept; iifname != "wg*" drop; oifname != {{ "wg0", "wg1" }} tcp dport 25 drop; }}; }}',
+        (
+            f"table inet f {{ chain o {{ ct state vmap {{ new : accept, established : accept }}; }}; {FORWARD} drop; "
+            'iifname vmap { "wg0" : accept }; oifname "wg0" jump o; }; }'
+        ),
+        f"table inet f {{ {FORWARD} accept; ct state invalid drop; meta nfproto ipv6 limit rate over 9/second drop; }}; }}",
+        f"table inet f {{ {FORWARD} accept; jump end; drop; }}; chain end {{ meta nfproto {{ ipv4, ipv6 }} accept; }}; }}",
         "table inet f { chain input { type filter hook input priority 0; policy drop; }; }",
         f"table bridge f {{ {FORWARD} drop; }}; }}",
     ],
 )
 def test_a_chain_that_keeps_none_of_our_packets_is_no_obstacle(namespace: Namespace, rules: str) -> None:
     fill(namespace, rules)
+    assert passes.obstacles(listed(namespace), "wg0", (4, 6)) == []
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("rules", "ways"),
+    [
+        (f"{FORWARD} accept; meta nfproto ipv6 drop; }};", passes.WAYS),
+        (f"{FORWARD} accept; meta protocol ip6 counter log reject; }};", passes.WAYS),
+        (f'{FORWARD} accept; iifname != "eth0" drop; }};', ("iifname",)),
+        (f'{FORWARD} accept; oifname {{ "wg*", "tun*" }} drop; }};', ("oifname",)),
+        (f"{FORWARD} accept; jump own; }}; chain own {{ iifname vmap {{ eth0 : accept }}; drop; }};", passes.WAYS),
+        (f"{FORWARD} accept; goto own; accept; }}; chain own {{ ct state vmap {{ new : drop }}; }};", passes.WAYS),
+        (f"{FORWARD} drop; jump own; accept; }}; chain own {{ return; accept; }};", ()),
+        (f"{FORWARD} drop; limit rate 5/second accept; }};", passes.WAYS),
+    ],
+)
+def test_a_rule_that_drops_all_of_a_kind_is_seen_and_opened(
+    namespace: Namespace, rules: str, ways: tuple[str, ...]
+) -> None:
+    own = rules.partition("chain own")
+    fill(
+        namespace, f"table inet f {{ {''.join(own[1:])} {own[0]} }}"
+    )  # nft wants a chain before a rule that leads to it
+    found = passes.obstacles(listed(namespace), "wg0", (4, 6))
+    assert [each.ways for each in found] == ([ways] if ways else [])
+    for each in found:
+        runs(namespace, passes.opening(each.place, each.passes, "wg0"))
     assert passes.obstacles(listed(namespace), "wg0", (4, 6)) == []
 
 
@@ -235,7 +270,7 @@ STATEFUL = f"{FORWARD} drop; ct state {{ established, related }} accept; %s }}; 
         (GatewayRules((4, 6), (4,)), 'iifname "wg0" accept;', ("oifname",)),
         (replace(EXIT, ports=_port().ports), 'iifname "wg0" accept;', ("oifname",)),
         (replace(EXIT, ports=_port().ports), 'iifname "wg0" accept; ct status dnat accept;', ()),
-        (replace(EXIT, ports=_port().ports), 'iifname "wg0" accept; ct state new accept;', ("oifname",)),
+        (replace(EXIT, ports=_port().ports), 'iifname "wg0" accept; ct state new accept;', ()),
         (replace(_port(), forwards=(4,), ports_alone=True), "ct status dnat accept;", ()),
         (replace(_port(), forwards=(4,), ports_alone=True), "", ("oifname",)),
     ],
@@ -324,7 +359,8 @@ def test_a_foreign_policy_of_drop_is_named_or_opened_and_closed_again(kept: Kept
     kept.begin(wanted(EXIT))
     [warning] = kept.ground.warnings.values()
     assert "chain FORWARD of table ip filter drops what peers send through this host" in warning
-    assert "`iptables -I FORWARD -i wg0 -j ACCEPT; iptables -I FORWARD -o wg0 -j ACCEPT`" in warning
+    answers = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+    assert f"`iptables -I FORWARD -i wg0 -j ACCEPT; iptables -I FORWARD -o wg0 {answers}`" in warning
     assert gateway.kept(["another", warning]) == tuple(warning.split(": ", 1)), "`why` knows the warning"
     assert gateway.kept(["another"]) is None
     kept.begin(wanted(OPENS))
@@ -336,6 +372,35 @@ def test_a_foreign_policy_of_drop_is_named_or_opened_and_closed_again(kept: Kept
     kept.until(lambda: "iifname" in namespace.run("nft", "list", "table", "inet", "filter").stdout, "a later firewall")
     namespace.run("nft", "delete", "table", "inet", "filter")
     kept.begin(wanted(NO_RULES))
+    assert ruleset(namespace) == before
+
+
+@needs_root
+def test_an_open_firewall_lets_pass_what_is_needed_alone(kept: Kept) -> None:
+    namespace = kept.namespace
+    fill(namespace, DEBIAN)
+    before = ruleset(namespace)
+
+    def ours() -> set[str]:
+        found = re.findall(r'([io]ifname "wg0" .*?)counter', ruleset(namespace).partition("table inet filter")[2])
+        return {each.replace('"wg0" ', "").strip() for each in found}
+
+    for rules, lets in (
+        (OPENS, {"iifname", "oifname ct state established,related"}),
+        (replace(OPENS, masquerades=(4,)), {"iifname", "oifname"}),
+        (
+            replace(OPENS, ports=_port().ports),
+            {"iifname", "oifname ct state established,related", "oifname ct status dnat"},
+        ),
+        (OPENS, {"iifname", "oifname ct state established,related"}),
+    ):
+        kept.begin(wanted(rules))
+        assert ours() == lets
+    namespace.run("nft", "insert rule inet filter forward drop")
+    kept.until(lambda: not re.search(r"policy drop;\n\t\tdrop", ruleset(namespace)), "ours to come first again")
+    assert ours() == {"iifname", "oifname ct state established,related"}
+    kept.begin(wanted(NO_RULES))
+    namespace.run("nft", "flush chain inet filter forward")
     assert ruleset(namespace) == before
 
 

@@ -53,7 +53,7 @@ def firewalld(room: Room) -> Iterator[None]:
         yield
 
 
-UFW = Firewall(ufw, tuple(f"ufw route allow {way} on wg0" for way in ("in", "out")), "ufw reload")
+UFW = Firewall(ufw, ("ufw route allow in on wg0",), "ufw reload")
 FIREWALLD = Firewall(
     firewalld,
     tuple(f"firewall-cmd {where}--zone=trusted --add-interface=wg0" for where in ("", "--permanent ")),

@@ -167,7 +167,8 @@ def test_an_exit_names_what_keeps_its_packets_and_passes_once_it_may_open_it(
 ) -> None:
     said = house.has("# stagewire: Exit = on")
     for command in (
-        "iptables -I FORWARD -i wg0 -j ACCEPT", "ip6tables -I FORWARD -o wg0 -j ACCEPT",
+        "iptables -I FORWARD -i wg0 -j ACCEPT",
+        "ip6tables -I FORWARD -o wg0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         "nft insert rule inet filter forward iifname wg0 accept", "`# stagewire: Firewall = open`",
     ):  # fmt: skip
         assert command in said
