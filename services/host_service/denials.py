@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 from host_service.firewall import FAMILIES, NETLINK_NETFILTER
-from host_service.gateway_table import MAX_DENIED, Counts, Pair
+from host_service.gateway_table import DENIED, MAX_DENIED, UNANSWERED, Counts, Pair
 from stagewire.control.gateway import MAX_PAIRS, Denied, PacketsDenied
 from stagewire.linux import netlink
 from stagewire.linux.netlink import Netlink
@@ -89,7 +89,7 @@ class Denials:
 
 def _read_whole(table: str) -> int:
     whole = 0
-    for found in _dump(table, _GET_RULE, "denied"):
+    for found in (each for chain in (DENIED, UNANSWERED) for each in _dump(table, _GET_RULE, chain)):
         whole += sum(_counted(each)[0] for each in netlink.listed(found.get(_RULE_EXPRESSIONS, b"")))
     return whole
 

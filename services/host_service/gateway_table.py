@@ -6,12 +6,13 @@ Each interface has one such table, made and removed whole, beside the table of i
     clamp       TCP's segments fit the tunnel's MTU, and the MTU of the way on
     isolated    peers don't reach one another
     access      what each peer may reach, by its source: its class's chain decides, also for this host itself
+    answers     what comes back on connections that peers began, by its destination: the same class decides
     srcnat      packets of peers leave with an address of this host; so do forwarded ports' packets to some peers
 
-A peer's answers pass: its rules are for what the peer begins. Each packet that a peer sends is judged anew, so a changed
-rule also holds for connections that exist; what their other ends send by themselves still passes. A set counts the packets
-that were denied, by source and destination. A new table goes on with the counts of the one before, but for those of
-packets that may pass now.
+A peer's answers pass: its rules are for what the peer begins. Each packet of a connection that a peer began is judged anew,
+in both directions, so a changed rule also holds for connections that exist. A set counts the packets that were denied, by
+the peer's address and the other end's. A new table goes on with the counts of the one before, but for those of packets that
+may pass now.
 """
 
 import socket
@@ -30,6 +31,9 @@ FORWARDS: Final = f"{COMMENT}, needs forwarding"
 _PROTOCOLS: Final = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
 _PER_LINE: Final = 256
 """Elements of a map in one line for nft."""
+DENIED: Final = "denied"
+UNANSWERED: Final = "unanswered"
+"""The chains that count and drop packets from peers, and what comes back to peers."""
 MAX_DENIED: Final = 4096
 """Pairs of source and destination that are counted; others are dropped alike."""
 _DENIED_FOR: Final = "1h"
@@ -77,12 +81,12 @@ def lines(interface: str, rules: GatewayRules, instead_of: int = 0, denied: Coun
     if rules.forwards:
         yield from _clamp(table, interface)
     if rules.isolates or rules.access:
-        for hook in ("input", "forward"):
+        for hook in ("input", "forward", *(("output",) if rules.access else ())):
             yield f"add chain {table} {hook} {{ type filter hook {hook} priority filter; }}"
         yield from _denied(table, denied.packets)
         yield from _counted(table, rules, denied.pairs)
     if rules.isolates:
-        yield f'add rule {table} forward iifname "{interface}" oifname "{interface}" goto denied comment "isolated"'
+        yield f'add rule {table} forward iifname "{interface}" oifname "{interface}" goto {DENIED} comment "isolated"'
     if rules.access:
         yield from _access(table, interface, rules, instead_of)
     if rules.ports:
@@ -139,22 +143,35 @@ def _may_pass(owned: Mapping[bytes, AccessClass], pair: Pair) -> bool:
 
 
 def _denied(table: str, packets: int) -> Iterator[str]:
-    yield f"add chain {table} denied"
+    yield f"add chain {table} {DENIED}"
+    yield f"add chain {table} {UNANSWERED}"
     for version, family in FAMILIES.items():
         pair = f"type {_ADDRESS[version]} . {_ADDRESS[version]}; size {MAX_DENIED}; flags dynamic,timeout"
         yield f"add set {table} denied{version} {{ {pair}; timeout {_DENIED_FOR}; counter; }}"
-        yield f"add rule {table} denied update @denied{version} {{ {family} saddr . {family} daddr }}"
+        yield f"add rule {table} {DENIED} update @denied{version} {{ {family} saddr . {family} daddr }}"
+        yield f"add rule {table} {UNANSWERED} update @denied{version} {{ {family} daddr . {family} saddr }}"
     # A full set ends its own rule alone.
-    yield f"add rule {table} denied counter packets {packets} bytes 0 drop"
+    yield f"add rule {table} {DENIED} counter packets {packets} bytes 0 drop"
+    yield f"add rule {table} {UNANSWERED} counter drop"
 
 
 def _access(table: str, interface: str, rules: GatewayRules, instead_of: int) -> Iterator[str]:
-    for chain in ("access", *(f"class{number}" for number in range(len(rules.access)))):
+    classes = [
+        f"{kind}{number}"
+        for number, each in enumerate(rules.access)
+        for kind in ("class", *(() if each.everything else ("answers",)))
+    ]
+    for chain in ("access", "answers", *classes):
         yield f"add chain {table} {chain}"
+    # These come first: what a peer answers to another peer leaves by the interface where it came in.
+    for hook in ("output", "forward"):
+        yield f'add rule {table} {hook} oifname "{interface}" ct direction reply jump answers'
     for hook in ("input", "forward"):
         yield f'add rule {table} {hook} iifname "{interface}" jump access'
+    errors = "ct state related meta l4proto { icmp, ipv6-icmp } accept"
     yield f"add rule {table} access ct state established ct direction reply accept"
-    yield f"add rule {table} access ct state related meta l4proto {{ icmp, ipv6-icmp }} accept"
+    for chain in ("access", "answers"):
+        yield f"add rule {table} {chain} {errors}"
     owned: dict[Network, int] = {
         prefix.unpack_untrusted(source): number for number, each in enumerate(rules.access) for source in each.sources
     }
@@ -166,27 +183,34 @@ def _access(table: str, interface: str, rules: GatewayRules, instead_of: int) ->
             f"{table} {sources}", version, {each: owned[each] for each in owned if each.version == version}
         )
         yield f"add rule {table} access {family} saddr vmap @{sources}"
-    yield f"add rule {table} access goto denied"
+        yield f"add rule {table} answers {family} daddr vmap @{sources}"
+    yield f"add rule {table} access goto {DENIED}"
     for number, each in enumerate(rules.access):
         if each.everything:
             yield f"add rule {table} class{number} accept"
             continue
+        yield f"add rule {table} class{number} ct direction reply goto answers{number}"
         for destination in each.destinations:
-            yield f"add rule {table} class{number} {_matches(destination)} accept"
-        yield f"add rule {table} class{number} goto denied"
+            yield f"add rule {table} class{number} {_matches(destination, 'd')} accept"
+            yield f"add rule {table} answers{number} {_matches(destination, 's')} accept"
+        yield f"add rule {table} class{number} goto {DENIED}"
+        yield f"add rule {table} answers{number} goto {UNANSWERED}"
 
 
-def _matches(one: Destination) -> str:
+def _matches(one: Destination, side: str) -> str:
+    """Returns what knows packets to a destination, or those from there: `side` is d or s."""
     words = []
     if one.prefix:
         to = prefix.unpack_untrusted(one.prefix)
-        words.append(f"{FAMILIES[to.version]} daddr {to}" if to.prefixlen else f"meta nfproto {_nfproto(to.version)}")
+        words.append(
+            f"{FAMILIES[to.version]} {side}addr {to}" if to.prefixlen else f"meta nfproto {_nfproto(to.version)}"
+        )
     if one.ports:
         ranges = [*zip(one.ports[::2], one.ports[1::2], strict=True)]
         for low, high in ranges:
             _check_port(low)
             _check_port(high)
-        words.append(f"{_protocol(one.protocol)} dport {{ {', '.join(f'{low}-{high}' for low, high in ranges)} }}")
+        words.append(f"{_protocol(one.protocol)} {side}port {{ {', '.join(f'{low}-{high}' for low, high in ranges)} }}")
     elif one.protocol == socket.IPPROTO_ICMP:
         words.append("meta l4proto { icmp, ipv6-icmp }")
     elif one.protocol:

@@ -335,6 +335,53 @@ def test_udp_is_allowed_and_forwarded_by_port_and_tcp_beside_it_is_not(
             assert refused(house.world, OURS[family], 8080)
 
 
+class Caller:
+    """A peer's UDP flow to a port elsewhere, whose far end then sends by itself."""
+
+    def __init__(self, stack: ExitStack, peer: Namespace, far: Namespace, address: str, port: int) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._near, self._far = (
+            stack.enter_context(each.call(lambda: socket.socket(family, socket.SOCK_DGRAM))) for each in (peer, far)
+        )
+        self._far.bind((address, port))
+        self._near.connect((address, port))
+        self._near.send(b"begins")
+        self._far.settimeout(5)
+        self._place = self._far.recvfrom(100)[1]
+
+    def hears(self) -> bool:
+        """Whether what the far end sends arrives."""
+        self._near.settimeout(0.5)
+        for _ in range(2):
+            with suppress(TimeoutError, PermissionError):  # a host may not send what its own rules drop
+                self._far.sendto(b"by itself", self._place)
+                return bool(self._near.recv(100))
+        return False
+
+
+def test_what_may_no_longer_be_reached_is_no_longer_heard_of(house: House, clients: dict[str, Namespace]) -> None:
+    """A stream by UDP goes on at its far end, beyond the gateway or on it, while the peer's rules change."""
+    house.has(OPENED)
+    one, command = clients["one"], house.gateway.command
+    with ExitStack() as stack:
+        flows = [Caller(stack, one, house.world, WORLD[family], 5000) for family in FAMILIES]
+        flows += [
+            Caller(stack, one, house.host, "10.66.0.1", 5000),
+            Caller(stack, one, clients["two"], "10.66.0.3", 5000),
+        ]
+        assert all(each.hears() for each in flows)
+        command("peer", "set", "one", "--allow", "any tcp", "--allow", "any icmp", "--allow", "any udp 53", "-i", "wg0")
+        assert not any(each.hears() for each in flows)
+        assert ping(one, WORLD[4]).received == 1
+        assert seen_as(one, WORLD[6], 80) == OURS[6]
+        until(lambda: house.denied("one"), 7, "the drops to be a reason of the peer")
+        command("peer", "set", "one", "--allow", "any udp 4000-5000", "-i", "wg0")
+        assert all(each.hears() for each in flows)
+        command("peer", "set", "one", "--allow", "any tcp", "-i", "wg0")
+        command("peer", "set", "two", "--allow", "any udp 5000", "-i", "wg0")
+        assert not any(each.hears() for each in flows)
+
+
 def test_ipv6_goes_by_its_own_address_where_routers_know_the_way(house: House, clients: dict[str, Namespace]) -> None:
     house.has(OPENED.replace("on", "routed-ipv6", 1))
     house.world.run("ip", "-6", "route", "add", "fd66::/64", "via", OURS[6])
