@@ -162,10 +162,14 @@ def examine(facts: Facts) -> list[Trouble]:
 
 def _gateway(facts: Facts) -> Iterator[Trouble]:
     name = facts.status["interface"]
-    if facts.status.get("link_up") is False:
+    renamed = next((each for each in facts.away if each.renamed), None)
+    if renamed is not None:
+        commands = services_away.rename_back(renamed.renamed, name)
+        yield Trouble("renamed", f"{name} is called {renamed.renamed} now", "give it its name back", commands)
+    elif facts.status.get("link_up") is False:
         command = ("ip", "link", "set", name, "up")
         yield Trouble("interface_down", f"{name} is set down, so no packet passes", "set it up", (command,))
-    for service in facts.away:
+    for service in (each for each in facts.away if not each.renamed):
         text = f"a part of the gateway does no work: {service}"
         yield Trouble("service_away", text, service.mend, (service.command,) if service.command else ())
     if facts.status.get("link_up") is not False and not facts.away:

@@ -5,8 +5,10 @@ from typing import Any, Final, Literal
 
 from stagewire.limits import MIN_MTU_IPV6
 from stagewire.proto.constants import REJECT_AFTER_TIME
+from stagewire_cli.deciding_route import Decision
 from stagewire_cli.former import Former
 from stagewire_cli.host_facts import Denied, Load
+from stagewire_cli.ipsec import Policy
 from stagewire_cli.ping import Heard
 from stagewire_cli.probe import Refusal
 from stagewire_cli.ruleset import Block
@@ -41,6 +43,8 @@ class Away:
     command: tuple[str, ...] = ()
     passes: bool = False
     """It may be at work in a moment."""
+    renamed: str = ""
+    """The name that the interface has by now, if that is the fault."""
 
     def __str__(self) -> str:
         return f"{self.service} {self.fault}"
@@ -85,6 +89,8 @@ class Evidence:
     """Allowed-IPs of the other peers, by their label."""
     routes: dict[str, str] = field(default_factory=dict)
     """The device that the host's route to each of the peer's prefixes leads to; empty for none."""
+    past: dict[str, Decision] = field(default_factory=dict)
+    """What leads packets to these prefixes past the tunnel."""
     port: int = 0
     """Our UDP port."""
     port_blocked: list[Block] = field(default_factory=list)
@@ -97,6 +103,14 @@ class Evidence:
     """Rules of this host that drop packets on their way through the tunnel and this host."""
     way: WayOut | None = None
     """The way to the peer's endpoint."""
+    way_decides: Decision | None = None
+    """What leads our datagrams to the endpoint into the tunnel itself."""
+    place_on: tuple[str, str] = ("", "")
+    """The link of this host that has the endpoint's address, and the address with its length."""
+    mark_rules: list[Decision] = field(default_factory=list)
+    """Rules of this host that refuse packets with a mark."""
+    hops: int = 0
+    """How many routers this host lets its packets pass."""
     is_ourselves: bool = False
     """The endpoint is this gateway's own address and port."""
     former: dict[str, Former] = field(default_factory=dict)
@@ -105,6 +119,8 @@ class Evidence:
     """When and where the peer was connected last; empty if nothing tells."""
     own_address: str = ""
     """An address of the peer, or the target, that this host has itself; empty for none."""
+    own_on: tuple[str, str] = ("", "")
+    """The link that has it, and the address with its length."""
     arrives: bool = False
     """Packets of the peer arrived while a ping found no answer."""
     only_in: bool = False
@@ -128,6 +144,14 @@ class Evidence:
     """Packets that the host has dropped so."""
     more_source_drops: int = 0
     """Those of them that it has dropped while a handshake was tried."""
+    ipsec_drops: int = 0
+    """Packets that the host's IPsec policies have cost."""
+    more_ipsec_drops: int = 0
+    """Those of them while a handshake and packets were tried."""
+    ipsec_policy: Policy | None = None
+    """The policy that selects the endpoint's address, or one in the tunnel."""
+    ipv6_off: bool = False
+    """The host has IPv6 switched off on our interface."""
     tracks_no_more: bool = False
     """The host's table of connections is full, so that it drops packets of new ones."""
     own_families: frozenset[int] = frozenset((4, 6))

@@ -4,9 +4,10 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +43,22 @@ def strict_source(interface: str) -> bool:
 
 def _sysctl(name: str) -> int:
     return int((Path("/proc/sys/net") / name).read_text())
+
+
+def ipv6_off(interface: str) -> bool:
+    """Tells whether the host has IPv6 switched off on an interface."""
+    try:
+        return _sysctl(f"ipv6/conf/{interface}/disable_ipv6") != 0
+    except (OSError, ValueError):
+        return False
+
+
+def hop_limit(version: int) -> int:
+    """Returns the hops that the host gives its packets; 0 if that can't be told."""
+    try:
+        return _sysctl({4: "ipv4/ip_default_ttl", 6: "ipv6/conf/default/hop_limit"}[version])
+    except (OSError, ValueError):
+        return 0
 
 
 def source_drops() -> int:
@@ -134,7 +151,7 @@ class Firewall:
         """Finds what drops an interface's packets to or from this host, with the address of a peer if it is known."""
         version = 0 if not address else 6 if ":" in address else 4
         inwards = Traffic(_INWARDS, version, incoming=interface, source=address, answers=answers)
-        outwards = Traffic(_OUTWARDS, version, outgoing=interface, destination=address)
+        outwards = Traffic(_OUTWARDS, version, outgoing=interface, destination=address, own_source=True)
         return self._ruleset.blocks(inwards) + self._ruleset.blocks(outwards)
 
     def blocks_through(self, interface: str) -> list[Block]:
@@ -160,6 +177,23 @@ class Links:
         found = ip_address(address)
         return found.is_loopback or str(found) in self.addresses()
 
+    def holder(self, address: str) -> tuple[str, str]:
+        """Returns the link that has an address, and the address with its length; empty texts for none."""
+        return next((found for found in self._held() if found[1].partition("/")[0] == address), ("", ""))
+
+    def address_for(self, network: str, device: str) -> str:
+        """Returns the address, with its length, by which a link has a network; empty for none."""
+        wanted = ip_network(network, strict=False)
+        return next(
+            (each for name, each in self._held() if name == device and ip_interface(each).network == wanted), ""
+        )
+
+    def _held(self) -> Iterator[tuple[str, str]]:
+        for link in self._links:
+            for each in link.get("addr_info", []):
+                if "local" in each:
+                    yield link["ifname"], f"{each['local']}/{each['prefixlen']}"
+
     def mtu(self, interface: str) -> int:
         """Returns the MTU of an interface (bytes); 0 if there is none of that name."""
         return next((int(link.get("mtu", 0)) for link in self._links if link.get("ifname") == interface), 0)
@@ -182,16 +216,20 @@ def routes(prefixes: list[str]) -> dict[str, str]:
     """Finds the device that packets to each of the first prefixes take; empty for none. Our own addresses are left out."""
     found = {}
     for prefix in prefixes[:_LOOKED_AT]:
-        network = (IPv6Network if ":" in prefix else IPv4Network)(prefix)
-        address = network.network_address if network.num_addresses == 1 else network.broadcast_address - 1
-        if network.prefixlen == 0:  # the last addresses of all are reserved
-            address = type(address)("2001:4860:4860::8888" if network.version == 6 else "8.8.8.8")
-        answer = asked("ip", "-j", "route", "get", str(address))
+        answer = asked("ip", "-j", "route", "get", address_in(prefix))
         if answer is None or not answer:
             found[prefix] = ""
         elif answer[0].get("type") != "local":
             found[prefix] = answer[0].get("dev", "")
     return found
+
+
+def address_in(prefix: str) -> str:
+    """Returns the address that stands for a prefix."""
+    network = (IPv6Network if ":" in prefix else IPv4Network)(prefix)
+    if network.prefixlen == 0:  # the last addresses of all are reserved
+        return "2001:4860:4860::8888" if network.version == 6 else "8.8.8.8"
+    return str(network.network_address if network.num_addresses == 1 else network.broadcast_address - 1)
 
 
 def asked(*command: str) -> Any:

@@ -46,6 +46,8 @@ class Refusal:
     closed: bool
     prohibited: bool = False
     """A firewall there says that it lets nothing through."""
+    exceeded: bool = False
+    """The datagram had passed as many routers as it may."""
 
 
 class Probe:
@@ -85,13 +87,16 @@ class Probe:
     def _judged(self, data: bytes, by: str) -> Refusal | None:
         v4 = self._family == socket.AF_INET
         body = data[(data[0] & 15) * 4 :] if v4 and data else data
-        if len(body) < _ERROR or body[0] != (3 if v4 else 1):
+        unreachable, exceeded = (3, 11) if v4 else (1, 3)
+        if len(body) < _ERROR or body[0] not in {unreachable, exceeded}:
             return None
         quoted = body[_ERROR:]
         header = (quoted[0] & 15) * 4 if v4 and quoted else V6_HEADER
         to = quoted[16:20] if v4 else quoted[24:40]
         if to != self._address or quoted[header : header + _PORTS.size] != self._ports:
             return None
+        if body[0] == exceeded:
+            return Refusal(by.partition("%")[0], os.strerror(errno.EHOSTUNREACH), closed=False, exceeded=True)
         code = _UNREACHABLE[self._family].get(body[1])
         if code is None:
             return None

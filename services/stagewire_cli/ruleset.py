@@ -19,8 +19,10 @@ _ADDRESSES: Final = {"saddr": "source", "daddr": "destination"}
 _PORTS: Final = {"sport": "source_port", "dport": "destination_port"}
 _PROTOCOLS: Final = {"protocol", "nexthdr", "l4proto"}
 _ENDS: Final = ("drop", "reject")
-_LEADS_AWAY: Final = ("dnat", "redirect", "tproxy", "queue")
-_TARGETS: Final = {"DROP": "drop", "REJECT": "reject", "DNAT": "dnat", "REDIRECT": "redirect", "TPROXY": "tproxy"}
+_LEADS_AWAY: Final = ("dnat", "redirect", "tproxy", "queue", "snat")
+_TARGETS: Final = {
+    "DROP": "drop", "REJECT": "reject", "DNAT": "dnat", "REDIRECT": "redirect", "TPROXY": "tproxy", "SNAT": "snat",
+}  # fmt: skip
 _BESIDE: Final = frozenset(("counter", "log", "comment"))
 _KNOWN: Final = frozenset(("established", "related"))
 _DEEPEST: Final = 16
@@ -47,7 +49,8 @@ _MATCHES_OF_XT: Final = {"statistic": RANDOM, "length": LENGTHS, "hashlimit": OV
 class Traffic:
     """Describes packets of one kind by what is known of them; an empty field may be anything.
 
-    `hooks` are those on their way, `version` is that of IP. `answers`: they answer packets of this host.
+    `hooks` are those on their way, `version` is that of IP. `answers`: they answer packets of this host. `own_source`:
+    the other end takes them from their own source alone.
     """
 
     hooks: tuple[str, ...]
@@ -60,6 +63,7 @@ class Traffic:
     source_port: int = 0
     destination_port: int = 0
     answers: bool = False
+    own_source: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +165,8 @@ class _Walk:
                             self._block(f"a rule in {named(place)}", _removal(place, rule), whole)
                     case "away":
                         if self._counts(rule, whole):
-                            text = f"a rule in {named(place)}, which leads them elsewhere ({target})"
+                            does = "changes their source" if target == "snat" else "leads them elsewhere"
+                            text = f"a rule in {named(place)}, which {does} ({target})"
                             self._block(text, _removal(place, rule), whole)
                     case "accept" if whole:
                         self.accepted.append(whole)
@@ -230,6 +235,8 @@ class _Walk:
             name = next(iter(each))
             if name == "xt" and each["xt"].get("type") == "target":
                 name = _TARGETS.get(each["xt"].get("name", ""), "")
+            if name == "snat" and not self.traffic.own_source:
+                continue
             if name in _LEADS_AWAY:
                 yield "away", name, ()
             elif name in {"drop", "reject", "accept", "return"}:

@@ -1,5 +1,6 @@
 """Finds the services that aren't at work, and names the command that brings each back."""
 
+import re
 from typing import Any, Final
 
 from stagewire.stages import STAGES
@@ -8,6 +9,7 @@ from stagewire_cli.evidence import Away
 from stagewire_cli.supervision import Supervision
 
 _CARRYING: Final = frozenset(f"{stage}-service" for stage in ("tun", "device", "conn", "key"))
+_RENAMED: Final = re.compile(r"was renamed to (\S+);")
 Status = dict[str, Any]
 
 
@@ -43,7 +45,16 @@ def _away(service: Status, interface: str, gone: str) -> Away:
     if service["state"] == "DOWN":
         again = gone.partition(": ")[2] or f"supervisord starts it again: `stagewire status {interface}`, and its log"
         return Away(name, fault, again, carries)
+    if found := _RENAMED.search(fault):
+        back = rename_back(found[1], interface)
+        return Away(name, fault, f"`{' && '.join(map(' '.join, back))}`", carries, renamed=found[1])
     return Away(name, fault, f"see its log; `{' '.join(command)}` replaces it", carries, passes=not service["fault"])
+
+
+def rename_back(now: str, interface: str) -> tuple[tuple[str, ...], ...]:
+    """Returns the commands that give an interface its name back, also on a kernel that renames none that is up."""
+    set_link = ("ip", "link", "set")
+    return (*set_link, now, "down"), (*set_link, now, "name", interface), (*set_link, interface, "up")
 
 
 def _restart(service: str, interface: str) -> tuple[str, ...]:

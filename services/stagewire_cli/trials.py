@@ -129,11 +129,10 @@ def _path(evidence: Evidence, addresses: list[str], guesses: list[str], end: flo
         if works:
             _measure(path, tried, ip_address(works[0]))
         if not evidence.target:
-            path.answering, path.silent = tuple(works), tuple(each for each in targets if each not in works)
-            if not works:
-                path.other_answer = next(
-                    (each for each in targets if ping.answers_tcp(each, tried.interface, tried.within(PING_WITHIN))), ""
-                )
+            silent = [each for each in targets if each not in works]
+            tcp = [each for each in silent if ping.answers_tcp(each, tried.interface, tried.within(PING_WITHIN))]
+            path.answering, path.silent = tuple(works), tuple(each for each in silent if each not in tcp)
+            path.other_answer = tcp[0] if tcp else ""
         elif not works:
             _look_behind(path, tried, ip_address(evidence.target), addresses)
     except OSError:  # no right to open such a socket

@@ -5,9 +5,12 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Final
 
+from stagewire_cli import ping
 from stagewire_cli.host_facts import Links, asked
+
+_PING_WITHIN: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,10 @@ class WayOut:
     carrier: bool = True
     silent: bool = False
     """The next hop has not answered when this host asked for its link address."""
+    fixed: str = ""
+    """The link address of the next hop, if it was set by hand."""
+    hop_answers: bool = True
+    """The next hop answers pings, as far as they were tried."""
     down: tuple[str, ...] = ()
     """Links of this host that are set down or have no carrier, if there is no way."""
 
@@ -45,7 +52,17 @@ def look(place: str, mark: int, links: Links) -> WayOut | None:
     route = found[0]
     kind = route.get("type", "unicast") if kind == "unicast" else kind
     device, via = route.get("dev", ""), route.get("gateway", "") or (route.get("via") or {}).get("host", "")
-    return WayOut(kind, error, device, via, links.carries(device), _is_silent(device, via or host))
+    states, address = _neighbour(device, via or host)
+    silent, fixed = bool({"FAILED", "INCOMPLETE"} & states), address if "PERMANENT" in states else ""
+    return WayOut(kind, error, device, via, links.carries(device), silent, fixed)
+
+
+def hop_answers(way: WayOut, host: str) -> bool:
+    """Pings the next hop towards a host once."""
+    try:
+        return ping.answered(ip_address(way.via or host), way.device, ping.SMALL, _PING_WITHIN)
+    except OSError:
+        return True  # it can't be told
 
 
 def kind_of(host: str) -> str:
@@ -84,10 +101,12 @@ def error_of(place: str, mark: int) -> int:
     return 0
 
 
-def _is_silent(device: str, hop: str) -> bool:
-    """Tells whether the kernel has asked in vain for the link address of the next hop."""
+def _neighbour(device: str, hop: str) -> tuple[set[str], str]:
+    """Returns what the kernel knows of the next hop: its states, and its link address."""
     found = asked("ip", "-j", "neigh", "show", "to", hop, "dev", device) if device and device != "lo" else None
-    return any({"FAILED", "INCOMPLETE"} & {*each.get("state", ())} for each in found or ())
+    return {state for each in found or () for state in each.get("state", ())}, found[0].get(
+        "lladdr", ""
+    ) if found else ""
 
 
 def host_of(place: str) -> str:

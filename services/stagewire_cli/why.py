@@ -2,14 +2,27 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
 from stagewire.config.peer_names import NotFoundError, find, label
 from stagewire.control import gateway
 from stagewire.environment import Environment
-from stagewire_cli import diagnosis, flow, former, host_facts, out_of_use, own_key, services_away, show, trials, way_out
+from stagewire_cli import (
+    deciding_route,
+    diagnosis,
+    flow,
+    former,
+    host_facts,
+    ipsec,
+    out_of_use,
+    own_key,
+    services_away,
+    show,
+    trials,
+    way_out,
+)
 from stagewire_cli.causes import beyond, handshakes
 from stagewire_cli.evidence import RECENT, Evidence, Finding, Path, Tried, seen
 from stagewire_cli.failures import Failed, NotUp
@@ -55,11 +68,14 @@ def answer(environment: Environment, text: str, *, trying: bool) -> dict[str, An
             trials.run(environment, evidence, own, guesses, begun)
             evidence.refusal = probe.refusal()
         evidence.more_source_drops = host_facts.source_drops() - evidence.source_drops
+        evidence.more_ipsec_drops = ipsec.drops() - evidence.ipsec_drops
         mark = (known.get("host") or {}).get("mark", 0)
         links = host_facts.Links()
         evidence.way = way_out.look(
             evidence.peer["endpoint"] or "", mark, links
         )  # by now the kernel knows its neighbours
+        if evidence.way is not None and evidence.way.fixed and not evidence.connected:
+            evidence.way = replace(evidence.way, hop_answers=way_out.hop_answers(evidence.way, evidence.host))
         evidence.strangers = _relevant(evidence.strangers, known["peers"], peer, evidence.former, links)
     refused = host_facts.refused_forwards()
     evidence.refuses_forwards = frozenset(each for each in refused if refused[each] > evidence.refused_forwards[each])
@@ -185,6 +201,9 @@ def _evidence(environment: Environment, known: Status, peer: Status, target: str
         kept=gateway.kept(known["warnings"]),
         strict_source=host_facts.strict_source(interface),
         source_drops=host_facts.source_drops(),
+        ipsec_drops=ipsec.drops(),
+        ipv6_off=host_facts.ipv6_off(interface),
+        hops=host_facts.hop_limit(6 if place.startswith("[") else 4),
         tracks_no_more=host_facts.tracks_no_more(),
         own_families=frozenset(6 if ":" in each else 4 for each in links.addresses(interface)),
         port=known.get("listen_port") or 0,
@@ -203,10 +222,29 @@ def _evidence(environment: Environment, known: Status, peer: Status, target: str
         target=target,
         ours=known["public_key"] or "(none yet)",
     )
+    _look_at_ways(evidence, links)
     evidence.is_ourselves = evidence.way is not None and way_out.is_ourselves(place, evidence.port, links)
     _look_at_rules(evidence, known["peers"])
     evidence.busy = busy.loads()
     return evidence
+
+
+def _look_at_ways(evidence: Evidence, links: host_facts.Links) -> None:
+    """Puts what leads packets past the tunnel, or the tunnel's own packets into it, into the evidence."""
+    way, interface, own = evidence.way, evidence.interface, links.addresses(evidence.interface)
+    for prefix in (each for each, device in evidence.routes.items() if device != interface):
+        found = deciding_route.find(host_facts.address_in(prefix), links, own)
+        if found is not None and found.device != interface:
+            evidence.past[prefix] = found
+    if way is not None and way.device == interface:
+        evidence.way_decides = deciding_route.find(evidence.host, links)
+    if way is not None and way.kind == "local":
+        evidence.place_on = links.holder(evidence.host)
+    if evidence.own_address:
+        evidence.own_on = links.holder(evidence.own_address)
+    evidence.mark_rules = deciding_route.rules_for_marks() if evidence.stranger("send_failed", evidence.host) else []
+    inner = [evidence.target] if evidence.target else addresses_of(evidence.peer)
+    evidence.ipsec_policy = ipsec.policy_about(filter(None, (evidence.host, *inner)))
 
 
 def _look_at_rules(evidence: Evidence, peers: list[Status]) -> None:

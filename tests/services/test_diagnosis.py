@@ -241,7 +241,7 @@ SILENT: dict[str, Any] = {"last_handshake_unix_s": None, "tried": "unanswered"}
             evidence(tried="answered", path=Path(False, silent=("fd00::2",)), own_families=frozenset([4])),
             "no_own_address",
         ),
-        (evidence(tried="answered", path=Path(False, silent=("10.0.0.2",), other_answer="10.0.0.2")), "well"),
+        (evidence(tried="answered", path=Path(False, other_answer="10.0.0.2")), "well"),
         (evidence(last_seen="a", endpoint=None, endpoint_set=None, last_handshake_unix_s=None), "not_called_since"),
         (
             evidence(strangers=(unknown(),), former={"X" * 43 + "=": Former("t", "Anna", "N" * 43 + "=")}, **SILENT),

@@ -207,3 +207,13 @@ def test_groff_has_no_warning_for_any_page() -> None:
     )
     assert formatted.stderr == ""
     assert "stagewire\u2010peer\u2010add" in formatted.stdout or "stagewire-peer-add" in formatted.stdout
+
+
+def test_each_command_with_json_has_a_schema_that_a_test_checks() -> None:
+    """Whoever gives a command --json adds it to `docs/OPERATING.md`, and to `tests/system/test_records.py`."""
+    found = {
+        " ".join(name.split("-")[1:])
+        for name, command in commands(main).items()
+        if any("--json" in param.opts for param in command.params)
+    }
+    assert found == {"status", "why", "doctor", "events", "history", "usage", "peer list", "peer show"}

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from typing import Final
 
+from stagewire.limits import MIN_MTU_IPV6
 from stagewire_cli.evidence import Evidence, Finding, seen
 
 _LISTED: Final = 3
@@ -108,11 +109,11 @@ def _unanswered(e: Evidence) -> Iterator[Finding]:
     path = e.path
     if e.target and path.small is False and (path.answering or path.forwards or path.refused):
         yield _behind_peer(e)
-    elif path.small is False and path.other_answer:
+    elif not e.target and path.other_answer and not path.silent:
         yield Finding(
             "no_ping",
-            f"its address {path.other_answer} answers TCP through the tunnel, and no ping: the peer drops ICMP, so no "
-            "large packets could be tried",
+            f"its address {path.other_answer} answers TCP through the tunnel, and no ping: the peer drops ICMP"
+            f"{'' if path.small else ', so no large packets could be tried'}",
             "nothing, unless pings are wanted: then let ICMP pass the peer's firewall",
             wrong=False,
         )
@@ -123,7 +124,8 @@ def _unanswered(e: Evidence) -> Iterator[Finding]:
             f"the handshake works, but {_silent(asked)} a ping through the tunnel"
             f"{', while other packets of the peer arrive' if e.arrives else ''}",
             "see at the peer that its AllowedIPs contain this gateway's tunnel address, that its interface has its own "
-            "(`ip address`), that `ip route get` there leads answers into the tunnel, and that its firewall lets pings in",
+            "(`ip address`), that `ip route get` there leads answers into the tunnel, and that its firewall lets pings in; "
+            "if `wg show` there counts no more received while you ping, a firewall between lets only handshakes pass",
             wrong=bool(e.target) or not e.arrives,
         )
     elif path.silent and not e.target:
@@ -131,9 +133,14 @@ def _unanswered(e: Evidence) -> Iterator[Finding]:
             "no_inner_answer",
             f"{_silent([f'its address {each}' for each in path.silent])} a ping through the tunnel, while "
             f"{' and '.join(path.answering)} does",
-            "see at the peer that its interface has this address, that its AllowedIPs contain this gateway's address of "
-            "that family, that `ip route get` there leads answers into the tunnel, and that its firewall lets pings in",
+            f"see at the peer that its interface has this address{_least_mtu(path.silent)}, that its AllowedIPs contain "
+            "this gateway's address of that family, that `ip route get` there leads answers into the tunnel, and that its "
+            "firewall lets pings in",
         )
+
+
+def _least_mtu(silent: tuple[str, ...]) -> str:
+    return f" and an MTU of {MIN_MTU_IPV6} or more" if any(":" in each for each in silent) else ""
 
 
 def _silent(asked: list[str]) -> str:

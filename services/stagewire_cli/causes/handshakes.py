@@ -15,6 +15,8 @@ from stagewire_cli.ruleset import CERTAIN
 
 CLOCK: Final = 1_767_225_600
 """2026 in unix s: a clock before it has never been set."""
+_FEW_HOPS: Final = 32
+"""Hops below which a packet may not come through the whole Internet."""
 _AHEAD: Final = 60
 """s by which the last handshake may lie in the future, as clocks are put right."""
 CONTESTED: Final = 2
@@ -148,10 +150,17 @@ def answers(e: Evidence) -> Iterator[Finding]:
             seen(found),
         )
     if blocked := e.stranger("send_failed", e.peer["endpoint"] or "-"):
+        found_here = [(each.text, each.mend) for each in e.out_blocked] + [
+            (each.text, each.command) for each in e.mark_rules
+        ]
+        what = f": perhaps {found_here[0][0]}" if found_here else ""
         yield Finding(
             "blocked_out",
-            f"this host itself refuses datagrams to {blocked['example']['address']}, though it has a route there",
-            "look for a rule that drops UDP on its way out in `nft list ruleset`, and at `tc qdisc`",
+            f"this host itself refuses datagrams to {blocked['example']['address']}, though it has a route there{what}",
+            f"let them out: `{' '.join(found_here[0][1])}`"
+            if found_here
+            else "look for a rule that drops UDP on its way out in `nft list ruleset`, and at `ip rule`, `ip xfrm policy` "
+            "and `tc qdisc`",
             seen(blocked),
         )
 
@@ -202,6 +211,16 @@ def _of_known_place(e: Evidence) -> Finding:
             f"{e.ours[:10]}… as a peer",
             seen(e.last("initiation_unanswered")),
         )
+    if e.refusal is not None and e.refusal.exceeded:
+        return _out_of_hops(e, e.refusal)
+    if e.way is not None and e.way.fixed and not e.way.hop_answers:
+        hop = e.way.via or e.host
+        return Finding(
+            "neighbour_fixed",
+            f"{hop}, by which this host reaches {peer['endpoint']}, answers nothing, and has a link address that was set by "
+            f"hand: {e.way.fixed}",
+            f"`ip neigh del {hop} dev {e.way.device}`, and this host asks for the right one",
+        )
     moved = peer["endpoint_set"] not in (None, peer["endpoint"]) and not peer.get("endpoint_name")
     if peer["endpoint_set"] is None or moved:
         return Finding(
@@ -245,6 +264,21 @@ def _refused(e: Evidence, refusal: Refusal) -> Finding:
         "unreachable",
         f"the router or host at {refusal.by} answers that no packet gets to {place}: {refusal.text}",
         f"see that the address is right and the peer's host is up; `traceroute {e.host}` shows how far packets come",
+        f"ICMP from {refusal.by}",
+    )
+
+
+def _out_of_hops(e: Evidence, refusal: Refusal) -> Finding:
+    few = 0 < e.hops < _FEW_HOPS
+    name = "net.ipv6.conf.all.hop_limit" if ":" in e.host else "net.ipv4.ip_default_ttl"
+    return Finding(
+        "out_of_hops",
+        f"the router {refusal.by} has thrown our packets to {e.peer['endpoint']} away: they had passed as many routers as "
+        f"they may{f', which this host sets to {e.hops}' if few else ''}",
+        f"`sysctl -w {name}=64`"
+        if few
+        else f"see with `traceroute {e.host}` whether routers send packets round in a circle; if not, look for a rule of "
+        "this host that sets the TTL (`iptables -t mangle -S`, `nft list ruleset`)",
         f"ICMP from {refusal.by}",
     )
 

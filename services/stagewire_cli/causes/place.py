@@ -20,7 +20,10 @@ REASONS: Final = {
     errno.ENETUNREACH: ("has no route to", "add a route there, such as a default route"),
     errno.EHOSTUNREACH: ("has a route that says unreachable for", "remove that route"),
     errno.EACCES: ("has a route that prohibits", "remove that route or rule"),
-    errno.EPERM: ("refuses datagrams to", "look for a rule that drops UDP in `nft list ruleset`"),
+    errno.EPERM: (
+        "refuses datagrams to",
+        "look for a rule that drops UDP in `nft list ruleset`, and for a policy in `ip xfrm policy`",
+    ),
     errno.EINVAL: ("has a blackhole route for", "remove that route"),
     errno.ENETDOWN: ("has a link that is down on its way to", "set the link up"),
     errno.ENODEV: ("lacks the link that leads to", "see in `ip link` whether the link is there"),
@@ -57,9 +60,25 @@ def endpoint(e: Evidence) -> Iterator[Finding]:
         )
     elif (fault := peer.get("endpoint_fault") or _behind_itself(e)) and (label := carrier(e)) and "itself" not in fault:
         yield behind(e, label)
+    elif (
+        fault and e.way_decides is not None and not any(meets(each, ip_network(e.host)) for each in peer["allowed_ips"])
+    ):
+        yield Finding(
+            "endpoint_in_own_tunnel",
+            f"its endpoint {place} {fault}; what leads there is {e.way_decides.text}",
+            f"`{' '.join(e.way_decides.command)}`",
+        )
     elif fault:
         mend = "put the peer's address outside the tunnel into its Endpoint, or take that address out of AllowedIPs"
         yield Finding("endpoint_in_own_tunnel", f"its endpoint {place} {fault}", mend)
+    elif way is not None and way.kind == "local" and e.place_on[0] and not ip_address(e.host).is_loopback:
+        device, held = e.place_on
+        yield Finding(
+            "endpoint_on_this_host",
+            f"its endpoint {place} is an address of this host itself, on {device}",
+            f"if the peer is another host, `ip address del {held} dev {device}`, or put its own address into its Endpoint; "
+            "if it runs on this host, see that it listens on that port",
+        )
     elif way is not None:
         yield from _way(e, way)
 
@@ -77,7 +96,14 @@ def _behind_itself(e: Evidence) -> str:
 
 
 def _way(e: Evidence, way: WayOut) -> Iterator[Finding]:
-    if way.error:
+    if way.error == errno.EPERM and e.ipsec_policy is not None and e.ipsec_policy.direction == "out":
+        yield Finding(
+            "ipsec_drops",
+            f"an IPsec policy of this host refuses datagrams to {e.host}: src {e.ipsec_policy.source} dst "
+            f"{e.ipsec_policy.destination} dir out",
+            f"take the tunnel's packets out of that policy; or remove it: `{' '.join(e.ipsec_policy.command)}`",
+        )
+    elif way.error:
         why, mend = REASONS.get(way.error, ("can't send to", f"the kernel says: {os.strerror(way.error)}"))
         down = (
             f"; {', '.join(way.down)} {'is' if len(way.down) == 1 else 'are'} down or without a carrier"

@@ -85,13 +85,20 @@ def prefixes_of(e: Evidence) -> Iterator[Finding]:
                     f"take {prefix} from {label}, or make the prefixes narrower, so that each address has one peer",
                 )
                 return
+    told = set[tuple[str, ...]]()
     for routed, device in e.routes.items():
-        if device != e.interface and (":" not in routed or not e.ends_ipv6):
+        if device != e.interface and (":" not in routed or not (e.ends_ipv6 or e.ipv6_off)):
+            past = e.past.get(routed)
+            if past is not None and past.command in told:
+                continue
+            told |= {past.command} if past is not None else set()
             where = f"to {device}" if device else "nowhere"
             yield Finding(
                 "route_elsewhere",
-                f"this host's route to {routed} leads {where}, not into the tunnel",
-                f"see `ip route get {routed.partition('/')[0]}`, and remove the route or rule that comes first",
+                f"this host's route to {routed} leads {where}, not into the tunnel{f': {past.text}' if past else ''}",
+                f"`{' '.join(past.command)}`, or give the tunnel other networks"
+                if past
+                else f"see `ip route get {routed.partition('/')[0]}`, and remove the route or rule that comes first",
             )
 
 
