@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from stagewire import files, logs
 from stagewire.config import decode_key
-from stagewire.config.peer_names import label
+from stagewire.config.peer_names import cleaned, folded, label
 from stagewire.control import query
 from stagewire.control.event import when
 from stagewire.environment import Environment
@@ -20,6 +20,8 @@ _MAX_SIZE: Final = 5 << 20
 """Bytes of an audit, which key-service keeps below 4 MiB."""
 _REPLACED: Final = re.compile(r"\s*~ PublicKey (\S+) -> (\S+)")
 _FULL_KEY: Final = 44
+_LEAST_KEY: Final = 4
+"""Letters of a key that say which is meant."""
 _MOST: Final = 2048
 """Events of one kind that status-service keeps."""
 
@@ -50,6 +52,20 @@ def find(environment: Environment, public_key: str) -> Former | None:
                 heirs = [_name(each) for each in changes if name and each.startswith("+ peer ")]
                 found = Former(at, name, next((key for of, key in heirs if of == name), ""))
     return found
+
+
+def removed(environment: Environment, text: str) -> tuple[str, Former] | None:
+    """Returns the peer that had a name, or a key or its beginning, and was taken away last; the key may be a beginning."""
+    if len(text) == _FULL_KEY and (found := find(environment, text)) is not None:
+        return text, found
+    newest, wanted = "", folded(cleaned(text))
+    for said in _lines(environment, "- peer "):
+        for line in (logs.cleaned(str(each)) for each in said.get("changes", [])):
+            name, key = _name(line) if line.startswith("- peer ") else ("", "")
+            if key and ((name and folded(name) == wanted) or (len(text) >= _LEAST_KEY and key.startswith(text))):
+                newest = key
+    found = find(environment, newest) if newest else None
+    return (newest, found) if found is not None else None
 
 
 def _in_history(environment: Environment, public_key: str) -> Former | None:

@@ -55,7 +55,8 @@ def answer(environment: Environment, text: str, *, trying: bool) -> dict[str, An
     try:
         peer, target = which(text, known["peers"], known["strangers"])
     except Failed:
-        if (said := _of_own_key(environment, text, known)) is not None:
+        said = _of_own_key(environment, text, known) or _of_removed(environment, text, known)
+        if said is not None:
             return said
         raise
     if peer is None:
@@ -148,8 +149,23 @@ def _of_own_key(environment: Environment, text: str, known: Status) -> dict[str,
     return None if named is None else _object(label(**named), named, [own_key.finding(named["name"])], tried="")
 
 
+def _of_removed(environment: Environment, text: str, known: Status) -> dict[str, Any] | None:
+    """Answers for a peer that was removed, whether its device still calls or not; None for a text that no peer had."""
+    if (gone := former.removed(environment, text)) is None:
+        return None
+    key, was = gone
+    calls = next((each for each in known["strangers"] if (each["public_key"] or "-").startswith(key)), None)
+    found = handshakes.removed(was, key)
+    if calls is not None:
+        found = handshakes.former_key(was, key, calls["example"]["address"], seen(calls))
+    return _object(label(key, was.name), {"public_key": key, "name": was.name}, [found], tried="")
+
+
 def _of_stranger(environment: Environment, text: str, known: Status) -> dict[str, Any]:
     host = str(ip_address(text))
+    senders = [each for each in known["peers"] for reason in each["reasons"] if _is_refused_source(reason, host)]
+    if senders:
+        return _object(host, None, [_of_source(each, host) for each in senders], tried="")
     found = [each for each in known["strangers"] if host_of(each["example"]["address"]) == host]
     findings = [_about(environment, each) for each in found]
     if not findings and host_facts.Links().is_own(host):
@@ -159,6 +175,22 @@ def _of_stranger(environment: Environment, text: str, known: Status) -> dict[str
         device = host_facts.routes([host]).get(host, "")
         findings = list(beyond.outside(environment.interface, host, device, host_facts.forwards()))
     return _object(host, None, findings, tried="")
+
+
+def _is_refused_source(reason: Status, host: str) -> bool:
+    is_recent = time.time() - reason["last_unix_s"] <= RECENT
+    return bool(is_recent and reason["reason"] == "inner_source_not_allowed" and reason["example"]["address"] == host)
+
+
+def _of_source(peer: Status, host: str) -> Finding:
+    """Tells of a peer that sends from an address which isn't its own."""
+    name = label(peer["public_key"], peer["name"])
+    reason = next(each for each in peer["reasons"] if _is_refused_source(each, host))
+    text = (
+        f"packets from this address come from {name}, and are dropped: it isn't among the AllowedIPs of that peer here"
+    )
+    mend = f"add {host} to the AllowedIPs of {name} here, or have the peer use its tunnel address as source"
+    return Finding("source_not_allowed", text, mend, seen(reason))
 
 
 def _about(environment: Environment, each: dict[str, Any]) -> Finding:

@@ -53,6 +53,13 @@ def test_the_newest_change_counts_and_an_older_file_is_read_as_well(environment:
     assert former.find(environment, OLD) == Former("3", "Bert", "")
 
 
+@pytest.mark.parametrize("text", ["anna", "Anna", OLD[:10], OLD])
+def test_a_peer_that_was_removed_is_found_by_name_and_by_key(environment: Environment, text: str) -> None:
+    write(environment, ("1", [f"- peer Anna ({OLD[:10]})  AllowedIPs 10.0.0.2/32", f"- peer Bert ({NEW[:10]})"]))
+    assert former.removed(environment, text) == (text if text == OLD else OLD[:10], Former("1", "Anna", ""))
+    assert former.removed(environment, "Zoe") is None
+
+
 def test_no_audit_and_an_audit_of_nonsense_tell_nothing(environment: Environment) -> None:
     assert former.find(environment, OLD) is None
     (environment.state / "audit").write_bytes(f"[1]\n{OLD[:10]} \xff\n".encode("latin-1"))

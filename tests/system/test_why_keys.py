@@ -64,12 +64,15 @@ def test_a_device_with_a_key_that_was_rotated(network: Topology, hub: Hub) -> No
 
 def test_a_device_whose_peer_was_removed(network: Topology, hub: Hub) -> None:
     hub.gateway.command("peer", "remove", "Remo", "-i", hub.name)
+    found = why(hub, "remo")["findings"][0]
+    assert (found["id"], "Remo was removed here at 20" in found["text"]) == ("removed", True)
     with hub.wireguard_go(REMOVED, network.c, Topology.B4, keepalive=1):
         assert broken(network.c, REMOVED.gateway_inner[0])
         until(lambda: REMOVED.keys.public in str(hub.gateway.status()["strangers"]), 15, "the stranger to be counted")
         found = why(hub, Topology.CB4)["findings"][0]
         assert found["id"] == "old_key"
         assert "still uses the key of Remo, which was removed here at 20" in found["text"]
+        assert why(hub, "Remo")["findings"] == why(hub, REMOVED.keys.public)["findings"] == [found]
 
 
 def test_a_peer_with_our_own_key(network: Topology, hub: Hub) -> None:

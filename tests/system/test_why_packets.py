@@ -89,6 +89,8 @@ def test_a_source_that_is_not_allowed_here(network: Topology, hub: Hub) -> None:
         until(lambda: counted(hub, SOURCE_HERE, "inner_source_not_allowed") > 0, 5, "the drop to be counted")
         found = why(hub, SOURCE_HERE)["findings"][0]
         assert (found["id"], "add 10.99.1.2 to its AllowedIPs here" in found["mend"]) == ("source_not_allowed", True)
+        found = why(hub, "10.99.1.2")["findings"][0]
+        assert (found["id"], SOURCE_HERE.keys.public[:10] in found["mend"]) == ("source_not_allowed", True)
 
 
 def test_an_address_of_ours_that_is_not_allowed_there(network: Topology, hub: Hub) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from stagewire.config import decode_key, encode_key, public_key
+from stagewire.config.peer_names import operand
 from stagewire_cli.causes.here import lets_answers_in, port_blocked
 from stagewire_cli.causes.place import behind, carrier
 from stagewire_cli.evidence import Evidence, Finding, seen
@@ -15,6 +16,7 @@ from stagewire_cli.ruleset import CERTAIN
 
 CLOCK: Final = 1_767_225_600
 """2026 in unix s: a clock before it has never been set."""
+_FULL_KEY: Final = 44
 _FEW_HOPS: Final = 32
 """Hops below which a packet may not come through the whole Internet."""
 _AHEAD: Final = 60
@@ -130,6 +132,24 @@ def former_key(former: Former, public_key: str, at: str, said: str) -> Finding:
     )
 
 
+def removed(former: Former, key: str) -> Finding:
+    """Tells of a peer that was removed here, or got another key, and from which nothing comes."""
+    name, when = former.name or key[:10], f" at {former.when}" if former.when else ""
+    if former.now:
+        return Finding(
+            "old_key",
+            f"that key of {name} was replaced here{when}",
+            f"ask about {former.now[:10]}…, the key that {name} has now",
+        )
+    whole = f" --public-key {key}" if len(key) == _FULL_KEY else ""
+    return Finding(
+        "removed",
+        f"{name} was removed here{when}, so this gateway refuses it",
+        f"if it is to come back: `stagewire peer add {operand('NAME', former.name)}{whole}`"
+        f"{'' if whole else ', which makes another key for it'}",
+    )
+
+
 def answers(e: Evidence) -> Iterator[Finding]:
     """Judges answers of ours that lead to no session."""
     if e.connected:
@@ -193,8 +213,8 @@ def silence(e: Evidence) -> Iterator[Finding]:
         yield Finding(
             "never_called",
             "it has never called, and this end doesn't know where it is",
-            "see at the peer that it runs, that its Endpoint is this gateway's address and port, and that UDP passes; or "
-            "give it an Endpoint here",
+            f"see at the peer that it runs, that its Endpoint is this gateway's address with port {e.port}, and that UDP "
+            "passes; or give it an Endpoint here",
         )
 
 
