@@ -140,7 +140,7 @@ def restore(backup: Backup, environment: Environment, tell: Callable[[str], None
             kept.unlink(missing_ok=True)
         if isinstance(error, Failed):
             raise
-        raise Failed(f"{error.filename or environment.state}: {error.strerror}; nothing is changed") from None
+        raise Failed(f"{noting.unwritten(environment, error)}; nothing is changed") from None
     if kept is not None:
         tell(f"{path} differed; its old text is in {kept}")
     off = f", {len(everybody.off)} of them out of use" if everybody.off else ""

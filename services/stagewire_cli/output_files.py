@@ -102,7 +102,7 @@ class New:
 @contextmanager
 def all_of(wanted: Iterable[New]) -> Iterator[None]:
     """Writes files, in this order, and takes all back if the block raises. Raises Failed, and then there is none of them."""
-    with ExitStack() as opened, ExitStack() as undo:
+    with ExitStack() as tidy, ExitStack() as opened, ExitStack() as undo:
         path = Path()
         try:
             files = []
@@ -117,7 +117,7 @@ def all_of(wanted: Iterable[New]) -> Iterator[None]:
             for each, new in files:
                 path = each.path
                 if each.over:
-                    _replace(new, undo)
+                    _replace(new, undo, tidy)
                 else:
                     new.appear()
                     undo.callback(path.unlink, missing_ok=True)
@@ -127,8 +127,8 @@ def all_of(wanted: Iterable[New]) -> Iterator[None]:
         undo.pop_all()
 
 
-def _replace(new: WholeFile, undo: ExitStack) -> None:
-    """Puts a file in the place of another, which `undo` puts back. Raises OSError."""
+def _replace(new: WholeFile, undo: ExitStack, tidy: ExitStack) -> None:
+    """Puts a file in the place of another, which `undo` puts back, and `tidy` removes. Raises OSError."""
     old = new.path.with_name(f".{new.path.name}.before")
     old.unlink(missing_ok=True)
     os.link(new.path, old)
@@ -138,6 +138,7 @@ def _replace(new: WholeFile, undo: ExitStack) -> None:
         old.unlink()
         raise
     undo.callback(old.replace, new.path)
+    tidy.callback(old.unlink, missing_ok=True)
 
 
 def _raise_limit() -> None:

@@ -60,7 +60,7 @@ def carry_out(environment: Environment, operation: Operation) -> Done:
                 noting.write(environment, operations.called(operation), outcome.changes)
             except OSError as error:
                 file.put_back()
-                raise Failed(f"{environment.state}: {error.strerror}; nothing is changed") from None
+                raise Failed(f"{noting.unwritten(environment, error)}; nothing is changed") from None
         return Done(file.text, file.path, [*outcome.changes, *outcome.unchanged])
 
 

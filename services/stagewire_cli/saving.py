@@ -55,8 +55,16 @@ def save_as_it_goes_down(environment: Environment, say: Say) -> None:
     if _edited(path, read):
         kept = beside(path, "in-force", config.merge(read, now).encode("utf-8", "surrogateescape"))
         say(f"{path} has changed since it was read, and stays as it is; the configuration in force is in {kept}")
-    else:
+        return
+    try:
         config.save(path, now)
+    except ConfigError as error:  # such as a live peer with the key of a peer out of use
+        text = config.merge("", now)
+        try:
+            kept = beside(path, "in-force", text.encode("utf-8", "surrogateescape"))
+        except Failed:
+            raise error from None
+        say(f"{error.mistakes[0].message}; {path} stays as it is; the configuration in force is in {kept}")
 
 
 def _what_is_in_force(environment: Environment) -> tuple[Path, str, InterfaceConfig]:

@@ -14,6 +14,7 @@ from tests.services.disks import full_disk, small_disk
 from tests.services.test_stagewire_cli import folders, stagewire
 
 from stagewire.history import FOLDER, NAME, TABLES, VERSION
+from stagewire.stages import UID_RANGES
 from stagewire_cli import sealed
 from stagewire_cli.failures import Failed
 
@@ -88,6 +89,20 @@ def test_the_audit_has_what_is_done_while_the_interface_is_down(host: Host, back
     assert [line["what"] for line in audited(other)] == ["peer add", "restore"]
 
 
+def test_what_an_earlier_key_service_has_left_goes_on_while_the_interface_is_down(host: Host, backup: Path) -> None:
+    """Each life of an interface may have other uids."""
+    earlier = UID_RANGES[0][1]
+    for each in (host.stamps.parent, host.stamps.parent / "audit", host.stamps):
+        os.chown(each, earlier, earlier)
+    host.run("peer", "rename", "phone", "tablet", "-i", host.conf)
+    host.restore(backup, "--force")
+    assert [line["what"] for line in audited(host)][-2:] == ["peer rename", "restore"]
+    assert {each.stat().st_uid for each in (host.stamps.parent, host.stamps)} == {earlier}
+    os.chown(host.stamps.parent / "audit", earlier + 1, -1)
+    said = host.run("peer", "rename", "phone", "tablet", "-i", host.conf, status=1)
+    assert f"audit belongs to user {earlier + 1}; remove it; nothing is changed" in said
+
+
 def test_without_room_for_the_audit_nothing_is_changed(host: Host) -> None:
     (host.stamps.parent / "audit").unlink()
     (host.stamps.parent / "audit").mkdir()
@@ -130,6 +145,7 @@ def test_a_full_disk_takes_a_backup_back_wholly_or_not_at_all(
         assert other.conf.read_bytes() == before
     (disk / "ballast").unlink()
     assert "restored" in other.restore(backup, "--force")
+    assert not [each for each in other.conf.parent.iterdir() if each.name.startswith(".")], "no copy of a key is forgotten"
     assert other.conf.read_bytes() == host.conf.read_bytes()
     assert sorted(each.name for each in left(other.conf.parent))[-2:] == ["wg0.conf", "wg0.conf.bak"]
 

@@ -96,6 +96,21 @@ def test_down_keeps_both(hub: WgHub, text: str) -> None:
     assert kept.stat().st_mode & 0o777 == 0o600
 
 
+def test_down_keeps_a_live_peer_beside_a_file_whose_peer_out_of_use_has_its_key(hub: WgHub) -> None:
+    off = f"# stagewire off: [Peer]\n# stagewire off: PublicKey = {ADDED}\n# stagewire off: AllowedIPs = 10.95.0.1/32\n"
+    hub.gateway.write_config(hub.config + off)
+    hub.gateway.command("reload", hub.name)
+    hub.set("peer", ADDED, "allowed-ips", "10.96.0.0/16")
+    refused = hub.gateway.command("save", hub.name, check=False)
+    assert (refused.returncode, "out of use" in refused.stderr) == (1, True)
+    assert "that is a line of the text to be written" in refused.stderr
+    assert "is out of use" in hub.gateway.command("down", hub.name).stderr
+    assert hub.gateway.config_path.read_text() == hub.config + off
+    [kept] = beside(hub, "in-force")
+    assert f"PublicKey = {ADDED}\nAllowedIPs = 10.96.0.0/16" in kept.read_text()
+    hub.gateway.command("check", str(kept))
+
+
 @pytest.mark.attack("hostile-key")
 @pytest.mark.parametrize("kind", ["PreUp", "PostUp", "PreDown", "PostDown"])
 def test_a_command_that_key_service_made_up_is_refused_and_never_written(hub: WgHub, kind: str) -> None:

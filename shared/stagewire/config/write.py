@@ -268,7 +268,9 @@ def _checked(text: str, interface: InterfaceConfig, path: str, lookups: Lookups 
     try:
         read = _sorted(parse(text, path, lookups=lookups))
     except ConfigError as error:
-        raise _refusal(path, f"can't be written: {error.mistakes[0].message}") from None
+        why = error.mistakes[0].message
+        lines = "; that is a line of the text to be written" if " in line " in why else ""
+        raise _refusal(path, f"can't be written: {why}{lines}") from None
     wanted = _sorted(interface)
     names = {peer.public_key: peer.name for peer in read.peers}
     unsaid = [peer.name for peer in wanted.peers if peer.name and peer.name != names.get(peer.public_key)]
