@@ -145,7 +145,9 @@ def test_a_full_disk_takes_a_backup_back_wholly_or_not_at_all(
         assert other.conf.read_bytes() == before
     (disk / "ballast").unlink()
     assert "restored" in other.restore(backup, "--force")
-    assert not [each for each in other.conf.parent.iterdir() if each.name.startswith(".")], "no copy of a key is forgotten"
+    assert not [each for each in other.conf.parent.iterdir() if each.name.startswith(".")], (
+        "no copy of a key is forgotten"
+    )
     assert other.conf.read_bytes() == host.conf.read_bytes()
     assert sorted(each.name for each in left(other.conf.parent))[-2:] == ["wg0.conf", "wg0.conf.bak"]
 

@@ -396,6 +396,7 @@ def test_a_file_that_cannot_be_read_changes_nothing(place: Place, content: str, 
         ("name", "a\nPostUp = reboot", "name is no line of text"),
         ("enabled", "yes", "enabled is neither true nor false"),
         ("expiredAt", "tomorrow", "expiredAt is no time"),
+        ("expiredAt", "9999-12-31T23:59:59-23:59", "expiredAt is no time"),
     ],
 )
 def test_a_hostile_record_is_left_out_and_named(place: Place, field: str, value: object, why: str) -> None:

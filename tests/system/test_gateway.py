@@ -389,6 +389,37 @@ def test_ipv6_goes_by_its_own_address_where_routers_know_the_way(house: House, c
     assert seen_as(clients["one"], WORLD[4], 80) == OURS[4]
 
 
+def test_two_exits_of_one_host_leave_each_others_rules_alone(
+    house: House, clients: dict[str, Namespace], lab_directory: Path
+) -> None:
+    house.has(OPENED)
+    ours, theirs = new_key_pair(), new_key_pair()
+    peer = Peer(theirs.public, ["10.67.0.2/32", "fd67::2/128"])
+    lines = [f"PrivateKey = {ours.private}", f"ListenPort = {PORT + 1}", "Address = 10.67.0.1/24, fd67::1/64", OPENED]
+    second = Gateway(
+        house.host, "wg1", lab_directory, "\n".join(["[Interface]", *lines, peer.section(), ""]), workers=1
+    )
+
+    def table(name: str) -> str:
+        return house.host.run("nft", "-s", "list", "table", "inet", f"stagewire-{name}/gateway").stdout
+
+    first, forwarding = table("wg0"), house.state()["net.ipv4.ip_forward"]
+    with Namespace("gw-three") as three, closing(Server(three, 80)):
+        veth(three, house.host, ["192.0.2.33/30"], ["192.0.2.34/30"])
+        everything = ["10.66.0.0/23", "fd66::/16", "fd67::/16", "203.0.113.0/24", "2001:db8:f::/64"]
+        to_us = Peer(ours.public, everything, f"192.0.2.34:{PORT + 1}")
+        with second, WireguardGo(three, theirs, peer.allowed_ips, [to_us], None):
+            for family in FAMILIES:
+                assert seen_as(three, WORLD[family], 80) == OURS[family]
+                assert seen_as(clients["one"], WORLD[family], 80) == OURS[family]
+            assert table("wg0") == first
+            assert table("wg1").replace("wg1", "wg0") == first
+    assert table("wg0") == first
+    assert "wg1" not in house.host.run("nft", "list", "ruleset").stdout
+    assert house.state()["net.ipv4.ip_forward"] == forwarding == "1\n"
+    assert seen_as(clients["one"], WORLD[6], 80) == OURS[6]
+
+
 def test_what_others_undo_is_put_back_and_down_leaves_nothing(house: House, clients: dict[str, Namespace]) -> None:
     house.has(f"{OPENED}\n# stagewire: Isolation = on", two=f"# stagewire: Allow = {WORLD[4]}")
     assert house.state() != house.before

@@ -75,9 +75,9 @@ class Fields:
             return ""
         try:
             at = datetime.fromisoformat(found)
-        except ValueError:
+            return values.as_time(int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()))
+        except (ValueError, OverflowError):  # such as a time zone that leads beyond the years that there are
             raise Unusable(f"{name} is no time") from None
-        return values.as_time(int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()))
 
 
 def setting(key: str, value: object) -> tuple[Setting, ...]:
