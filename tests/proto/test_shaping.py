@@ -9,6 +9,7 @@ from tests.proto.byhand import PEER, PLACE, T, facts, install, new_session, ours
 
 from stagewire.proto import shaping
 from stagewire.proto.shaping import Limits, Shaper
+from stagewire.proto.tunnel import Output
 from stagewire.proto.worker import PeerFacts, Worker
 from stagewire.reasons import Reasons
 
@@ -74,8 +75,8 @@ def test_a_packet_larger_than_the_bucket_passes_and_leaves_a_debt() -> None:
     shaper = Shaper(64_000, T)
     huge = bytes(65_000)
     assert shaper.pass_on([huge], T) == ([huge], [])
-    assert shaper.pass_on([bytes(1)], T + 6) == ([], [])
-    assert shaper.release(T + 9) == [bytes(1)]
+    assert shaper.pass_on([bytes(20)], T + 6) == ([], [])
+    assert shaper.release(T + 9) == [bytes(20)]
 
 
 def test_a_clock_that_stands_or_goes_back_gives_nothing() -> None:
@@ -85,7 +86,7 @@ def test_a_clock_that_stands_or_goes_back_gives_nothing() -> None:
     assert len(first) == int(shaper.burst // SIZE)
 
 
-STEPS = st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 40), st.floats(0, 0.5)), max_size=40)
+STEPS = st.lists(st.tuples(st.integers(20, 3000), st.integers(0, 40), st.floats(0, 0.5)), max_size=40)
 """Size of packets, their number, and the pause after them."""
 
 
@@ -114,8 +115,8 @@ def limited(*, rate: int = 0, cap: int | None = None) -> Worker:
     return one
 
 
-def limit(one: Worker, *, rate: int = 0, cap: int | None = None) -> None:
-    one.set_peer(
+def limit(one: Worker, *, rate: int = 0, cap: int | None = None) -> Output:
+    return one.set_peer(
         PeerFacts(PEER, facts(PEER, "10.1.0.0/16").allowed_ips, True, 0, PLACE, rates=(rate, rate), cap=cap), T
     )
 
@@ -187,15 +188,51 @@ def test_a_quota_stops_both_ways_at_its_bytes_and_a_higher_one_lets_them_go_on()
     assert one.outbound(outbound(1), T).runs
 
 
-def test_another_cap_keeps_the_packets_that_wait_and_another_rate_drops_them() -> None:
+def test_what_waits_goes_on_waiting_for_another_cap_or_rate_within_its_room() -> None:
     one = limited(rate=RATE, cap=10**9)
-    one.outbound(outbound(40), T)
-    limit(one, rate=RATE, cap=10**8)
+    begun = len(one.outbound(outbound(60), T).runs[0][1])
+    for rate in (RATE, 2 * RATE, 64_000):
+        limit(one, rate=rate, cap=10**8)
+        assert (one.drops["rate_exceeded"] > 0) == (rate == 64_000)
+        assert tunnel_of(one).next_deadline() is not None
+    later = 0
+    while (at := one.next_deadline()) is not None and at < T + 9:
+        later += sum(len(run) for _, run in one.act(at).runs)
+    assert later > 5
+    assert begun + later + one.drops["rate_exceeded"] == 60
+
+
+def test_what_waits_passes_at_once_when_the_rate_ends() -> None:
+    one = limited(rate=RATE)
+    sent = len(one.outbound(outbound(40), T).runs[0][1])
+    came = len(receive(one, *[v4("10.1.0.5", size=SIZE)] * 40).packets)
+    out = limit(one)
+    assert sent + sum(len(run) for _, run in out.runs) == 40
+    assert came + len(out.packets) == 40
     assert one.drops == {}
-    waits = tunnel_of(one).next_deadline()
-    limit(one, rate=2 * RATE)
+    assert tunnel_of(one).limits is None
+
+
+def test_what_waits_is_dropped_when_the_rate_ends_beyond_the_quota() -> None:
+    one = limited(rate=RATE, cap=10**9)
+    sent = len(one.outbound(outbound(40), T).runs[0][1])
+    limit(one, cap=1)
+    assert one.drops == {"quota_reached": 40 - sent}
+
+
+def test_no_report_says_less_than_the_one_before() -> None:
+    """The largest packets must make room for the smallest ones."""
+    one, now, seen, refused = limited(rate=64_000, cap=10**9), T, 0, 0
+    tunnel = tunnel_of(one)
+    for turn in range(60):
+        limit(one, rate=64_000 + turn % 2 * 10**6, cap=10**9)
+        big, small = v4("10.1.0.5", size=1400), v4("10.1.0.6", size=40)
+        receive(one, *([big] * 3 if turn % 3 == 0 else [small] * 20), now=now)
+        assert tunnel.traffic >= seen
+        seen, now = tunnel.traffic, now + 0.01
+        refused = max(refused, tunnel.refused)
     assert one.drops["rate_exceeded"] > 0
-    assert waits is not None
+    assert refused > 0
 
 
 def test_a_peer_that_goes_takes_what_waits_with_it() -> None:

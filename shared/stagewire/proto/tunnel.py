@@ -109,9 +109,26 @@ class Tunnel:
         """Returns the bytes of UDP payload both ways that count towards a quota, without handshakes."""
         return self.tx_bytes + self.rx_bytes - self.refused
 
-    def set_limits(self, limits: Limits | None) -> None:
-        """Replaces the peer's limits."""
-        self._refused, self.limits = self.refused, limits
+    def set_limits(
+        self, rates: tuple[int, int], cap: int | None, held_back: bool, now: float, out: Output
+    ) -> list[bytes]:
+        """Changes the peer's limits. What waits goes on waiting for another rate; for none, it passes.
+
+        Returns those packets that come from the peer.
+        """
+        limits, to_peer, from_peer = self.limits, list[bytes](), list[bytes]()
+        if limits is not None:
+            limits.cap, limits.held_back = cap, held_back
+            if limits.rates != rates:
+                to_peer, from_peer = limits.change(rates, self.traffic, now)
+        if not (any(rates) or cap is not None or held_back):
+            self._refused, self.limits = self.refused, None
+        elif limits is None:
+            limits = self.limits = Limits(rates, cap, self._drops, now)
+            limits.held_back = held_back
+        if to_peer:
+            self.send(to_peer, now, out)
+        return from_peer
 
     # --- outbound ------------------------------------------------------------------------------------------
 

@@ -26,7 +26,6 @@ from stagewire.proto.packets import icmp, ip, merge, split, virtio
 from stagewire.proto.packets.virtio import BadSuperPacket
 from stagewire.proto.prefix import Network, Route
 from stagewire.proto.session import Session
-from stagewire.proto.shaping import Limits
 from stagewire.proto.staging import Room
 from stagewire.proto.timers import Jitter
 from stagewire.proto.tunnel import Output, Packet, Tunnel, TunnelSettings
@@ -257,18 +256,10 @@ class Worker:
 
     # --- limits --------------------------------------------------------------------------------------------
 
-    def _set_limits(self, tunnel: Tunnel, facts: PeerFacts, now: float) -> None:
-        """Changes a peer's limits. Packets that wait for an unchanged rate go on waiting."""
-        limits, rates, cap = tunnel.limits, facts.rates, facts.cap
-        wanted = any(rates) or cap is not None or facts.held_back
-        if limits is None or limits.rates != rates or not wanted:
-            if limits is not None:
-                limits.clear()
-            limits = Limits(rates, cap, self.drops.of(tunnel.public_key), now) if wanted else None
-            tunnel.set_limits(limits)
-        if limits is not None:
-            limits.cap, limits.held_back = cap, facts.held_back
-        if cap is None:
+    def _set_limits(self, tunnel: Tunnel, facts: PeerFacts, now: float, out: Output) -> None:
+        freed = tunnel.set_limits(facts.rates, facts.cap, facts.held_back, now, out)
+        out.packets += merge.merge(freed, self.takes)
+        if facts.cap is None:
             self.capped.pop(tunnel, None)
         else:
             self.capped[tunnel] = None
@@ -417,7 +408,7 @@ class Worker:
             if facts.endpoint is not None and (owner.endpoint is None or facts.endpoint_at > owner.endpoint_at):
                 owner.endpoint = facts.endpoint
             owner.endpoint_at = max(owner.endpoint_at, facts.endpoint_at)
-            self._set_limits(owner, facts, now)
+            self._set_limits(owner, facts, now, out)
             owner.set_persistent_keepalive(facts.persistent_keepalive, now, out)
             self._agenda.enter(owner, owner.next_deadline())
         return self._settle(out)
