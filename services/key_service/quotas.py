@@ -29,6 +29,44 @@ WARN_AT: Final = 0.8
 NO_CAP: Final = -1
 UNREPORTED: Final = 0.4
 """s without a report after which a tunnel has carried nothing: more than REPORTED_WITHIN in `device_service`."""
+UNREPORTED_AT_MOST: Final = 0.2
+"""s of traffic that a dead worker had not reported: REPORTED_WITHIN. What exceeds it is a report or a death heard of late."""
+PACE_OVER: Final = 0.5
+"""s over which a pace is taken at least: reports may come late, and then soon after one another."""
+
+
+class _Pace:
+    """Knows how fast a tunnel carries bytes, over PACE_OVER or, at its beginning, over the reports so far."""
+
+    __slots__ = ("_known", "_since", "_total", "_total_then", "at")
+
+    def __init__(self, total: int, now: float) -> None:
+        self.at = self._since = now
+        """When the tunnel last reported (s)."""
+        self._total = self._total_then = total
+        self._known: float | None = None
+
+    def take(self, total: int, now: float) -> None:
+        """Takes the bytes that the tunnel has carried so far."""
+        if total < self._total:  # a new tunnel, which counts from 0
+            self._total_then -= self._total
+        elif now - self.at > UNREPORTED:  # the tunnel has rested
+            self._since, self._total_then = now - UNREPORTED_AT_MOST, self._total
+        self.at, self._total = now, total
+        if now - self._since >= PACE_OVER:
+            self._known = self._bytes_a_second()
+            self._since, self._total_then = now, total
+
+    def died(self, now: float) -> int:
+        """Returns the bytes that the tunnel has probably carried since its last report. The next tunnel goes on at this pace."""
+        pace = self._known if self._known is not None else self._bytes_a_second()
+        silent = now - self.at
+        self._known, self.at = pace, now
+        self._since, self._total, self._total_then = now, 0, 0
+        return round(pace * min(silent, UNREPORTED_AT_MOST)) if silent <= UNREPORTED else 0
+
+    def _bytes_a_second(self) -> float:
+        return (self._total - self._total_then) / max(self.at - self._since, UNREPORTED_AT_MOST)
 
 
 class Quotas:
@@ -40,8 +78,8 @@ class Quotas:
         self._log = log
         self._wall_clock = wall_clock
         self._usages: dict[bytes, Usage] = {}
-        self._paces: dict[tuple[bytes, int], tuple[float, int, float]] = {}
-        """When each tunnel last reported (s), with how many bytes, and the bytes a second before, by peer and worker."""
+        self._paces: dict[tuple[bytes, int], _Pace] = {}
+        """By peer and worker."""
         self._told: dict[bytes, int] = {}
         """The bytes that each peer's quota left when its workers were told, with what their tunnels had reported then."""
         self._warned: dict[bytes, tuple[str, int, float]] = {}
@@ -98,19 +136,17 @@ class Quotas:
         if peer is not None and peer.limits.quota:
             found = self._of(key)
             if found.former.get(worker, (None, 0))[0] != generation:
-                at, before, pace = self._paces.get((key, worker), (now, total, 0.0))
-                if now > at:
-                    pace = max(0, total - before) / (now - at)
-                self._paces[key, worker] = now, total, pace
+                if (key, worker) not in self._paces:
+                    self._paces[key, worker] = _Pace(total, now)
+                self._paces[key, worker].take(total, now)
             found.counted(worker, generation, total, self._month())
             self._changed = True
 
     def worker_died(self, worker: int, generation: int, now: float) -> None:
         """Counts what a worker's process has probably carried since its last reports. The next process begins at once."""
-        for (key, number), (at, _, pace) in self._paces.items():
-            if number == worker and now - at <= UNREPORTED and (found := self._usages.get(key)) is not None:
-                found.ends(worker, generation, round(pace * (now - at)), self._month())
-                self._paces[key, number] = now, 0, pace
+        for (key, number), pace in self._paces.items():
+            if number == worker and (found := self._usages.get(key)) is not None and (unreported := pace.died(now)):
+                found.ends(worker, generation, unreported, self._month())
                 self._changed = True
 
     def worker_began(self, worker: int, generation: int) -> None:

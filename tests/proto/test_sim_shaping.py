@@ -152,8 +152,7 @@ def test_tcp_has_its_rates_both_ways_at_once(rates: tuple[int, int], rtt: float)
     before = [each.passed for each in streams]
     world.run(SECONDS)
     down, up = (
-        8 * (each.passed - at) / (SECONDS - WARM) / rate
-        for each, at, rate in zip(streams, before, rates, strict=True)
+        8 * (each.passed - at) / (SECONDS - WARM) / rate for each, at, rate in zip(streams, before, rates, strict=True)
     )
     assert down >= 1 - WITHIN
     # The acknowledgements of the one take their part of the other's way.

@@ -132,6 +132,22 @@ def test_a_worker_that_dies_before_its_first_report_goes_on_at_the_pace_of_the_o
     assert world.used == 400
 
 
+@pytest.mark.parametrize("last", [0.4, 0.405, 0.5])
+def test_reports_that_come_late_make_no_pace(world: World, last: float) -> None:
+    for late, total in ((0.0, 0), (0.39, 200), (0.4, 400)):  # 1,000 bytes a second
+        world.quotas.on_traffic(A, 0, 7, total, NOW + late)
+    world.quotas.on_traffic(A, 0, 7, 500, NOW + last)
+    world.quotas.worker_died(0, 7, NOW + 0.6)
+    assert 600 <= world.used <= 500 + 1250 * 0.2
+
+
+def test_a_death_heard_of_late_adds_no_more_than_a_report_had(world: World) -> None:
+    for now, total in ((NOW, 100), (NOW + 0.2, 300)):
+        world.quotas.on_traffic(A, 0, 7, total, now)
+    world.quotas.worker_died(0, 7, NOW + 0.55)
+    assert world.used == 500
+
+
 def test_a_dead_worker_whose_tunnel_rested_had_nothing_to_report(world: World) -> None:
     for now, total in ((NOW, 100), (NOW + 0.2, 300), (NOW + 0.4, 300)):
         world.quotas.on_traffic(A, 0, 7, total, now)
