@@ -58,7 +58,7 @@ class _Pace:
             self._since, self._total_then = now, total
 
     def died(self, now: float) -> int:
-        """Returns the bytes that the tunnel has probably carried since its last report. The next tunnel goes on at this pace."""
+        """Returns the bytes that the tunnel has probably carried since its last report. The next goes on at this pace."""
         pace = self._known if self._known is not None else self._bytes_a_second()
         silent = now - self.at
         self._known, self.at = pace, now

@@ -91,6 +91,11 @@ class Passing:
         seen, self._seen[tap] = self._seen[tap], len(frames)
         return frames[seen:]
 
+    def least_share(self) -> float:
+        """Takes what has passed, and returns the least share of its rate that a flow has had."""
+        self.look()
+        return min(flow.share for flow in self._flows.values())
+
     def hold_their_rates(self, bursts: int = 1) -> None:
         """Waits for a moment at which every flow has just had its rate. Fails if any window had more."""
 

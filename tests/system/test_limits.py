@@ -1,9 +1,11 @@
 """Limits of peers, by real traffic: rates to within 5 % for UDP and TCP and over a kill, a quota over every restart."""
 
+import math
+import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -25,6 +27,7 @@ from stagewire.control import usage
 from stagewire.proto import constants as c
 from stagewire.proto.endpoint import Endpoint
 from stagewire.proto.messages import BadMessage
+from stagewire.proto.shaping import HELD
 
 pytestmark = pytest.mark.system
 
@@ -34,6 +37,8 @@ SIZE = 996
 """Bytes of UDP payload. Inside are 28 more, which WireGuard then pads by nothing."""
 INNER = SIZE + 28
 QUOTA = 2_000_000
+SLOWLY = 40
+"""Packets/s."""
 STEADILY, KILLS = 100, 3
 """Packets/s, of which a killed worker has not reported up to 1 % of the quota, and how often that happens."""
 STAYS = Single(1)
@@ -108,7 +113,15 @@ class Transfer:
 @contextmanager
 def measured(network: Topology, hub: WgHub, *flows: int | str, rate: int = RATE) -> Iterator[Passing]:
     """Measures these directions of peers."""
-    with passing(network.b, hub.name, network.link_b.a_interface, {each: Flow(rate) for each in flows}) as found:
+    with measured_each(network, hub, dict.fromkeys(flows, rate)) as found:
+        yield found
+
+
+@contextmanager
+def measured_each(network: Topology, hub: WgHub, rates: Mapping[int | str, int]) -> Iterator[Passing]:
+    """Measures directions of peers, each with its rate."""
+    flows = {each: Flow(rate) for each, rate in rates.items()}
+    with passing(network.b, hub.name, network.link_b.a_interface, flows) as found:
         yield found
 
 
@@ -127,6 +140,49 @@ def test_tcp_has_its_rate_both_ways_at_once(network: Topology, hub: WgHub, clien
     with measured(network, hub, port_of(hub, client), client.address) as found, ExitStack() as stack:
         for sender, receiver, address in ((network.c, network.b, GATEWAY), (network.b, network.c, client.address)):
             stack.callback(Transfer(sender, receiver, address).close)
+        found.hold_their_rates()
+
+
+@pytest.fixture
+def both_ways(network: Topology, client: Client) -> Iterator[None]:
+    with ExitStack() as stack:
+        for sender, receiver, address in ((network.c, network.b, GATEWAY), (network.b, network.c, client.address)):
+            stack.callback(Transfer(sender, receiver, address).close)
+        yield
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_the_narrow_way_slows_neither_the_wide_one_nor_a_ping(network: Topology, hub: WgHub, client: Client) -> None:
+    """Acknowledgements that waited behind a stream would halve the other stream."""
+    peer(hub, "set", "phone", "--rate", "5M/1M")
+    try:
+        with measured_each(network, hub, {port_of(hub, client): 5_000_000, client.address: 1_000_000}) as found:
+            found.hold_their_rates()
+            until(lambda: round_trip(network.c) < HELD / 4, 20, "a quick answer beside full streams")
+    finally:
+        peer(hub, "set", "phone", "--rate", "2M")
+
+
+def round_trip(namespace: Namespace) -> float:
+    """How long the gateway's answer takes (s)."""
+    found = re.search(r"time=([0-9.]+) ms", ping(namespace, GATEWAY).output)
+    return float(found[1]) / 1000 if found else math.inf
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_a_rate_that_changes_under_a_stream_holds_at_once(network: Topology, hub: WgHub, client: Client) -> None:
+    port = port_of(hub, client)
+    try:
+        for rate in (4_000_000, 1_000_000):
+            peer(hub, "set", "phone", "--rate", str(rate))
+            with measured(network, hub, port, client.address, rate=rate) as found:
+                found.hold_their_rates()
+        peer(hub, "set", "phone", "--rate", "none")
+        with measured(network, hub, port, client.address) as found:
+            until(lambda: found.least_share() > 3, 20, "the streams to go on without a rate")
+    finally:
+        peer(hub, "set", "phone", "--rate", "2M")
+    with measured(network, hub, port, client.address) as found:
         found.hold_their_rates()
 
 
@@ -185,10 +241,14 @@ def test_a_quota_holds_over_every_restart(network: Topology, hub: WgHub) -> None
     peer(hub, "set", key, "--quota", str(QUOTA))
     meter = Metered(network, hub)
     with meter.link:
-        with meter.stream(STEADILY):
-            meter.waits_for(QUOTA / 50, "the stream")
+        with meter.stream(SLOWLY):  # a busy machine needs long for these steps
+            meter.waits_for(QUOTA / 100, "the stream")
             hub.gateway.kill("key", 9)
             hub.gateway.command("restart", "all", hub.name)
+            for workers in ("1", "2"):
+                hub.gateway.command("scale", workers, "-i", hub.name)
+            meter.waits_for(QUOTA / 100, "the stream after the restarts")
+        with meter.stream(STEADILY):
             for _ in range(KILLS):
                 meter.waits_for(QUOTA / 20, "the stream before a kill")
                 for number in (0, 1):  # one of both is its home
@@ -203,6 +263,9 @@ def test_a_quota_holds_over_every_restart(network: Topology, hub: WgHub) -> None
             assert not ping(network.a, GATEWAY, timeout=0.5).received
         assert abs(meter.carried / QUOTA - 1) <= 0.01
         assert not meter.link.dropped
+    for kind in ("quota_near", "quota_reached"):
+        told = ("events", hub.name, "--json", "--kind", kind)
+        until(lambda told=told: key in hub.gateway.command(*told).stdout, 10, f"the event {kind}")  # type: ignore[misc]
     until(lambda: "peer has used up its quota" in "".join(hub.gateway.logs().values()), 10, "a warning in the log")
     assert f"used 100% of {values.as_quota(QUOTA)}" in peer(hub, "list")
 
