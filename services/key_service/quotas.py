@@ -27,10 +27,10 @@ SAVE_INTERVAL_PER_PEER: Final = 0.0002
 """s between two saves, and more for each peer: 10,000 take a tenth of a second."""
 WARN_AT: Final = 0.8
 NO_CAP: Final = -1
-UNREPORTED: Final = 0.4
+UNREPORTED: Final = 1.0
 """s without a report after which a tunnel has carried nothing: more than REPORTED_WITHIN in `device_service`."""
 UNREPORTED_AT_MOST: Final = 0.2
-"""s of traffic that a dead worker had not reported: REPORTED_WITHIN. What exceeds it is a report or a death heard of late."""
+"""s of traffic that a dead worker had not reported: REPORTED_WITHIN. More than that is a report or a death heard of late."""
 PACE_OVER: Final = 0.5
 """s over which a pace is taken at least: reports may come late, and then soon after one another."""
 
