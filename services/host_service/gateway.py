@@ -9,9 +9,10 @@ from typing import Final
 from host_service import denials, firewall, forwarding, gateway_table, passes
 from host_service.ground import Ground, NetworkRefused
 from host_service.ledger import ForwardingSet, NftTableMade, PassOpened, RouterAdvertisementsKept
-from host_service.passes import Chain, Obstacle, Own
+from host_service.passes import Own
 from stagewire.control import narrower
 from stagewire.control.gateway import NO_RULES, GatewayRules, kept_warning
+from stagewire.linux.forwarded import Chain, Obstacle, obstacles
 from stagewire.linux.nft_names import gateway_table_of
 
 _COMMANDS: Final = 6
@@ -153,19 +154,19 @@ class Gateway:
         needs, own = passes.needs(rules), passes.standing(listed, ground.interface)
         if rules.opens:
             others = passes.without(listed, ground.interface)
-            wanted = passes.obstacles(others, ground.interface, rules.forwards, needs)
-            left = passes.obstacles(listed, ground.interface, rules.forwards, needs)
+            wanted = obstacles(others, ground.interface, rules.forwards, needs)
+            left = obstacles(listed, ground.interface, rules.forwards, needs)
             changes = [self._open(each, own, anew=each.chain in {other.chain for other in left}) for each in wanted]
             places = {each.place for each in wanted}
             self._close([each for each in noted if _place(each) not in places], own)
             if any(changes):
-                left = passes.obstacles(firewall.ruleset(), ground.interface, rules.forwards, needs)
+                left = obstacles(firewall.ruleset(), ground.interface, rules.forwards, needs)
             ground.warn("passes", self._told(left))
             return bool(wanted or noted)
         if noted:
             self._close(noted, own)
             listed = firewall.ruleset()
-        ground.warn("passes", self._told(passes.obstacles(listed, ground.interface, rules.forwards, needs)))
+        ground.warn("passes", self._told(obstacles(listed, ground.interface, rules.forwards, needs)))
         return bool(noted)
 
     def _open(self, one: Obstacle, own: list[Own], *, anew: bool) -> bool:

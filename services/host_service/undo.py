@@ -26,6 +26,7 @@ from host_service.route_messages import RouteSocket
 from host_service.rules import Rule
 from stagewire.limits import ROUTE_PROTOCOL
 from stagewire.linux import links, uids
+from stagewire.linux.forwarded import Chain
 from stagewire.linux.links import Link
 from stagewire.linux.netlink import Netlink
 from stagewire.linux.nft_names import gateway_table_of, table_of
@@ -177,7 +178,7 @@ class _Undoing:
             self._warn(f"cannot remove nftables table {made.name}: {said}")
 
     def _pass(self, opened: PassOpened) -> None:
-        chain = passes.Chain(opened.family, opened.table, opened.chain)
+        chain = Chain(opened.family, opened.table, opened.chain)
         ours = [each for each in passes.standing(firewall.ruleset(), self._interface) if each.chain == chain]
         if ours and (said := firewall.run("\n".join(passes.closing(ours)))):
             self._warn(f"cannot remove our rules of {chain}: {said}")

@@ -15,7 +15,7 @@ from ipaddress import ip_network
 from typing import Any, Final
 
 from stagewire import config
-from stagewire.config import ConfigError
+from stagewire.config import ConfigError, InterfaceConfig
 from stagewire.config.peer_names import label, operand
 from stagewire.control import gateway
 from stagewire.environment import Environment
@@ -116,7 +116,7 @@ def gather(environment: Environment) -> Facts:
         host_facts.forwards(),
         host_facts.refused_forwards(),
         firewall.masquerades(),
-        [*legacy_rules.warnings(interface)],
+        [*legacy_rules.warnings(interface, _that_forwards(environment))],
         firewall.denied(interface),
         host_facts.strict_source(interface),
         host_facts.source_drops(),
@@ -124,6 +124,15 @@ def gather(environment: Environment) -> Facts:
         busy.loads(),
         [] if away else readiness.why_not(environment),
     )
+
+
+def _that_forwards(environment: Environment) -> InterfaceConfig | None:
+    """Returns what the configuration file says, if it has us pass packets on."""
+    with suppress(ConfigError, OSError):
+        found = config.load(the_file.of(environment))
+        if found.exit != "off" or found.access.forwards or any(peer.access.forwards for peer in found.peers):
+            return found
+    return None
 
 
 def _of_file(environment: Environment) -> list[str]:

@@ -19,5 +19,5 @@ def say(environment: Environment, interface: InterfaceConfig, warn: Callable[[st
         warn(warning)
     for warning in taken_ports.warnings(taken_ports.forwards(interface)):
         warn(warning)
-    for warning in legacy_rules.warnings(environment.interface):
+    for warning in legacy_rules.warnings(environment.interface, interface):
         warn(warning)

@@ -5,11 +5,13 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 from stagewire.config.values import MAX_PORT
-from stagewire_cli.legacy_rules import TABLES
 
+TABLES: Final = {"iptables": Path("/proc/net/ip_tables_names"), "ip6tables": Path("/proc/net/ip6_tables_names")}
+"""Lists the tables of iptables-legacy in this network namespace, for root."""
 _HOOKS: Final = {
     "PREROUTING": "prerouting", "INPUT": "input", "FORWARD": "forward", "OUTPUT": "output", "POSTROUTING": "postrouting"
 }  # fmt: skip
@@ -41,7 +43,8 @@ def listed(program: str, saved: str) -> Iterator[Entry]:
         place = {"family": family, "table": f"{table} ({program}-legacy)"}
         if line.startswith(":"):
             name, policy, *_ = line[1:].split()
-            hook = {"hook": _HOOKS[name], "policy": policy.lower()} if name in _HOOKS else {}
+            kind = "nat" if table == "nat" else "filter"
+            hook = {"type": kind, "hook": _HOOKS[name], "policy": policy.lower()} if name in _HOOKS else {}
             opens = (f"{program}-legacy", "-t", table, "-I", name)
             yield {"chain": {**place, "name": name, "opens": opens, **hook}}
         elif line.startswith("-A "):
@@ -75,6 +78,10 @@ def _expressions(words: list[str], family: str) -> Iterator[Entry]:
                 yield _match({"payload": {"protocol": protocol, "field": field}}, ports, op)
             case "--ctstate" | "--state":
                 yield _match({"ct": {"key": "state"}}, next(rest).lower().split(","), op)
+            case "--ctstatus":
+                yield _match({"ct": {"key": "status"}}, next(rest).lower().split(","), op)
+            case _ if word.startswith("--ct"):
+                yield {"xt": {"type": "match", "name": word}}
             case "-m":
                 if (name := next(rest)) not in _PLAIN:
                     yield {"xt": {"type": "match", "name": name}}

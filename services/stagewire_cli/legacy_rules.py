@@ -4,43 +4,49 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import pairwise
-from pathlib import Path
-from typing import Final
 
-TABLES: Final = {"iptables": Path("/proc/net/ip_tables_names"), "ip6tables": Path("/proc/net/ip6_tables_names")}
-"""Lists the tables of iptables-legacy in this network namespace, for root."""
-_WAYS: Final = ("-i", "-o")
+from stagewire.config import InterfaceConfig
+from stagewire.linux.forwarded import ANSWERS, NEW, PORTS, WAYS, Needs, obstacles
+from stagewire_cli import legacy_listing
+
+_VERSIONS = {"iptables": 4, "ip6tables": 6}
 
 
-def warnings(interface: str) -> Iterator[str]:
-    """Yields a line for each family whose FORWARD chain may drop the interface's packets, with the commands that mend it."""
-    for program, tables in TABLES.items():
+def warnings(name: str, interface: InterfaceConfig | None = None) -> Iterator[str]:
+    """Yields a line for each chain that drops packets of an interface's peers, with the commands that mend it.
+
+    Without `interface`, the host passes packets on by other means than ours.
+    """
+    for program, tables in legacy_listing.TABLES.items():
         with suppress(OSError):
             if "filter" in tables.read_text().split():
-                yield from _judged(program, interface)
+                yield from _judged(program, name, interface)
 
 
-def _judged(program: str, interface: str) -> Iterator[str]:
+def _judged(program: str, name: str, interface: InterfaceConfig | None) -> Iterator[str]:
     save = shutil.which(f"{program}-legacy-save")
     if save is None:
-        yield f"{program}-legacy has rules that nftables does not show: see that its chain FORWARD passes {interface} on"
+        yield f"{program}-legacy has rules that nftables does not show: see that its chain FORWARD passes {name} on"
         return
-    with suppress(OSError, subprocess.SubprocessError):
+    with suppress(OSError, subprocess.SubprocessError, ValueError):
         done = subprocess.run([save, "-t", "filter"], capture_output=True, text=True, timeout=5, check=True)
-        if drops(done.stdout, interface):
-            commands = " and ".join(f"`{program}-legacy -I FORWARD {way} {interface} -j ACCEPT`" for way in _WAYS)
-            yield f"chain FORWARD of {program}-legacy drops what {interface} passes on: {commands}"
+        yield from dropping(program, done.stdout, name, interface)
 
 
-def drops(saved: str, interface: str) -> bool:
-    """Tells whether a saved table may drop what an interface passes on, either way."""
-    rules = [line.split()[2:] for line in saved.splitlines() if line.startswith("-A FORWARD ")]
-    closed = ":FORWARD DROP" in saved or any(_ends(rule, interface) for rule in rules)
-    return closed and not all([way, interface, "-j", "ACCEPT"] in rules for way in _WAYS)
+def dropping(program: str, saved: str, name: str, interface: InterfaceConfig | None) -> Iterator[str]:
+    """Yields the warnings of a saved table. Raises ValueError."""
+    version = _VERSIONS[program]
+    for each in obstacles(legacy_listing.listed(program, saved), name, {version}, _needs(interface, version)):
+        begin = f"{program}-legacy -I {each.place.name}"
+        commands = " and ".join(f"`{begin} {options}`" for options in each.options(name))
+        yield f"chain {each.chain.name} of {program}-legacy drops what {name} passes on: {commands}"
 
 
-def _ends(rule: list[str], interface: str) -> bool:
-    """Tells whether a rule drops packets, and names no other interface."""
-    named = {word for way, word in pairwise(rule) if way in _WAYS}
-    return not {"DROP", "REJECT"}.isdisjoint(rule) and named <= {interface}
+def _needs(interface: InterfaceConfig | None, version: int) -> Needs:
+    """Returns the kinds of packets that must pass."""
+    if interface is None:
+        return {WAYS[0]: (NEW, ANSWERS), WAYS[1]: (ANSWERS,)}
+    routed = interface.exit == "routed" or (interface.exit == "routed-ipv6" and version == 6)
+    forwards = interface.access.forwards or any(peer.access.forwards for peer in interface.peers)
+    to_peers = (NEW, ANSWERS) if routed else (ANSWERS, PORTS) if forwards else (ANSWERS,)
+    return dict(zip(WAYS, ((ANSWERS,) if interface.exit == "off" else (NEW, ANSWERS), to_peers), strict=True))

@@ -188,8 +188,8 @@ def test_rules_of_iptables_legacy_are_seen_though_nftables_does_not_show_them(
     try:
         assert refused(clients["one"], WORLD[4], 80)
         said = house.has(f"{OPENED}\n# stagewire: Isolation = on")
-        for way in ("-i", "-o"):
-            command = f"iptables-legacy -I FORWARD {way} wg0 -j ACCEPT"
+        for way in ("-i wg0", "-o wg0 -m conntrack --ctstate RELATED,ESTABLISHED"):
+            command = f"iptables-legacy -I FORWARD {way} -j ACCEPT"
             assert f"`{command}`" in said
             assert f"`{command}`" in house.gateway.command("doctor", "wg0", check=False).stdout
             house.host.run(*command.split())
