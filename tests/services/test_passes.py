@@ -157,3 +157,11 @@ def test_a_family_that_is_not_forwarded_has_no_obstacles() -> None:
     [found] = obstacles([{"chain": chain}], "wg0", (4, 6))
     assert found.chain == Chain("ip6", "filter", "FORWARD")
     assert passes.commands(found, "wg0")[0] == "ip6tables -I FORWARD -i wg0 -j ACCEPT"
+
+
+def test_many_ways_to_one_chain_are_walked_once() -> None:
+    place = {"family": "inet", "table": "f"}
+    base = {**place, "name": "c0", "type": "filter", "hook": "forward", "policy": "drop"}
+    jumps = [{**place, "chain": f"c{each}", "expr": [{"jump": {"target": f"c{each + 1}"}}]} for each in range(15)]
+    ruleset = [{"chain": base}, *({"rule": each} for each in jumps for _ in range(9))]
+    assert [each.ways for each in obstacles(ruleset, "wg0", (4, 6))] == [WAYS]

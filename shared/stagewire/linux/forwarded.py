@@ -89,6 +89,7 @@ class _Ruleset:
         self._interface, self._versions = interface, versions
         self._hooks: dict[Chain, dict[str, Any]] = {}
         self._rules: dict[Chain, list[list[dict[str, Any]]]] = {}
+        self._decided: dict[tuple[Chain, _Packets], dict[str, Any]] = {}
         for each in listed:
             if (chain := each.get("chain")) is not None:
                 self._hooks[Chain(chain["family"], chain["table"], chain["name"])] = chain
@@ -144,7 +145,10 @@ class _Ruleset:
                 if not (target := _target(verdict)):
                     return verdict
                 below = Chain(chain.family, chain.table, target)
-                found = self._verdict(below, packets, depth + 1) if depth < _DEEPEST else {}
+                found = self._decided.get((below, packets))
+                if found is None:  # many rules may lead to one chain
+                    found = self._verdict(below, packets, depth + 1) if depth < _DEEPEST else {}
+                    self._decided[below, packets] = found
                 if found or "goto" in verdict:
                     return found
         return {}
