@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.services.test_host_gateway import DEBIAN, EXIT, IPTABLES, a_port, fill, listed, needs_root, ruleset, runs
@@ -163,5 +164,5 @@ def test_many_ways_to_one_chain_are_walked_once() -> None:
     place = {"family": "inet", "table": "f"}
     base = {**place, "name": "c0", "type": "filter", "hook": "forward", "policy": "drop"}
     jumps = [{**place, "chain": f"c{each}", "expr": [{"jump": {"target": f"c{each + 1}"}}]} for each in range(15)]
-    ruleset = [{"chain": base}, *({"rule": each} for each in jumps for _ in range(9))]
+    ruleset: list[dict[str, Any]] = [{"chain": base}, *({"rule": each} for each in jumps for _ in range(9))]
     assert [each.ways for each in obstacles(ruleset, "wg0", (4, 6))] == [WAYS]
