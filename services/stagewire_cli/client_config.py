@@ -77,16 +77,21 @@ def _minus(network: Network, gone: Network) -> Iterable[Network]:
     return network.address_exclude(gone)  # type: ignore[arg-type]
 
 
-def qr(text: str) -> str:
-    """Draws a QR code for a terminal, two rows of modules to a line. Raises Failed if the text is too long."""
+def qr(text: str, columns: int | None = None) -> str:
+    """Draws a QR code for a terminal, two rows of modules to a line. Raises Failed if there is no room for it."""
     import segno
 
     if len(text.encode()) > _QR_BYTES:
         raise Failed(f"the configuration has more than {_QR_BYTES} bytes, too many for a QR code: use --output")
     import io
 
+    code = segno.make(text, error="l", boost_error=False, micro=False)
+    width, _ = code.symbol_size()
+    if columns is not None and columns < width:
+        mend = "widen it, and `stagewire peer rotate` shows one for new keys"
+        raise Failed(f"the QR code needs {width} columns, and this terminal has {columns}: {mend}")
     out = io.StringIO()
-    segno.make(text, error="l", boost_error=False, micro=False).terminal(out, compact=True)
+    code.terminal(out, compact=True)
     return out.getvalue()
 
 

@@ -427,7 +427,10 @@ def _show(
     else:
         click.echo(text, nl=False)
     if wants_qr:
-        click.echo(client_config.qr(text), nl=False)
+        try:
+            click.echo(client_config.qr(text, operands.width()), nl=False)
+        except Failed as failed:  # the peer is made, and its configuration is shown
+            operands.complain(str(failed))
 
 
 def _tell_of_file(chosen: dict[str, Any]) -> None:

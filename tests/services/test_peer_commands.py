@@ -383,6 +383,10 @@ def test_a_configuration_that_no_qr_code_holds_is_said() -> None:
     assert client_config.qr("x" * 2953)
     with pytest.raises(Failed, match="too many for a QR code: use --output"):
         client_config.qr("x" * 2954)
+    drawn = re.sub("\x1b[^m]*m", "", client_config.qr("x" * 300, 69)).splitlines()
+    assert {len(line) for line in drawn if line} == {69}
+    with pytest.raises(Failed, match="needs 69 columns, and this terminal has 68"):
+        client_config.qr("x" * 300, 68)
 
 
 def test_a_limit_is_set_shown_with_what_is_used_and_taken_away(files: Files) -> None:
