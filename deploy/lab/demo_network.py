@@ -91,9 +91,13 @@ class Network:
             f"ListenPort = {PORT}",
             f"Address = 10.9.0.{mine}/24, fd09::{mine}/64",
         ]
-        peer = Peer(others.public, [f"10.9.0.{theirs}/32", f"fd09::{theirs}/128"], f"192.0.2.{theirs}:{PORT}")
-        name = f"# Name = gateway {SIDES[1 - number]}"
-        text = "\n".join([*interface, "", name, peer.section(), ""])
+        peer = Peer(
+            others.public,
+            [f"10.9.0.{theirs}/32", f"fd09::{theirs}/128"],
+            f"192.0.2.{theirs}:{PORT}",
+            name=f"gateway {SIDES[1 - number]}",
+        )
+        text = "\n".join([*interface, "", peer.section(), ""])
         gateway = Gateway(namespace, INTERFACE, self.directory / label, text, WORKERS, SPARES)
         return Side(label, namespace, keys, f"192.0.2.{mine}", f"10.9.0.{mine}", f"fd09::{mine}", gateway)
 

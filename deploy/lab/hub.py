@@ -37,6 +37,8 @@ class Spoke:
     keepalive: int | None = None
     """s; the gateway's PersistentKeepalive."""
     response_timestamp: bool = False
+    name: str = ""
+    """The peer's name in the gateway's configuration."""
     allowed_ips: Sequence[str] = ()
     """Beyond the peer's own networks."""
     keys: KeyPair = field(default_factory=new_key_pair)
@@ -71,6 +73,7 @@ class Spoke:
             self.preshared_key if self.psk else None,
             self.keepalive,
             self.response_timestamp,
+            self.name,
         )
 
 

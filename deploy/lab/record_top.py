@@ -21,20 +21,15 @@ AWAY: Final = 5
 
 
 def main(folder: Path) -> None:
-    spokes = {name: Spoke(number) for name, number in PEERS.items()}
-    spokes["printer"] = Spoke(AWAY)
+    spokes = {name: Spoke(number, name=name) for name, number in PEERS.items()}
+    spokes["printer"] = Spoke(AWAY, name="printer")
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sw-", dir="/tmp")))
         directory.chmod(0o755)
         network = stack.enter_context(Topology("r"))
         hub = Hub(network.b, directory, spokes)
-        for name, spoke in spokes.items():
-            section = spoke.peer().section()
-            hub.config = hub.config.replace(section, f"# Name = {name}\n{section}")
         hub.gateway.env["STAGEWIRE_SPARES"] = "1"
         stack.enter_context(hub)
-        hub.gateway.write_config(hub.config)
-        hub.gateway.command("reload", hub.name)
         for name in PEERS:
             stack.enter_context(hub.wireguard_go(spokes[name], network.a, Topology.B4))
             ping(network.a, spokes[name].gateway_inner[0], count=2, timeout=5)

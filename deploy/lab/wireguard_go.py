@@ -53,10 +53,12 @@ class Peer:
     persistent_keepalive: int | None = None
     response_timestamp: bool = False
     """Stagewire's own setting; other implementations read a comment."""
+    name: str = ""
 
     def section(self) -> str:
         """Returns the section as `wg setconf` and Stagewire read it."""
-        lines = ["[Peer]", f"PublicKey = {self.public_key}", f"AllowedIPs = {', '.join(self.allowed_ips)}"]
+        lines = [f"# Name = {self.name}"] if self.name else []
+        lines += ["[Peer]", f"PublicKey = {self.public_key}", f"AllowedIPs = {', '.join(self.allowed_ips)}"]
         if self.endpoint:
             lines.append(f"Endpoint = {self.endpoint}")
         if self.preshared_key:

@@ -20,7 +20,7 @@ from stagewire.control import capture
 
 pytestmark = pytest.mark.system
 
-ANNA, OTHER = Spoke(1), Spoke(2)
+ANNA, OTHER = Spoke(1, name="anna"), Spoke(2)
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +31,14 @@ def network() -> Iterator[Topology]:
 
 @pytest.fixture(scope="module")
 def hub(network: Topology, shared_directory: Path) -> Iterator[Hub]:
-    with Hub(network.b, shared_directory, {"anna": ANNA, "other": OTHER}) as gateway:
-        named = gateway.config.replace(ANNA.peer().section(), f"# Name = anna\n{ANNA.peer().section()}")
-        gateway.gateway.write_config(named)
-        gateway.gateway.command("reload", gateway.name)
-        with (
-            gateway.wireguard_go(ANNA, network.a, Topology.B4),
-            gateway.wireguard_go(OTHER, network.a, Topology.B4),
-        ):
-            assert works(network.a, ANNA.gateway_inner[0])
-            assert works(network.a, OTHER.gateway_inner[0])
-            yield gateway
+    with (
+        Hub(network.b, shared_directory, {"anna": ANNA, "other": OTHER}) as gateway,
+        gateway.wireguard_go(ANNA, network.a, Topology.B4),
+        gateway.wireguard_go(OTHER, network.a, Topology.B4),
+    ):
+        assert works(network.a, ANNA.gateway_inner[0])
+        assert works(network.a, OTHER.gateway_inner[0])
+        yield gateway
 
 
 class Capture:

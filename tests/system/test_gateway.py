@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,7 @@ class House:
         for number, (name, inner) in enumerate(INNER.items(), start=1):
             keys = new_key_pair()
             allowed = [f"{inner[4]}/32", f"{inner[6]}/128"]
-            self.sections[name] = f"# Name = {name}\n{Peer(keys.public, allowed, None).section()}"
+            self.sections[name] = Peer(keys.public, allowed, name=name).section()
             veth(self.clients[name], self.host, [f"192.0.2.{4 * number + 1}/30"], [f"192.0.2.{4 * number + 2}/30"])
             everything = ["10.66.0.0/24", "fd66::/64", "203.0.113.0/24", "2001:db8:f::/64"]
             to_us = Peer(self.keys.public, everything, f"192.0.2.{4 * number + 2}:{PORT}")
@@ -138,8 +139,20 @@ class House:
         lines += ["Address = 10.66.0.1/24, fd66::1/64", interface]
         lines += [f"{section}\n{peers.get(name, '')}" for name, section in self.sections.items()]
         self.gateway.write_config("\n".join([*lines, ""]))
-        command, self.reloads = "reload" if self.reloads else "up", True
-        return self.gateway.command(command, str(self.gateway.config_path), timeout=60).stderr
+        command, first, self.reloads = "reload" if self.reloads else "up", not self.reloads, True
+        said = self.gateway.command(command, str(self.gateway.config_path), timeout=60).stderr
+        if first:
+            self.calls_from_clients()
+        return said
+
+    def calls_from_clients(self) -> None:
+        """Lets each client call, so that the gateway knows where it is: the file names no endpoints."""
+        for name, client in self.clients.items():
+            until(partial(self._answers, client), 20, f"an answer to {name}")
+
+    @staticmethod
+    def _answers(client: Namespace) -> bool:
+        return ping(client, "10.66.0.1", timeout=1).received == 1
 
     def denied(self, name: str) -> list[str]:
         """Returns the newest destination at which the rules have dropped packets of a peer, as `status` has it."""

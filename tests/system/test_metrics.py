@@ -24,7 +24,7 @@ from lab.wait import until
 
 pytestmark = pytest.mark.system
 
-ANNA = Spoke(1)
+ANNA = Spoke(1, name="Anna")
 GHOST = Spoke(2)
 """A peer that nobody is."""
 PLACE = "127.0.0.1:9586"
@@ -44,9 +44,6 @@ def network() -> Iterator[Topology]:
 @pytest.fixture(scope="module")
 def hub(network: Topology, shared_directory: Path) -> Iterator[Hub]:
     with Hub(network.b, shared_directory, {"anna": ANNA, "ghost": GHOST}) as gateway:
-        named = gateway.config.replace(ANNA.peer().section(), f"# Name = Anna\n{ANNA.peer().section()}")
-        gateway.gateway.write_config(named)
-        gateway.gateway.command("reload", gateway.name)
         until(lambda: gateway.gateway.status()["metrics"].startswith("http"), 10, "the metrics")
         yield gateway
 

@@ -15,7 +15,7 @@ from lab.wait import until
 
 pytestmark = pytest.mark.system
 
-ANNA = Spoke(1)
+ANNA = Spoke(1, name="Anna's phone")
 
 
 class Moved(Spoke):
@@ -38,9 +38,6 @@ def network() -> Iterator[Topology]:
 @pytest.fixture(scope="module")
 def hub(network: Topology, shared_directory: Path) -> Iterator[Hub]:
     with Hub(network.b, shared_directory, {"anna": ANNA}) as gateway:
-        section = ANNA.peer().section()
-        gateway.gateway.write_config(gateway.config.replace(section, f"# Name = Anna's phone\n{section}"))
-        gateway.gateway.command("reload", gateway.name)
         yield gateway
 
 

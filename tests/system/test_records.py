@@ -26,8 +26,7 @@ from lab.wait import until
 
 pytestmark = pytest.mark.system
 
-ANNA, STRANGER = Spoke(1), Spoke(2)
-NAME = "Anna <b>\u202e\x1b[2J&phone" + "x" * 10_000
+ANNA, STRANGER = Spoke(1, name="Anna <b>\u202e\x1b[2J&phone" + "x" * 10_000), Spoke(2)
 PINGS = 20
 ON_THE_WIRE = 16 + 1040 + 16
 """Bytes of a message with a ping of 1,000 bytes, padded."""
@@ -43,8 +42,6 @@ def network() -> Iterator[Topology]:
 @pytest.fixture(scope="module")
 def hub(network: Topology, shared_directory: Path) -> Iterator[Hub]:
     with Hub(network.b, shared_directory, {"anna": ANNA}) as gateway:
-        section = ANNA.peer().section()
-        gateway.gateway.write_config(gateway.config.replace(section, f"# Name = {NAME}\n{section}"))
         gateway.gateway.command("reload", gateway.name)
         until(lambda: kinds(gateway) >= {"reloaded"}, 10, "the reload to be an event")
         yield gateway

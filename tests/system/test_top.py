@@ -16,7 +16,7 @@ from lab.wait import until
 
 pytestmark = pytest.mark.system
 
-ANNA = Spoke(1)
+ANNA = Spoke(1, name="Anna's phone")
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,12 @@ def network() -> Iterator[Topology]:
 
 @pytest.fixture(scope="module")
 def hub(network: Topology, shared_directory: Path) -> Iterator[Hub]:
-    with Hub(network.b, shared_directory, {"anna": ANNA}) as gateway:
-        named = gateway.config.replace(ANNA.peer().section(), f"# Name = Anna's phone\n{ANNA.peer().section()}")
-        gateway.gateway.write_config(named)
-        gateway.gateway.command("reload", gateway.name)
-        with gateway.wireguard_go(ANNA, network.a, Topology.B4):
-            assert works(network.a, ANNA.gateway_inner[0])
-            yield gateway
+    with (
+        Hub(network.b, shared_directory, {"anna": ANNA}) as gateway,
+        gateway.wireguard_go(ANNA, network.a, Topology.B4),
+    ):
+        assert works(network.a, ANNA.gateway_inner[0])
+        yield gateway
 
 
 def test_a_pipe_gets_one_picture_of_the_whole(hub: Hub) -> None:

@@ -21,7 +21,7 @@ from stagewire.proto.events import SendHandshake
 
 pytestmark = pytest.mark.system
 
-ANNA = Spoke(1, Topology.A4)
+ANNA = Spoke(1, Topology.A4, name="Anna's phone")
 THEIR_KEY, OUR_KEY = Spoke(2, Topology.CB4), Spoke(3, Topology.CB4)
 PSK_HERE, PSK_THERE = Spoke(4, psk=True), Spoke(5)
 BLOCKED_IN, BLOCKED_OUT, NO_WAY_BACK = Spoke(6), Spoke(7, Topology.A4), Spoke(8)
@@ -44,9 +44,6 @@ def network() -> Iterator[Topology]:
 @pytest.fixture(scope="module")
 def hub(network: Topology, shared_directory: Path) -> Iterator[Hub]:
     with Hub(network.b, shared_directory, {str(spoke.number): spoke for spoke in SPOKES}) as gateway:
-        named = gateway.config.replace(ANNA.peer().section(), f"# Name = Anna's phone\n{ANNA.peer().section()}")
-        gateway.gateway.write_config(named)
-        gateway.gateway.command("reload", gateway.name)
         yield gateway
 
 

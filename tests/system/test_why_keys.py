@@ -17,13 +17,12 @@ from stagewire import stats
 pytestmark = pytest.mark.system
 
 ROTATED, REMOVED, DISABLED, FRIEND = (
-    Spoke(1, Topology.A4, allowed_ips=["10.66.1.2/32"]),
-    Spoke(2, Topology.A4),
-    Spoke(3),
-    Spoke(4),
+    Spoke(1, Topology.A4, name="Rota", allowed_ips=["10.66.1.2/32"]),
+    Spoke(2, Topology.A4, name="Remo"),
+    Spoke(3, name="Disa"),
+    Spoke(4, name="Friend"),
 )
 SPOKES = {"1": ROTATED, "2": REMOVED, "3": DISABLED, "4": FRIEND}
-NAMES = {"Rota": ROTATED, "Remo": REMOVED, "Disa": DISABLED, "Friend": FRIEND}
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +34,8 @@ def network() -> Iterator[Topology]:
 @pytest.fixture(scope="module")
 def hub(network: Topology, shared_directory: Path) -> Iterator[Hub]:
     with Hub(network.b, shared_directory, SPOKES, f"# stagewire: ClientEndpoint = {Topology.B4}:{PORT}") as gateway:
-        text = gateway.config
-        for name, spoke in NAMES.items():
-            text = text.replace(spoke.peer().section(), f"# Name = {name}\n{spoke.peer().section()}")
-        own = Peer(gateway.keys.public, ["10.66.9.0/24"]).section()
-        gateway.gateway.write_config(f"{text}\n# Name = Myself\n{own}\n")
+        own = Peer(gateway.keys.public, ["10.66.9.0/24"], name="Myself").section()
+        gateway.gateway.write_config(f"{gateway.config}\n{own}\n")
         gateway.gateway.command("reload", gateway.name)
         yield gateway
 
