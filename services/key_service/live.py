@@ -35,6 +35,7 @@ from stagewire.control.messages import (
     EndpointFound,
     HostSettings,
     HostState,
+    LinkState,
     Listening,
     SendingExpired,
     SendStaged,
@@ -185,9 +186,17 @@ class LiveConfiguration:
 
     def on_host_state(self, message: HostState) -> None:
         """Takes host-service's answer about the network, or its news of the host."""
+        self._announcer.host_mark = message.mark
         if not self.trial.waits:
             self.withheld.take(message)
         self._on_answer(message)
+
+    def on_link_state(self, message: LinkState) -> None:
+        """Takes the link's state, which other programs may set. The MTU bounds the padding."""
+        self.link_up = message.up
+        if message.mtu != self._announcer.mtu:
+            self._announcer.mtu = message.mtu
+            self.tell_workers()
 
     def _on_answer(self, message: Listening | HostState) -> None:
         if self.trial.on_answer(message):

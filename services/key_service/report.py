@@ -2,11 +2,12 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 
 from key_service import rates
 from key_service.hub import Member
 from key_service.live import LiveConfiguration
+from key_service.readiness import Readiness
 from key_service.workers import Workers
 from stagewire.config import HostPort, Network, encode_key
 from stagewire.control.status import GatewayStatus, HostStatus, PeerStatus, StageStatus, WorkersStatus
@@ -22,8 +23,7 @@ def status(
     kernel: str,
     live: LiveConfiguration,
     handshaker: Handshaker,
-    members: Sequence[Member],
-    version: int,
+    readiness: Readiness,
     workers: Workers,
     unresolved: Callable[[bytes], str],
     endpoint_fault: Callable[[bytes | None], str],
@@ -35,10 +35,10 @@ def status(
     why conn-service refuses an endpoint.
     """
     moves = workers.moves
-    in_order = sorted(members, key=lambda member: (member.stage, member.number))
-    stages = [_stage(member, version, workers.up) for member in in_order]
+    in_order = sorted(readiness.living(now), key=lambda member: (member.stage, member.number))
+    stages = [_stage(member, ready=readiness.has(member)) for member in in_order]
     stages.append(_ourselves(stage, kernel))
-    waiting_for = away(members, version, workers)
+    waiting_for = readiness.away(now)
     return GatewayStatus(
         interface=stage.environment.interface,
         public_key=encode_key(handshaker.public_key) if handshaker.public_key else None,
@@ -57,18 +57,6 @@ def status(
     )
 
 
-def away(members: Iterable[Member], version: int, workers: Workers) -> list[str]:
-    """Names the processes that are needed and not ready."""
-    needed = {("tun", 0), ("conn", 0), ("host", 0), *(("device", number) for number in range(workers.moves.wanted))}
-    at_work = {(member.stage, member.number) for member in members if _ready(member, version, workers.up)}
-    return sorted(f"{name} {number}" for name, number in needed - at_work)
-
-
-def _ready(member: Member, version: int, workers_up: Mapping[int, int]) -> bool:
-    up = member.stage != "device" or workers_up.get(member.number) == member.generation
-    return up and member.applied == version and not member.fault
-
-
 def _host(live: LiveConfiguration) -> HostStatus | None:
     state = live.trial.state
     if state is None:
@@ -81,8 +69,7 @@ def _ourselves(stage: Stage, kernel: str) -> StageStatus:
     return StageStatus("key", 0, os.getpid(), ready=True, fault=stage.fault, spares=stage.bequest.spares, kernel=kernel)
 
 
-def _stage(member: Member, version: int, workers_up: Mapping[int, int]) -> StageStatus:
-    ready = _ready(member, version, workers_up)
+def _stage(member: Member, *, ready: bool) -> StageStatus:
     return StageStatus(member.stage, member.number, member.pid, ready, member.fault, member.spares, member.kernel)
 
 
