@@ -8,9 +8,11 @@ from itertools import chain, islice
 from typing import TypeVar
 
 from key_service import gateway_rules
+from key_service.delta import Delta
 from key_service.moves import Moves
+from key_service.prepared import Prepared
 from key_service.quotas import NO_CAP, Quotas
-from key_service.registry import Delta, Prepared, Registry
+from key_service.registry import Registry
 from key_service.withheld import Withheld
 from stagewire.config import InterfaceConfig, Network, PeerConfig
 from stagewire.control.gateway import NO_RULES, GatewayRules

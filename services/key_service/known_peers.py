@@ -4,7 +4,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from key_service.announce import Announcer
-from key_service.registry import Delta
+from key_service.delta import Delta
 from key_service.timestamps import TimestampStore
 from stagewire.config import HostPort, PeerConfig, public_key
 from stagewire.loop import boot_time

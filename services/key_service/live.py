@@ -20,10 +20,12 @@ from typing import Final
 from key_service import uapi_state
 from key_service.announce import Announcer, batches
 from key_service.answers import Answers
+from key_service.delta import Delta
 from key_service.hub import Hub
 from key_service.journal import Journal, operation
 from key_service.known_peers import KnownPeers
-from key_service.registry import Concerned, Delta, Prepared, Registry
+from key_service.prepared import Prepared
+from key_service.registry import Concerned, Registry
 from key_service.snapshots import Snapshots
 from key_service.timestamps import TimestampStore
 from key_service.trial import Trial, Verdict
@@ -156,7 +158,7 @@ class LiveConfiguration:
             self._tidying = self._rewrite()
 
     def _steps(self, task: Task) -> Iterator[None]:
-        prepared = Prepared(self.registry)
+        prepared = self.registry.begin()
         yield from task.work_out(prepared)
         verdict = None
         if self.trial.concerns(prepared, whole=task.whole):

@@ -33,7 +33,7 @@ from typing import Any, BinaryIO, Final
 
 from key_service import door_wire, in_force, trial_run
 from key_service.live import LiveConfiguration, Task
-from key_service.registry import Prepared
+from key_service.prepared import Prepared
 from key_service.trial_run import Before
 from stagewire import config, files, logs
 from stagewire.audit import Asker, Audit

@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 from key_service.announce import Announcer
 from key_service.hub import Hub
-from key_service.registry import Prepared
+from key_service.prepared import Prepared
 from stagewire.config import InterfaceConfig, PeerConfig
 from stagewire.control import narrower
 from stagewire.control.gateway import EVERY_PEER

@@ -9,12 +9,12 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from stagewire.config import HostPort, InterfaceConfig, Network, PeerConfig, operations
+from stagewire.config.keys import NO_KEY
 
 TIMEOUT = 10.0
 """s that the `wg` socket gets to answer."""
 MOST = 256 << 20
 """Bytes of an answer."""
-_NO_KEY = bytes(32)
 Lines = list[tuple[str, str]]
 
 
@@ -59,7 +59,7 @@ def over(standing: InterfaceConfig, lines: Lines) -> InterfaceConfig:
                 standing = replace(standing, fwmark=int(value))
             case "public_key":
                 public_key = bytes.fromhex(value)
-                file = known.get(public_key, PeerConfig(public_key, _NO_KEY, (), None, 0, False, 0))
+                file = known.get(public_key, PeerConfig(public_key, NO_KEY, (), None, 0, False, 0))
                 peers.append(file)
                 prefixes.append([])
             case "allowed_ip":

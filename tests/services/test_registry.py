@@ -7,7 +7,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from key_service.registry import Delta, Registry, unconfigured
+from key_service.delta import Delta
+from key_service.registry import Registry, unconfigured
 from stagewire.config import HostPort, encode_key, public_key
 from stagewire.config.parse import parse
 from stagewire.config.uapi import Change, PeerChange, PrefixChange

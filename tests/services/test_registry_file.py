@@ -4,7 +4,8 @@ from dataclasses import replace
 from hashlib import sha256
 from ipaddress import ip_network
 
-from key_service.registry import Delta, Registry
+from key_service.delta import Delta
+from key_service.registry import Registry
 from stagewire.config import InterfaceConfig, PeerConfig, encode_key, parse
 from stagewire.config.uapi import Change, PeerChange
 from stagewire.proto.endpoint import Endpoint
