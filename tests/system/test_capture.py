@@ -70,6 +70,12 @@ class Capture:
         return told.decode()
 
 
+def logged(hub: Hub) -> set[str]:
+    """Returns all lines that the workers have logged."""
+    texts = (text for name, text in hub.gateway.logs().items() if "device" in name)
+    return {line for text in texts for line in text.splitlines()}
+
+
 def read(file: Path, *options: str) -> list[list[str]]:
     """What tshark reads in a capture: a list of the fields for each packet."""
     fields = ["ip.src", "ip.dst", "ipv6.src", "frame.len", "frame.cap_len", "frame.packet_flags_direction"]
@@ -85,7 +91,7 @@ def read(file: Path, *options: str) -> list[list[str]]:
 def test_a_peers_packets_and_no_others_in_both_directions_without_payload(
     network: Topology, hub: Hub, shared_directory: Path
 ) -> None:
-    file = shared_directory / "anna.pcapng"
+    file, earlier = shared_directory / "anna.pcapng", logged(hub)
     running = Capture(hub, "-w", str(file)).begun()
     [shown] = hub.gateway.status()["captures"]
     assert (shown["public_key"], shown["takes"]) == (ANNA.keys.public, "headers")
@@ -107,9 +113,9 @@ def test_a_peers_packets_and_no_others_in_both_directions_without_payload(
     assert [int(packet[5], 16) for packet in packets] == [1, 2] * 3
     assert len(read(file, "-Y", "icmpv6.type == 128 || icmpv6.type == 129")) == 2
     assert file.stat().st_mode & 0o777 == 0o600
-    log = "".join(text for name, text in hub.gateway.logs().items() if "device" in name)
+    log = logged(hub) - earlier
     for event in ("begins", "ends"):
-        [line] = [line for line in log.splitlines() if f'event="capture {event}"' in line]
+        [line] = [line for line in log if f'event="capture {event}"' in line]
         assert f'of="anna ({ANNA.keys.public[:10]}' in line
         assert 'by="martin' in line or "by=martin" in line
     until(lambda: not hub.gateway.status()["captures"], 10, "status to show no capture")

@@ -117,3 +117,5 @@ def test_a_fresh_up_reads_the_file(hub: Hub) -> None:
     failed = hub.gateway.command("up", str(hub.gateway.config_path), check=False)
     assert failed.returncode == 1
     assert "wg0.conf:3: ListenPort" in failed.stderr
+    hub.gateway.write_config(hub.config)
+    hub.gateway.up()
