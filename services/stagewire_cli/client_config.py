@@ -16,12 +16,7 @@ _QR_BYTES: Final = 2953
 
 def text(interface: InterfaceConfig, peer: PeerConfig, private_key: bytes | None, gateway: HostPort | None) -> str:
     """Returns a client's file. Raises Failed if the gateway's file doesn't say enough."""
-    endpoint = gateway or interface.client_endpoint
-    if endpoint is None:
-        raise Failed(
-            "the file doesn't say where clients find this gateway: add `# stagewire: ClientEndpoint = HOST:PORT` to its "
-            "[Interface], or give --gateway HOST:PORT"
-        )
+    place = endpoint(interface, gateway)
     if interface.private_key is None:
         raise Failed("the file has no PrivateKey, so the gateway's public key isn't known")
     ours, theirs = interface.client, peer.client
@@ -38,10 +33,21 @@ def text(interface: InterfaceConfig, peer: PeerConfig, private_key: bytes | None
         f"PublicKey = {encode_key(public_key(interface.private_key))}",
         *_line("PresharedKey", encode_key(peer.preshared_key) if any(peer.preshared_key) else ""),
         f"AllowedIPs = {_joined(theirs.allowed_ips or ours.allowed_ips or inside(interface))}",
-        f"Endpoint = {endpoint}",
+        f"Endpoint = {place}",
         *_line("PersistentKeepalive", keepalive),
     ]
     return "".join(f"{line}\n" for line in lines)
+
+
+def endpoint(interface: InterfaceConfig, gateway: HostPort | None) -> HostPort:
+    """Returns where clients find the gateway: `gateway`, or what the file says. Raises Failed if neither says it."""
+    found = gateway or interface.client_endpoint
+    if found is None:
+        raise Failed(
+            "the file doesn't say where clients find this gateway: add `# stagewire: ClientEndpoint = HOST:PORT` to its "
+            "[Interface], or give --gateway HOST:PORT"
+        )
+    return found
 
 
 def addresses(interface: InterfaceConfig, peer: PeerConfig) -> tuple[Network, ...]:

@@ -1,23 +1,16 @@
 """Defines `stagewire peer …`."""
 
 import json
-import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
 from stagewire import config
 from stagewire.config import (
-    HostPort,
     InterfaceConfig,
-    PeerConfig,
     encode_key,
-    gateway,
-    operations,
-    values,
 )
 from stagewire.config.operations import (
     AddPeers,
@@ -124,12 +117,12 @@ def add(name: str | None, table: Path | None, interface: str | None, **chosen: A
         _expect_no_column(chosen)
 
     def action(environment: Environment) -> None:
-        from stagewire_cli import bulk, output_files, peer_options, peers
+        from stagewire_cli import bulk, client_output, output_files, peer_options, peers
 
         whole = peers.read(environment).whole
-        _expect_gateway(whole, chosen["gateway"])
+        client_output.expect_gateway(whole, chosen["gateway"])
         if table is not None:
-            _warn_anew(whole, bulk.add(environment, table, chosen, _gateway(chosen["gateway"]), whole))
+            _warn_anew(whole, bulk.add(environment, table, chosen, client_output.gateway(chosen["gateway"]), whole))
             _warn(whole, chosen)
             return
         private, public, psk = peers.new_keys()
@@ -146,8 +139,9 @@ def add(name: str | None, table: Path | None, interface: str | None, **chosen: A
             after = peers.after(done)
             peers.tell(done, beside=not files)
             _warn_anew(whole, after.whole)
-            _show(after.whole, peers.added(after, public), None if chosen["public_key"] else private, chosen, files)
-        _tell_of_file(chosen)
+            shown = None if chosen["public_key"] else private
+            client_output.show(after.whole, peers.added(after, public), shown, chosen, files)
+        client_output.tell_of_file(chosen)
         _warn(whole, chosen)
 
     _upon(interface, action)
@@ -160,11 +154,11 @@ def list_(as_json: bool, interface: str | None) -> None:
     """Lists the peers of the file, also those out of use."""
 
     def action(environment: Environment) -> None:
-        from stagewire_cli import peer_layout, peers
+        from stagewire_cli import peer_layout, peer_rows, peers
 
         found = peers.read(environment)
         used = peers.used(environment)
-        rows = [_row(each, each.public_key in found.off, used) for each in found.whole.peers]
+        rows = [peer_rows.row(each, each.public_key in found.off, used) for each in found.whole.peers]
         if as_json:
             click.echo(json.dumps({"version": 1, "peers": rows}, indent=2))
             return
@@ -182,11 +176,11 @@ def show(who: str, as_json: bool, interface: str | None) -> None:
     """Shows a peer as the file has it."""
 
     def action(environment: Environment) -> None:
-        from stagewire_cli import peer_layout, peers
+        from stagewire_cli import peer_layout, peer_rows, peers
 
         found = peers.read(environment)
         one = found.find(who)
-        row = _row(one, one.public_key in found.off, peers.used(environment))
+        row = peer_rows.row(one, one.public_key in found.off, peers.used(environment))
         if as_json:
             click.echo(json.dumps({"version": 1, **row}, indent=2))
             return
@@ -206,12 +200,12 @@ def config_(who: str, interface: str | None, **chosen: Any) -> None:
     """
 
     def action(environment: Environment) -> None:
-        from stagewire_cli import output_files, peers
+        from stagewire_cli import client_output, output_files, peers
 
         found = peers.read(environment)
         with output_files.made([chosen["output"]], mend="") as files:
-            _show(found.whole, found.find(who), None, chosen, files)
-        _tell_of_file(chosen)
+            client_output.show(found.whole, found.find(who), None, chosen, files)
+        client_output.tell_of_file(chosen)
 
     _upon(interface, action)
 
@@ -227,9 +221,9 @@ def rotate(who: str, public_key: str | None, interface: str | None, **chosen: An
     """
 
     def action(environment: Environment) -> None:
-        from stagewire_cli import output_files, peers
+        from stagewire_cli import client_output, output_files, peers
 
-        _expect_gateway(peers.read(environment).whole, chosen["gateway"])
+        client_output.expect_gateway(peers.read(environment).whole, chosen["gateway"])
         private, public, psk = peers.new_keys()
         operation = RotatePeer(who, encode_key(public), encode_key(psk))
         if public_key is not None:
@@ -243,8 +237,8 @@ def rotate(who: str, public_key: str | None, interface: str | None, **chosen: An
             after = peers.after(done)
             peers.tell(done, beside=not files)
             one = peers.added(after, config.decode_key(operation.public_key))
-            _show(after.whole, one, private or None, chosen, files)
-        _tell_of_file(chosen)
+            client_output.show(after.whole, one, private or None, chosen, files)
+        client_output.tell_of_file(chosen)
 
     _upon(interface, action)
 
@@ -391,77 +385,3 @@ def _warn_anew(before: InterfaceConfig, after: InterfaceConfig) -> None:
             operands.complain(f"warning: {warning}")
     for line in oddities.found(before, after):
         operands.complain(f"warning: {line}")
-
-
-def _expect_gateway(interface: InterfaceConfig, gateway: str | None) -> None:
-    """Raises Failed before anything is changed if no client configuration can be made afterwards."""
-    if gateway is None and interface.client_endpoint is None:
-        raise Failed(
-            "the file doesn't say where clients find this gateway: add `# stagewire: ClientEndpoint = HOST:PORT` to its "
-            "[Interface], or give --gateway HOST:PORT"
-        )
-    _gateway(gateway)
-
-
-def _gateway(text: str | None) -> HostPort | None:
-    try:
-        return None if text is None else values.endpoint(text)
-    except ValueError as error:
-        raise Failed(f"--gateway {error}") from None
-
-
-def _show(
-    interface: InterfaceConfig,
-    one: PeerConfig,
-    private: bytes | None,
-    chosen: dict[str, Any],
-    files: Sequence[IO[str]],
-) -> None:
-    """Prints a client's configuration, or writes it into the first of `files`; draws the QR code on a terminal."""
-    from stagewire_cli import client_config
-
-    text = client_config.text(interface, one, private, _gateway(chosen["gateway"]))
-    wants_qr = chosen["qr"] if chosen["qr"] is not None else private is not None and sys.stdout.isatty()
-    if files:
-        files[0].write(text)
-    else:
-        click.echo(text, nl=False)
-    if wants_qr:
-        try:
-            click.echo(client_config.qr(text, operands.width()), nl=False)
-        except Failed as failed:  # the peer is made, and its configuration is shown
-            operands.complain(str(failed))
-
-
-def _tell_of_file(chosen: dict[str, Any]) -> None:
-    if chosen["output"] is not None:
-        operands.tell(f"wrote {chosen['output']}")
-
-
-def _row(one: PeerConfig, off: bool, used: dict[bytes, int]) -> dict[str, Any]:
-    """Describes a peer for `--json`; no field holds a secret."""
-    state = "expired" if operations.is_expired(one, time.time()) else "disabled" if off else "enabled"
-    return {
-        "name": one.name,
-        "public_key": encode_key(one.public_key),
-        "state": state,
-        "allowed_ips": _texts(one.allowed_ips),
-        "endpoint": str(one.endpoint) if one.endpoint else None,
-        "persistent_keepalive_s": one.persistent_keepalive,
-        "has_preshared_key": any(one.preshared_key),
-        "expires": values.as_time(one.expires) if one.expires is not None else None,
-        "rate": values.as_rate(one.limits.rate_to, one.limits.rate_from) if one.limits.rate_to else None,
-        "quota_bytes": one.limits.quota or None,
-        "quota_used_bytes": used.get(one.public_key, 0) if one.limits.quota else None,
-        "client_allowed_ips": _texts(one.client.allowed_ips),
-        "client_dns": list(one.client.dns),
-        "client_mtu": one.client.mtu,
-        "client_keepalive_s": one.client.keepalive,
-        "groups": list(one.access.groups),
-        "allow": [gateway.reach_text(each) for each in one.access.allow],
-        "forwards": [gateway.forward_text(each) for each in one.access.forwards],
-    }
-
-
-def _texts(each: Iterable[object]) -> list[str]:
-    return [str(one) for one in each]

@@ -3,14 +3,13 @@
 import shutil
 import sys
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from stagewire.config import values
 from stagewire.config.peer_names import label
 from stagewire_cli import flow
+from stagewire_cli.peer_rows import Row
 
-Row = dict[str, Any]
-"""What `--json` says of a peer."""
 MOST: Final = 80
 """Columns of a line at most."""
 _TITLES: Final = 32

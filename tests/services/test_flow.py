@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagewire_cli import flow, peer_layout
+from stagewire_cli import flow, peer_layout, peer_rows
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_no_line_is_wider_and_no_letter_is_lost(items: list[str], width: int) ->
     assert list(flow.lines("head", 4, items, None)) == [" ".join(["head", *items])]
 
 
-def row(name: str, **changes: object) -> peer_layout.Row:
+def row(name: str, **changes: object) -> peer_rows.Row:
     return {
         "name": name, "public_key": "vG4mK2Aa1b" + "A" * 33 + "=", "state": "enabled", "endpoint": None,
         "allowed_ips": ["10.8.0.2/32", "fd00:8::2/128"], "persistent_keepalive_s": 0, "has_preshared_key": True,
