@@ -127,9 +127,11 @@ def test_the_tunnel_goes_on_and_nothing_is_lost(network: Topology, hub: Hub, clo
     assert not {"disconnected", "taken_over"} & {*kinds(hub)}
     assert kinds(hub).count("rekeyed") <= 1, "a jump is no handshake"
     assert hub.counters()["datagram_too_old"] == 0
+    expect_history(hub)
 
 
-def test_what_was_carried_meanwhile_is_in_the_history_and_outlives_a_down(hub: Hub) -> None:
+def expect_history(hub: Hub) -> None:
+    """Expects that what was carried meanwhile is in the history and outlives a `down`."""
     carried = hub.peer(ANNA)["rx_bytes"]
     hub.gateway.command("down", hub.name)
     found = history(hub)
