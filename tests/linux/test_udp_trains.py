@@ -150,11 +150,11 @@ def test_both_send_the_same(visits: list[list[Any]], damage: list[tuple[int, int
                 ]
                 frame = bytearray(train_of(runs, now))
                 for data in (bytes(frame), trains.pack_mark(0, 3, now)):
-                    side.service._on_cipher_out([(b"\1" + data + b"\2", 1, 1 + len(data))], now)
+                    side.outbound._on_cipher_out([(b"\1" + data + b"\2", 1, 1 + len(data))], now)
             for at, value in damage if visits[-1] else ():
                 frame[at] = value
             frame[:] = frame[: len(frame) - cut]
-            side.service._on_cipher_out([(bytes(frame), 0, len(frame))], now)
+            side.outbound._on_cipher_out([(bytes(frame), 0, len(frame))], now)
             found.append((far.took(), side.state()))
         assert found[1] == found[0]
 
@@ -166,8 +166,8 @@ def test_a_train_for_many_peers_is_one_call_and_a_full_socket_keeps_the_rest(
     now = boot_time()
     runs = [(far.places[number % 2 * 2], [bytes([number]) * 60] * 2) for number in range(50)]
     frame = train_of(runs, now)
-    side.service._on_cipher_out([(frame, 0, len(frame))], now)  # learns the ways
-    writer = side.service._writer
+    side.outbound._on_cipher_out([(frame, 0, len(frame))], now)  # learns the ways
+    writer = side.outbound._writer
     assert writer.take(frame, 0, len(frame), now, 1.0)
     assert writer.send(True, {}) == (100, None)
     assert sum(map(len, far.took())) == 200
@@ -178,9 +178,9 @@ def test_a_train_for_many_peers_is_one_call_and_a_full_socket_keeps_the_rest(
         raise BlockingIOError
 
     monkeypatch.setattr(udp.Sockets, "send_run", full)
-    side.service._on_cipher_out([(frame, 0, len(frame))], now)
+    side.outbound._on_cipher_out([(frame, 0, len(frame))], now)
     assert far.took()[0] == [datagram for endpoint, pair in runs if endpoint == far.places[0] for datagram in pair]
-    [(endpoint, kept, _)] = side.service._blocked
+    [(endpoint, kept, _)] = side.outbound._blocked
     assert endpoint == far.places[2]
     assert list(kept) == [datagram for place, pair in runs if place == endpoint for datagram in pair]
 
@@ -209,8 +209,8 @@ def test_trains_of_a_visit_leave_in_order_and_their_runs_joined(visit: list[list
                 wanted[to] += datagrams
             frame = train_of(made, now - at * 0.01)
             frames.append((frame, 0, len(frame)))
-        side.service._on_cipher_out(frames[:1], now)  # learns the ways
-        side.service._on_cipher_out(frames[1:], now)
+        side.outbound._on_cipher_out(frames[:1], now)  # learns the ways
+        side.outbound._on_cipher_out(frames[1:], now)
         assert far.took() == wanted
         assert side.counters["datagrams_out"] == sent
         assert not side.counters["runs_in_pieces"]
@@ -224,7 +224,7 @@ def test_one_call_sends_a_place_one_run_of_several_trains(stack: ExitStack) -> N
     for number in range(3):
         runs = [(far.places[0], [bytes([number]) * 60]), (far.places[2], [bytes([number]) * 60])]
         frames.append(train_of(runs, now))
-    writer = side.service._writer
+    writer = side.outbound._writer
     for endpoint in (far.places[0], far.places[2]):
         side.sockets._known(endpoint)
     for frame in frames:
@@ -257,7 +257,7 @@ def test_what_a_full_socket_keeps_grows_no_older_than_250_ms(
 ) -> None:
     """A handshake message is never too old: its own timestamp decides."""
     far, side = Far(stack), Side(module, stack)
-    service, full = side.service, True
+    outbound, full = side.outbound, True
 
     def send_run(sockets: udp.Sockets, block: Any, endpoint: bytes) -> None:
         if full:
@@ -267,25 +267,25 @@ def test_what_a_full_socket_keeps_grows_no_older_than_250_ms(
     really = udp.Sockets.send_run
     monkeypatch.setattr(udp.Sockets, "send_run", send_run)
     if module is not None:
-        monkeypatch.setattr(service, "_writer", None)
+        monkeypatch.setattr(outbound, "_writer", None)
         side.sockets.ready.clear()
-        service._writer = module.UdpWriter({})  # it knows no way, so Python sends
+        outbound._writer = module.UdpWriter({})  # it knows no way, so Python sends
     born = boot_time()
     for number, age in enumerate((0.0, 0.2)):
         frame = train_of([(far.places[0], [bytes([number]) * 60] * 2)], born - age)
-        service._on_cipher_out([(frame, 0, len(frame))], born)
+        outbound._on_cipher_out([(frame, 0, len(frame))], born)
     message = trains.pack_handshake(far.places[0], b"handshake", born - 9)
-    service._on_handshake_out([(message, 0, len(message))], born)
-    assert [round(born - since, 3) for _, _, since in service._blocked] == [0.0, 0.2, -math.inf]
-    service._on_room(side.sockets.all[0], born + 0.04)  # still full
-    assert len(service._blocked) == 3
+    outbound._on_handshake_out([(message, 0, len(message))], born)
+    assert [round(born - since, 3) for _, _, since in outbound._blocked] == [0.0, 0.2, -math.inf]
+    outbound._on_room(side.sockets.all[0], born + 0.04)  # still full
+    assert len(outbound._blocked) == 3
     full = False
-    service._on_room(side.sockets.all[0], born + 0.06)
+    outbound._on_room(side.sockets.all[0], born + 0.06)
     assert far.took()[0] == [bytes(60)] * 2 + [b"handshake"]
     assert side.counters["train_too_old"] == 2
     told = Incident("train_too_old", b"", place_of(far.places[0]), 60, 2)
     assert told in side.counters.take_changed()
-    assert not service._blocked
+    assert not outbound._blocked
 
 
 def test_a_room_and_a_way_take_no_more_than_fits() -> None:

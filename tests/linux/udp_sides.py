@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from conn_service import udp
-from conn_service.service import ConnService
+from conn_service.inbound import Inbound
+from conn_service.outbound import Outbound
 from stagewire.control.socket_door import UDP4, UDP6
 from stagewire.pipe import trains
 from stagewire.proto.endpoint import Endpoint
@@ -40,23 +41,23 @@ class Side:
         self.messages: list[bytes] = []
         loop = SimpleNamespace(pause=lambda _: None, resume=lambda _: None, when_writable=lambda *_: None)
         stage: Any = SimpleNamespace(loop=loop, pipes=None, counters=self.counters, drop=self._drop)
-        self.service: Any = ConnService(stage, (module, ""))
+        self.inbound: Any = Inbound(stage, module)
+        self.outbound: Any = Outbound(stage, module)
         four = opened(socket.AF_INET)
         descriptors = {UDP4: four.detach(), UDP6: opened(socket.AF_INET6).detach()}
         ways: Any = SimpleNamespace(interface=lambda *_: 1, room=lambda _: None)
         self.sockets = udp.Sockets(descriptors, ways, compiled=module)
         stack.callback(self.sockets.close)
         self.sockets.begun = math.inf  # nothing is too old, however slow this machine is
-        self.service._udp = self.sockets
-        self.service._handshakes = SimpleNamespace(  # type: ignore[assignment]
-            take=lambda data, *_: self.messages.append(data), sent=lambda *_: None
+        self.inbound._udp = self.sockets
+        self.inbound._handshakes = SimpleNamespace(  # type: ignore[assignment]
+            take=lambda data, *_: self.messages.append(data)
         )
-        self.service._line = SimpleNamespace(say=lambda mark: self.marks.append(repr(mark)))  # type: ignore[assignment]
-        self.service._cipher_out = self.service._handshake_out = 0
-        if module is not None:
-            self.service._writer = module.UdpWriter(self.sockets.ready)
+        self.outbound._note_sent = lambda *_: None
+        self.outbound._tell = lambda mark: self.marks.append(repr(mark))
+        self.outbound.listen(self.sockets)
         self.sent: list[list[tuple[bytes, bytes]]] = [[] for _ in range(WORKERS)]
-        self.service._workers._queues += [self._queue(found) for found in self.sent]
+        self.inbound._workers._queues += [self._queue(found) for found in self.sent]
 
     def _queue(self, found: list[tuple[bytes, bytes]]) -> Any:
         def offer(train: memoryview, count: int, _now: float) -> None:
@@ -74,13 +75,13 @@ class Side:
         """Receives until a socket has no more, as a loop does."""
         for turn in range(400):
             before = self.counters["datagrams_in"]
-            self.service._on_udp(self.sockets.all[number], now + turn / 1e6)
+            self.inbound._on_udp(self.sockets.all[number], now + turn / 1e6)
             if self.counters["datagrams_in"] == before:
                 break
 
     def state(self) -> list[Any]:
         told = self.counters.take_changed()
-        return [self.sent, self.messages, +self.counters, told, self.dropped, self.marks, len(self.service._blocked)]
+        return [self.sent, self.messages, +self.counters, told, self.dropped, self.marks, len(self.outbound._blocked)]
 
 
 class Far:

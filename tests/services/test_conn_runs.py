@@ -12,7 +12,7 @@ from tests.services.conn import PORT, V4, V6, Conn, Links, client, initiation, t
 from tests.services.test_conn_service import NoWays
 
 from conn_service import udp
-from conn_service.service import ConnService
+from conn_service.outbound import Outbound
 from stagewire.control.socket_door import UDP4
 from stagewire.loop import boot_time
 from stagewire.pipe import trains
@@ -135,14 +135,14 @@ def test_what_the_link_cannot_take_by_the_run_goes_one_by_one(conn: Conn, links:
 
 def test_what_the_kernel_has_no_room_for_is_kept_as_it_was() -> None:
     """A train's memory is its sender's again while what is in it still waits. No link here is slow enough to show it."""
-    service = object.__new__(ConnService)
-    service._blocked = deque()
-    service._born = 7.0
+    outbound = object.__new__(Outbound)
+    outbound._blocked = deque()
+    outbound._born = 7.0
     memory = bytearray(b"a" * 300)
-    service._keep(b"place", Block(memoryview(memory)[:200], 100))
-    service._send(b"place", Block(memoryview(memory)[100:], 100))
+    outbound._keep(b"place", Block(memoryview(memory)[:200], 100))
+    outbound._send(b"place", Block(memoryview(memory)[100:], 100))
     memory[:] = b"b" * 300
-    assert list(service._blocked) == [(b"place", [b"a" * 100, b"a" * 100], 7.0)] * 2
+    assert list(outbound._blocked) == [(b"place", [b"a" * 100, b"a" * 100], 7.0)] * 2
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0])

@@ -13,7 +13,7 @@ import pytest
 import zmq
 from tests.turning import turn_until
 
-from conn_service.service import ConnService
+from conn_service.inbound import Inbound
 from stagewire.control.messages import RoutesSet, TunSettings, Welcome
 from stagewire.logs import Log
 from stagewire.loop import Loop, boot_time
@@ -69,7 +69,7 @@ def bench() -> Iterator[Bench]:
         made = Bench(Path(name))
         yield made
         for service in made.kept:
-            if isinstance(service, TunService | ConnService):
+            if isinstance(service, TunService | Inbound):
                 service._workers.connect(0)
         made.pipes.close_listeners()
         made.context.destroy(linger=0)
@@ -78,7 +78,7 @@ def bench() -> Iterator[Bench]:
 @pytest.mark.parametrize("stage", ["tun", "conn"])
 def test_what_waits_for_a_worker_goes_on_waiting_while_others_come_and_go(bench: Bench, stage: str) -> None:
     read, write = os.pipe()
-    service: Any = TunService(bench.stage, read, attached=True) if stage == "tun" else ConnService(bench.stage)
+    service: Any = TunService(bench.stage, read, attached=True) if stage == "tun" else Inbound(bench.stage, None)
     bench.kept.append(service)
     pipe = PLAIN_OUT if stage == "tun" else CIPHER_IN
     workers = [bench.pipes.bind(pipe, number) for number in range(3)]

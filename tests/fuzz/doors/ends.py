@@ -145,6 +145,6 @@ def kernels_send_udp(data: bytes) -> None:
         data = data[:8] + trains.HEADER.pack(0, 0, 0, 0, now)[8:] + data[16:]
         found = []
         for side in (udp_sides.Side(None, stack), udp_sides.Side(udp_trains, stack)):
-            side.service._on_cipher_out([(data, 0, len(data))] * 2, now)  # the first time, it learns the ways
+            side.outbound._on_cipher_out([(data, 0, len(data))] * 2, now)  # the first time, it learns the ways
             found.append((far.took(), side.state()))
         assert found[1] == found[0]
