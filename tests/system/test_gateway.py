@@ -145,6 +145,10 @@ class House:
             self.calls_from_clients()
         return said
 
+    def down(self) -> None:
+        self.gateway.command("down", "wg0", timeout=60)
+        self.reloads = False
+
     def calls_from_clients(self) -> None:
         """Lets each client call, so that the gateway knows where it is: the file names no endpoints."""
         for name, client in self.clients.items():
@@ -441,5 +445,5 @@ def test_what_others_undo_is_put_back_and_down_leaves_nothing(house: House, clie
     house.host.sysctl("net.ipv4.ip_forward", 0)
     until(lambda: seen_as(clients["one"], WORLD[4], 80, 1) == OURS[4], 15, "packets to pass again")
     assert refused(clients["two"], WORLD[6], 80)
-    house.gateway.command("down", "wg0", timeout=60)
+    house.down()
     assert house.state() == house.before
