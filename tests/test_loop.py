@@ -346,14 +346,6 @@ def test_every_calls_at_once_then_at_its_interval_and_makes_up_for_nothing() -> 
     assert every.next_deadline() == start + 10
     every.act(start + 35)  # late: the calls missed are not made up for
     assert every.next_deadline() == start + 45
-    every.put_off(start + 100)
-    assert every.next_deadline() == start + 100
-
-
-def test_every_may_be_put_off_by_its_own_action() -> None:
-    every = Every(1.0, lambda now: every.put_off(now + 5))
-    every.act(100.0)
-    assert every.next_deadline() == 105.0
 
 
 def test_what_is_paced_comes_rarely_without_work_and_soon_with_it() -> None:

@@ -209,10 +209,8 @@ class _Walk:
             elif (xt := each.get("xt", {})) and xt.get("type") == "match":
                 name = xt.get("name", "")
                 judged = _MATCHES_OF_XT.get(name, Part(f"certain ones ({name})", narrow=True))
-                if name in {
-                    "conntrack",
-                    "state",
-                }:  # which states isn't told: mostly the known pass, and invalid ones don't
+                if name in {"conntrack", "state"}:
+                    # Which states isn't told: mostly the known pass, and invalid ones don't.
                     judged = CONTINUING if any("accept" in one for one in rule["expr"]) else False
                 elif name in {"comment", "addrtype"}:
                     continue
@@ -258,7 +256,7 @@ class _Walk:
 
     def _judge(self, match: Expression, rule: dict[str, Any]) -> bool | Part:
         """Tells whether a comparison holds for all packets, for none, or for a part."""
-        left, right, op = match["left"], match["right"], match.get("op", "==")
+        left, right, op, version = match["left"], match["right"], match.get("op", "=="), self.traffic.version
         if not isinstance(left, dict):
             return CERTAIN
         if "numgen" in left:
@@ -276,14 +274,11 @@ class _Walk:
         if key in _PROTOCOLS:
             return self._of_protocol(right, op)
         if key == "nfproto":
-            return (
-                self._told({"ipv4": 4, "ipv6": 6}.get(str(right), 0) == self.traffic.version, op)
-                if self._v
-                else CERTAIN
-            )
+            named_version = {"ipv4": 4, "ipv6": 6}.get(str(right), 0)
+            return self._told(named_version == version, op) if version else CERTAIN
         name = _INTERFACES.get(key) or _ADDRESSES.get(key) or _PORTS.get(key)
         value = getattr(self.traffic, name) if name is not None else ""
-        if key in _ADDRESSES and self._v and of in {"ip", "ip6"} and {"ip": 4, "ip6": 6}[of] != self._v:
+        if key in _ADDRESSES and version and {"ip": 4, "ip6": 6}.get(of, version) != version:
             return False
         if key in _INTERFACES and not value:
             # A packet for this host leaves by no interface, and one that this host sends has come in by none.
@@ -295,10 +290,6 @@ class _Walk:
         if op in {"<", ">", "<=", ">="}:
             return CERTAIN
         return CERTAIN if holds is None else self._told(holds, op)
-
-    @property
-    def _v(self) -> int:
-        return self.traffic.version
 
     def _told(self, holds: bool, op: str) -> bool:
         return holds != (op == "!=")

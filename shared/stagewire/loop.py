@@ -354,10 +354,6 @@ class Every:
     def next_deadline(self) -> float:
         return self._next
 
-    def put_off(self, when: float) -> None:
-        """Moves the next call to `when`."""
-        self._next = when
-
     def act(self, now: float) -> None:
         """Calls the action once, however many calls were missed."""
         self._next = now + self._interval

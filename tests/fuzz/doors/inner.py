@@ -107,7 +107,7 @@ def super_packets(data: bytes) -> None:
     assert len(parts) == found.count
     assert b"".join(part[found.headers :] for part in parts) == packet[found.headers :]
     for part in parts:
-        assert len(part) <= min(found.longest, MAX_INNER)
+        assert len(part) <= min(found.headers + found.segment_size, MAX_INNER)
         if found.version == 4:
             assert by_scapy(part[: found.transport]) == 0
             assert int.from_bytes(part[2:4]) == len(part)

@@ -44,11 +44,6 @@ class SuperPacket:
         """Counts the packets in it."""
         return -(-(len(self.packet) - self.headers) // self.segment_size)
 
-    @property
-    def longest(self) -> int:
-        """Counts the bytes of each packet but the last, headers included."""
-        return self.headers + self.segment_size
-
     def packets(self) -> list[bytes]:
         return split(self)
 
