@@ -100,7 +100,7 @@ class Facts:
 
 def gather(environment: Environment) -> Facts:
     """Looks at an interface and its host. Raises Failed."""
-    status, interface = why.status(environment), environment.interface
+    status, interface = show.known(environment), environment.interface
     busy, firewall, port = why.busy_workers(status), host_facts.Firewall(), status.get("listen_port") or 0
     away, links = services_away.found(status), host_facts.Links()
     return Facts(

@@ -17,6 +17,7 @@ from stagewire.process import slots
 from stagewire.stages import STAGES
 from stagewire.wall_clock import unix_ns
 from stagewire_cli import by_filter, complaints, reasons, the_file
+from stagewire_cli.failures import NotUp
 from stagewire_cli.supervision import Process, Supervision
 
 Status = dict[str, Any]
@@ -26,6 +27,14 @@ SILENT: Final = "key-service does not answer"
 STOPPED: Final = "a signal has stopped its process"
 _LOG_TAIL = 4096
 """Bytes at a log's end that hold its last line."""
+
+
+def known(environment: Environment) -> Status:
+    """Returns everything about one interface. Raises NotUp."""
+    found = gather(environment)
+    if found is None:
+        raise NotUp(environment.interface)
+    return found
 
 
 def gather(environment: Environment) -> Status | None:

@@ -10,7 +10,6 @@ from stagewire.environment import Environment
 from stagewire_cli import host_facts, ping, show
 from stagewire_cli.causes.tunnel import PINGS
 from stagewire_cli.evidence import RECENT, Evidence, Path, Tried
-from stagewire_cli.failures import NotUp
 
 TRY_FOR: Final = 6.5
 """s for a handshake: the protocol may hold it for 5."""
@@ -54,21 +53,14 @@ def run(environment: Environment, evidence: Evidence, addresses: list[str], gues
         for version, count in host_facts.refused_forwards().items():
             evidence.refused_forwards[version] += count - refused[version]
     # What the trials have made the stages count belongs to the evidence.
-    known = _status(environment)
+    known = show.known(environment)
     evidence.peer = _of(known["peers"], public_key) or evidence.peer
     evidence.arrives = before is not None and evidence.peer["rx_bytes"] > before["rx_bytes"] + SILENT_BYTES
     evidence.strangers, evidence.now = known["strangers"], time.time()
 
 
-def _status(environment: Environment) -> Status:
-    known = show.gather(environment)
-    if known is None:
-        raise NotUp(environment.interface)
-    return known
-
-
 def _peer(environment: Environment, public_key: str) -> Status | None:
-    return _of(_status(environment)["peers"], public_key)
+    return _of(show.known(environment)["peers"], public_key)
 
 
 def _of(peers: list[Status], public_key: str) -> Status | None:

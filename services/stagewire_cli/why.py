@@ -25,7 +25,7 @@ from stagewire_cli import (
 )
 from stagewire_cli.causes import beyond, handshakes
 from stagewire_cli.evidence import RECENT, Evidence, Finding, Path, Tried, seen
-from stagewire_cli.failures import Failed, NotUp
+from stagewire_cli.failures import Failed
 from stagewire_cli.probe import Probe
 from stagewire_cli.way_out import host_of
 
@@ -72,9 +72,8 @@ def answer(environment: Environment, text: str, *, trying: bool) -> dict[str, An
         evidence.more_ipsec_drops = ipsec.drops() - evidence.ipsec_drops
         mark = (known.get("host") or {}).get("mark", 0)
         links = host_facts.Links()
-        evidence.way = way_out.look(
-            evidence.peer["endpoint"] or "", mark, links
-        )  # by now the kernel knows its neighbours
+        # By now the kernel knows its neighbours.
+        evidence.way = way_out.look(evidence.peer["endpoint"] or "", mark, links)
         if evidence.way is not None and evidence.way.fixed and not evidence.connected:
             evidence.way = replace(evidence.way, hop_answers=way_out.hop_answers(evidence.way, evidence.host))
         evidence.strangers = _relevant(evidence.strangers, known["peers"], peer, evidence.former, links)
@@ -126,20 +125,12 @@ def _hint(finding: dict[str, Any]) -> list[str]:
     return [] if finding["mend"] == "nothing" else [f"  do: {finding['mend']}"]
 
 
-def status(environment: Environment) -> Status:
-    """Returns what `stagewire status` knows. Raises Failed."""
-    known = show.gather(environment)
-    if known is None:
-        raise NotUp(environment.interface)
-    return known
-
-
 def _settled(environment: Environment) -> Status:
     """Returns the status; if a service is just getting ready, as after a change, the status a moment later."""
-    known = status(environment)
+    known = show.known(environment)
     if any(each.passes for each in services_away.found(known)):
         time.sleep(_PASSES_WITHIN)
-        known = status(environment)
+        known = show.known(environment)
     return known
 
 
