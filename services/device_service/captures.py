@@ -21,6 +21,7 @@ from stagewire.control import capture
 from stagewire.control.capture import Order, Progress
 from stagewire.control.codec import BadControl
 from stagewire.control.telemetry import CaptureReport
+from stagewire.limits import MAX_CAPTURE
 from stagewire.linux.peer_credentials import credentials
 from stagewire.pipe import trains
 from stagewire.pipe.contract import Frame
@@ -42,7 +43,6 @@ _MAX_BY: Final = 64
 _MAX_OF: Final = 100
 _PATIENCE: Final = 2.0
 """s from a connection to its order."""
-_MAX_SECONDS: Final = 86400.0
 _ROOT: Final = 0
 
 
@@ -229,7 +229,7 @@ class Captures:
             return capture.NOT_HERE
         if max(map(len, (order.hosts, order.ports, order.protocols))) > capture.MAX_VALUES:
             return f"a filter has {capture.MAX_VALUES} values of a kind at most"
-        if not 0 < order.seconds <= _MAX_SECONDS or order.most <= 0:
+        if not 0 < order.seconds <= MAX_CAPTURE or order.most <= 0:
             return "a capture lasts between a moment and a day, and has some bytes"
         return f"{MOST} captures run in this worker already" if len(self.running) >= MOST else ""
 

@@ -11,6 +11,7 @@ import click
 from stagewire import logs
 from stagewire.config import values
 from stagewire.environment import Environment
+from stagewire.limits import MAX_TRIAL
 from stagewire_cli import completion, operands
 from stagewire_cli.failures import Failed
 
@@ -179,7 +180,9 @@ def plan(file_or_name: str | None) -> None:
 
 @click.command(epilog=operands.OPTIONAL)
 @click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
-@click.option("--confirm", type=operands.Whole(1, 86400), metavar="SECONDS", help="Go back unless confirmed in time.")
+@click.option(
+    "--confirm", type=operands.Whole(1, MAX_TRIAL), metavar="SECONDS", help="Go back unless confirmed in time."
+)
 def apply(file_or_name: str | None, confirm: int | None) -> None:
     """Applies an edited file while traffic flows.
 

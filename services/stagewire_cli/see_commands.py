@@ -10,6 +10,7 @@ import click
 
 from stagewire.config import values
 from stagewire.environment import Environment
+from stagewire.limits import MAX_CAPTURE
 from stagewire_cli import completion, operands
 from stagewire_cli.failures import Failed
 
@@ -112,7 +113,7 @@ def top(file_or_name: str | None, once: bool, plain: bool, interval: float | Non
 @click.option(
     "--for",
     "seconds",
-    type=operands.Number(1, 86400),
+    type=operands.Number(1, MAX_CAPTURE),
     default=600,
     show_default=True,
     metavar="SECONDS",

@@ -22,6 +22,10 @@ MAX_PACKET: Final = 65535
 """Bytes of an IP packet (RFC 791)."""
 MAX_ACCEPTED: Final = 64 << 20
 """Bytes of the configuration in force as key-service keeps it: twice the largest file."""
+MAX_TRIAL: Final = 86_400
+"""s that a file may be in force before it is confirmed."""
+MAX_CAPTURE: Final = 86_400
+"""s that a capture may go on."""
 MAX_SEGMENTS: Final = 64
 """Datagrams of one UDP GSO send (Linux, UDP_MAX_SEGMENTS) and packets of one super-packet."""
 MAX_COUNT: Final = (1 << 63) - 1

@@ -21,7 +21,7 @@ class WholeFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens it in the folder of `path`. Raises OSError."""
+        """Opens a new file in the folder of `path`. Raises OSError."""
         self.path = path
         self._hidden: Path | None = None
         self.descriptor = self._opened()
@@ -46,7 +46,7 @@ class WholeFile:
             rest = rest[os.write(self.descriptor, rest) :]
 
     def appear(self) -> None:
-        """Gives it its name once it is on the disk. Raises FileExistsError for a name that something has, and OSError."""
+        """Names the file, once its content is on the disk. Raises FileExistsError for a name in use, and OSError."""
         os.fsync(self.descriptor)
         if self._hidden is None:
             self._link(self.path)
@@ -58,7 +58,7 @@ class WholeFile:
         sync_folder(self.path)
 
     def replace(self, lock: Lock = None) -> None:
-        """Puts it in the place of what has its name, once it is on the disk. Raises OSError."""
+        """Puts the file in the place of any other of its name, once the content is on the disk. Raises OSError."""
         os.fsync(self.descriptor)
         if lock is not None:
             lock(self.descriptor)
@@ -74,7 +74,7 @@ class WholeFile:
         os.link(_DESCRIPTORS / str(self.descriptor), name, src_dir_fd=self.descriptor, follow_symlinks=True)
 
     def close(self) -> None:
-        """Closes it, and removes what has not appeared."""
+        """Closes the file, and removes a file that has not appeared."""
         os.close(self.descriptor)
         if self._hidden is not None:
             with suppress(OSError):

@@ -11,15 +11,13 @@ from typing import Final
 
 from stagewire import files
 from stagewire.config.accepted import Accepted
-from stagewire.limits import MAX_ACCEPTED
+from stagewire.limits import MAX_ACCEPTED, MAX_TRIAL
 
 NAME: Final = "unconfirmed"
 RECORD: Final = "unconfirmed"
 """Name of the record of a trial that lasts."""
 _MOST: Final = 64
 """Bytes of the file, and of the record's beginning."""
-_LONGEST: Final = 86400.0
-"""s of a trial."""
 
 
 def note(state: Path, text: str) -> None:
@@ -51,7 +49,7 @@ def left(run: Path, now: float) -> float:
             os.close(opened)
     except (OSError, ValueError):
         return 0.0
-    return until - now if 0 < until - now <= _LONGEST else 0.0
+    return until - now if 0 < until - now <= MAX_TRIAL else 0.0
 
 
 def _digest(text: str) -> bytes:

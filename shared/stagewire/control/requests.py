@@ -12,11 +12,9 @@ from typing import Any, Final
 from stagewire.config.operations import Operation
 from stagewire.control import operations, shapes
 from stagewire.control.shapes import BadOperation
-from stagewire.limits import MAX_ACCEPTED
+from stagewire.limits import MAX_ACCEPTED, MAX_TRIAL
 
 VERSION: Final = 1
-MAX_CONFIRM: Final = 86400
-"""s."""
 _MAX_NAME: Final = 64
 
 
@@ -25,7 +23,7 @@ class Apply:
     """Puts the file's text in force. With `confirm`, all goes back unless it is confirmed within so many seconds."""
 
     dry_run: bool = False
-    confirm: int = field(default=0, metadata={"most": MAX_CONFIRM})
+    confirm: int = field(default=0, metadata={"most": MAX_TRIAL})
     trial: str = field(default="", metadata={"most": _MAX_NAME})
 
 
