@@ -1,15 +1,14 @@
 """Keeps the Handshaker's peers equal to the registry's, and knows which of their endpoints are host names."""
 
-from ipaddress import ip_address
 from typing import Final
 
 from key_service.announce import Announcer
-from key_service.delta import Delta
+from key_service.delta import Delta, address_of
 from key_service.timestamps import TimestampStore
 from stagewire.config import HostPort, PeerConfig, public_key
 from stagewire.loop import boot_time
 from stagewire.proto import constants as c
-from stagewire.proto.endpoint import Endpoint, same_place
+from stagewire.proto.endpoint import same_place
 from stagewire.proto.handshake import Identity
 from stagewire.proto.handshaker import Handshaker
 
@@ -29,11 +28,11 @@ class KnownPeers:
         known.latest_initiation = self._timestamps.latest(peer.public_key, "initiation")
         known.latest_response = self._timestamps.latest(peer.public_key, "response")
         if peer.endpoint is not None:
-            try:
-                host, _, scope = peer.endpoint.host.partition("%")
-                known.endpoint = Endpoint(ip_address(host).packed, peer.endpoint.port, int(scope or 0)).pack()
-            except ValueError:
+            address = address_of(peer)
+            if address is None:
                 self.names[peer.public_key] = peer.endpoint
+            else:
+                known.endpoint = address.pack()
 
     def apply(self, delta: Delta) -> None:
         """Makes a change, which the registry has committed, in the Handshaker as well."""

@@ -336,7 +336,7 @@ class ReloadDoor:
         try:
             match request:
                 case requests.Apply(dry_run, confirm, trial):
-                    number = trial or trial_run.fresh_number()
+                    number = trial or unconfirmed.new_number()
                     if not number.isalnum() or not number.isascii():
                         raise ValueError
                     return self._apply(text, asker, confirm, number, dry_run=dry_run)

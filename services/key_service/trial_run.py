@@ -60,11 +60,6 @@ def store(run: Path, before: Before) -> None:
     files.put_over(fresh, _path(run))
 
 
-def fresh_number() -> str:
-    """Returns the number of a trial whose command has given none."""
-    return os.urandom(8).hex()
-
-
 def end(run: Path, number: str, how: str) -> None:
     """Notes how a trial ended, KEPT or BACK, and forgets the record."""
     with suppress(OSError):

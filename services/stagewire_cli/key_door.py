@@ -36,11 +36,6 @@ class Trial(NamedTuple):
     ended: str
 
 
-def fresh_trial() -> str:
-    """Returns the number of a new trial."""
-    return os.urandom(8).hex()
-
-
 def apply(environment: Environment, text: str, trial: str = "", *, dry_run: bool = False, confirm: int = 0) -> Applied:
     """Puts a file's text in force as a whole, unless `dry_run`.
 

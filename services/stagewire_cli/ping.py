@@ -29,7 +29,7 @@ _CODES: Final = {
     4: {0: "no route", 1: "no such host", 2: "no such host", 9: "prohibited", 10: "prohibited", 13: "prohibited"},
     6: {0: "no route", 1: "prohibited", 3: "no such host", 5: "prohibited", 6: "prohibited"},
 }
-_ERROR: Final = 8
+ERROR: Final = 8
 """Bytes of an ICMP error before the packet that it quotes."""
 
 
@@ -79,10 +79,9 @@ def ask(
             opened.settimeout(left)
             with suppress(TimeoutError):
                 answer, source = opened.recvfrom(0xFFFF)
-                body = answer[(answer[0] & 15) * 4 :] if version == 4 else answer
-                if (heard := _heard(body, address, request)) is not None and (
-                    (heard == "echo" and source[0] == str(address)) or heard != "echo"
-                ):
+                body = message_of(answer, version)
+                heard = _heard(body, address, request)
+                if heard is not None and (heard != "echo" or source[0] == str(address)):
                     return Heard(heard, source[0], _CODES[version].get(body[1], "") if heard == "unreachable" else "")
     return None
 
@@ -105,17 +104,28 @@ def _heard(
     body: bytes, address: IPv4Address | IPv6Address, request: bytes
 ) -> Literal["echo", "unreachable", "exceeded"] | None:
     """Tells what an ICMP message says of our echo request; None if the message is about another packet."""
-    kind = _KINDS[address.version].get(body[0]) if len(body) >= _ERROR else None
+    kind = _KINDS[address.version].get(body[0]) if len(body) >= ERROR else None
     if kind == "echo":
         return "echo" if body[4:16] == request[4:16] else None
     if kind is None:
         return None
-    quoted = body[_ERROR:]
-    header = (quoted[0] & 15) * 4 if quoted and address.version == 4 else V6_HEADER
-    to = quoted[16:20] if address.version == 4 else quoted[24:40]
+    to, payload = quoted(body, address.version)
     # An error quotes eight bytes of the payload at least: our type, code, checksum, identity and number.
-    about_ours = to == address.packed and quoted[header + 4 : header + 8] == request[4:8]
+    about_ours = to == address.packed and payload[4:8] == request[4:8]
     return ("unreachable" if kind == "unreachable" else "exceeded") if about_ours else None
+
+
+def message_of(received: bytes, version: int) -> bytes:
+    """Returns the ICMP message that a raw socket has received: with IPv4, a header precedes it."""
+    return received[(received[0] & 15) * 4 :] if version == 4 and received else received
+
+
+def quoted(error: bytes, version: int) -> tuple[bytes, bytes]:
+    """Returns what an ICMP error quotes: the destination, and what lies behind the IP header."""
+    packet = error[ERROR:]
+    if version == 4:
+        return packet[16:20], packet[(packet[0] & 15) * 4 :] if packet else b""
+    return packet[24:40], packet[V6_HEADER:]
 
 
 def largest(address: IPv4Address | IPv6Address, interface: str, fails: int, timeout: float) -> int:

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, Self
 
-from stagewire.proto.packets.fields import V6_HEADER
+from stagewire_cli import ping
 from stagewire_cli.way_out import host_of
 
 _PORTS: Final = struct.Struct("!HH")
-_ERROR: Final = 8
-"""Bytes of an ICMP error before the packet that it quotes."""
 _ROOM: Final = 2048
 _MOST: Final = 256
 """Messages that are looked at: others may send any number."""
@@ -85,15 +83,13 @@ class Probe:
         return found
 
     def _judged(self, data: bytes, by: str) -> Refusal | None:
-        v4 = self._family == socket.AF_INET
-        body = data[(data[0] & 15) * 4 :] if v4 and data else data
-        unreachable, exceeded = (3, 11) if v4 else (1, 3)
-        if len(body) < _ERROR or body[0] not in {unreachable, exceeded}:
+        version = 4 if self._family == socket.AF_INET else 6
+        body = ping.message_of(data, version)
+        unreachable, exceeded = (3, 11) if version == 4 else (1, 3)
+        if len(body) < ping.ERROR or body[0] not in {unreachable, exceeded}:
             return None
-        quoted = body[_ERROR:]
-        header = (quoted[0] & 15) * 4 if v4 and quoted else V6_HEADER
-        to = quoted[16:20] if v4 else quoted[24:40]
-        if to != self._address or quoted[header : header + _PORTS.size] != self._ports:
+        to, payload = ping.quoted(body, version)
+        if to != self._address or payload[: _PORTS.size] != self._ports:
             return None
         if body[0] == exceeded:
             return Refusal(by.partition("%")[0], os.strerror(errno.EHOSTUNREACH), closed=False, exceeded=True)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Final
 
 from stagewire import config
-from stagewire.config import InterfaceConfig
+from stagewire.config import InterfaceConfig, unconfirmed
 from stagewire.environment import Environment
 from stagewire_cli import again, bring_up, confirming, dns, host_warnings, key_door, oddities, peers_file, the_file
 from stagewire_cli.done import DNS, DoneList, Plan
@@ -67,7 +67,7 @@ def _reload(
         before = the_file.as_it_was_read(environment)
         for oddity in oddities.found(before, interface) if before is not None else ():
             warn(f"warning: {oddity}")
-        number = key_door.fresh_trial()
+        number = unconfirmed.new_number()
         try:
             difference, warning, trial = again.asked(
                 lambda: key_door.apply(environment, text, number, dry_run=dry_run, confirm=confirm),

@@ -20,6 +20,11 @@ _MOST: Final = 64
 """Bytes of the file, and of the record's beginning."""
 
 
+def new_number() -> str:
+    """Returns the number of a new trial, which no other has."""
+    return os.urandom(8).hex()
+
+
 def note(state: Path, text: str) -> None:
     """Notes a text before it comes into force. Raises OSError."""
     files.write(state / NAME, _digest(text))
