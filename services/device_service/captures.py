@@ -121,7 +121,7 @@ class Captures:
 
     def _of(self, address: bytes | None) -> list[_Capture]:
         """Returns the captures of the peer that an address belongs to."""
-        owner = self._worker.owner_of(address) if address is not None else None
+        owner = self._worker.owners.key_at(address) if address is not None else None
         return [each for each in self.running if each.order.public_key == owner]
 
     def _take(self, packet: bytes, way: int) -> None:
@@ -225,7 +225,7 @@ class Captures:
     def _refusal(self, order: Order, descriptors: list[int]) -> str:
         if len(descriptors) != 1 or not stat.S_ISFIFO(os.fstat(descriptors[0]).st_mode):
             return "the order came without a pipe to write into"
-        if len(order.public_key) != c.KEY_LENGTH or self._worker.tunnel(order.public_key) is None:
+        if len(order.public_key) != c.KEY_LENGTH or self._worker.owners.tunnel(order.public_key) is None:
             return capture.NOT_HERE
         if max(map(len, (order.hosts, order.ports, order.protocols))) > capture.MAX_VALUES:
             return f"a filter has {capture.MAX_VALUES} values of a kind at most"
@@ -247,7 +247,7 @@ class Captures:
                 self._end(one, one.ended)
             elif now >= one.until:
                 self._end(one, "its time is over")
-            elif self._worker.tunnel(one.order.public_key) is None:
+            elif self._worker.owners.tunnel(one.order.public_key) is None:
                 self._end(one, capture.NOT_HERE)
             else:
                 self._say(one.line, Progress(one.packets, one.size, one.missed, ""))

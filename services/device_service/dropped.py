@@ -24,7 +24,7 @@ class Dropped:
         """Counts a plain train of tun-service, which is too old, by its destinations."""
         for packet, packets in _packets(train, begin, end):
             place = ip.destination(packet) or b""
-            peer = self._worker.owner_of(place) or b""
+            peer = self._worker.owners.key_at(place) or b""
             self._counters.note("train_too_old", packets, peer=peer, place=place, size=len(packet))
 
     def from_network(self, train: trains.Data, begin: int, end: int) -> None:
@@ -38,7 +38,7 @@ class Dropped:
         """Counts a plain train of ours, which tun-service doesn't take, by its sources. `weight` has its packets."""
         for packet, packets in _packets(train, 0, len(train)):
             place, weight = ip.source(packet) or b"", weight - packets
-            peer = self._worker.owner_of(place) or b""
+            peer = self._worker.owners.key_at(place) or b""
             self._counters.note(reason, packets, peer=peer, place=place, size=len(packet))
         self._counters[reason] += weight
 

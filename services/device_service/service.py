@@ -276,14 +276,14 @@ class DeviceService:
         self._emit(self._worker.act(now), now)
 
     def _report_traffic(self, _now: float) -> None:
-        self._report(self._worker.tunnels())
+        self._report(self._worker.owners.tunnels())
 
     def _report_capped(self, _now: float) -> None:
         self._report(self._worker.capped)
 
     def _report_rest(self, now: float) -> None:
         self._say_moves(now)
-        while self._report(self._worker.tunnels()) == TRAFFIC_BATCH:
+        while self._report(self._worker.owners.tunnels()) == TRAFFIC_BATCH:
             pass
         self._line.say(LastCount())
 
@@ -324,7 +324,7 @@ class DeviceService:
         match message:
             case Welcome():
                 self._named = set()
-                worker.begin_naming()
+                worker.owners.begin_naming()
             case WorkerSettings():
                 worker.set_settings(TunnelSettings(message.mtu, message.rekey_after_time))
             case PeersSet():
@@ -345,10 +345,10 @@ class DeviceService:
                     self._emit(worker.remove_peer(public_key), now)
             case PrefixesSet():
                 for entry in message.entries:
-                    worker.allow(entry.public_key, map(prefix.route_untrusted, entry.prefixes))
+                    worker.owners.allow(entry.public_key, map(prefix.route_untrusted, entry.prefixes))
             case PrefixesGone():
                 for entry in message.entries:
-                    worker.disallow(entry.public_key, map(prefix.route_untrusted, entry.prefixes))
+                    worker.owners.disallow(entry.public_key, map(prefix.route_untrusted, entry.prefixes))
             case SnapshotEnd():
                 self._end_snapshot(message.version, now)
             case SendingExpired():
@@ -373,7 +373,7 @@ class DeviceService:
     def _set_peer(self, peer: WorkerPeer, now: float) -> None:
         if self._named is not None:
             self._named.add(peer.public_key)
-        tunnel = None if peer.home else self._worker.tunnel(peer.public_key)
+        tunnel = None if peer.home else self._worker.owners.tunnel(peer.public_key)
         if tunnel is not None:  # the peer moves to another worker, so this is its last report from here
             self._report([tunnel])
             self._reported.pop(peer.public_key, None)
@@ -396,9 +396,9 @@ class DeviceService:
     def _end_snapshot(self, version: int, now: float) -> None:
         """Drops the peers and prefixes that the snapshot didn't name."""
         named, self._named = self._named or set(), None
-        for public_key in self._worker.public_keys() - named:
+        for public_key in self._worker.owners.public_keys() - named:
             self._emit(self._worker.remove_peer(public_key), now)
-        self._worker.end_naming()
+        self._worker.owners.end_naming()
         self._reported.clear()  # a new key-service has no totals yet
         self._line.applied(version)
         self._emit(self._worker.want_again(now), now)

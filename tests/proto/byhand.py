@@ -39,7 +39,7 @@ def worker() -> Worker:
 
 
 def tunnel_of(one: Worker, public_key: bytes = PEER) -> Tunnel:
-    return next(tunnel for tunnel in one.tunnels() if tunnel.public_key == public_key)
+    return next(tunnel for tunnel in one.owners.tunnels() if tunnel.public_key == public_key)
 
 
 def current_index(one: Worker) -> int | None:

@@ -274,7 +274,7 @@ class Gateway:
         """Our side of what we have with another."""
         public_key = other.identity.public_key
         worker = self.workers[self.known[public_key].worker]
-        return next(tunnel for tunnel in worker.tunnels() if tunnel.public_key == public_key)
+        return next(tunnel for tunnel in worker.owners.tunnels() if tunnel.public_key == public_key)
 
     # --- what goes through ---------------------------------------------------------------------------------
 

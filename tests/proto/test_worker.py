@@ -241,7 +241,7 @@ def test_a_removed_peer_is_gone() -> None:
     one = running()
     assert one.remove_peer(PEER).events == [SessionsEnded((INDEX,))]
     assert one.remove_peer(PEER) == Output()
-    assert one.public_keys() == {OTHER, AWAY}
+    assert one.owners.public_keys() == {OTHER, AWAY}
     assert one.inbound([(PLACE, [theirs(0, v4("10.1.0.5"))])], T) == Output()
     assert one.outbound([v4("10.9.9.9", "10.1.0.5")], T).runs == []
     assert one.next_deadline() is None
@@ -270,7 +270,7 @@ def test_staged_packets_follow_their_prefix_to_its_new_owner() -> None:
     stays, moves = v4("10.9.9.9", "10.1.0.9"), v4("10.9.9.9", "10.1.0.8")
     one.outbound([stays, moves], T)
     assert len(tunnel_of(one, PEER).staged) == 2
-    one.allow(OTHER, [(4, 32, 0x0A010008)])
+    one.owners.allow(OTHER, [(4, 32, 0x0A010008)])
     one.judge_staged_again(T)
     assert tunnel_of(one, PEER).staged.take() == [stays]
     assert moves in tunnel_of(one, OTHER).staged.take()

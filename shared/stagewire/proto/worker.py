@@ -4,9 +4,6 @@ Outbound: destination -> peer by longest prefix -> `Tunnel.send`.
 
 Inbound: type and receiver index -> session -> `Tunnel.receive` -> well-formed? -> does the longest prefix of its source
 belong to this very peer? -> trimmed to its own length.
-
-The allowed-IPs table holds the prefixes of all peers, at home here or in other workers. Otherwise the longest match
-could not tell that a source belongs to another peer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,13 +15,13 @@ from stagewire.proto import constants as c
 from stagewire.proto import endpoint as places
 from stagewire.proto import prefix
 from stagewire.proto.agenda import Agenda
-from stagewire.proto.allowed_ips import AllowedIps
 from stagewire.proto.events import SessionsEnded
 from stagewire.proto.kernel.choice import Kernel, plain
 from stagewire.proto.messages import HEADER
+from stagewire.proto.owners import Elsewhere, Owner, Owners
 from stagewire.proto.packets import icmp, ip, merge, split, virtio
 from stagewire.proto.packets.virtio import BadSuperPacket
-from stagewire.proto.prefix import Network, Route
+from stagewire.proto.prefix import Network
 from stagewire.proto.session import Session
 from stagewire.proto.staging import Room
 from stagewire.proto.timers import Jitter
@@ -42,7 +39,7 @@ Run = tuple[bytes, Sequence[bytes]]
 class PeerFacts:
     """Holds a worker's knowledge of a peer. `home` peers live in this worker; of others it knows the prefixes alone.
 
-    `allowed_ips` None leaves the prefixes to `Worker.allow` and `disallow`.
+    `allowed_ips` None leaves the prefixes to `Owners.allow` and `disallow`.
     """
 
     public_key: bytes
@@ -56,16 +53,6 @@ class PeerFacts:
     cap: int | None = None
     """Bytes of the tunnel, both ways, at which its traffic stops; None for no quota."""
     held_back: bool = False
-
-
-class Elsewhere:
-    """Stands for a peer at home in another worker."""
-
-    def __init__(self, public_key: bytes) -> None:
-        self.public_key = public_key
-
-
-Owner = Tunnel | Elsewhere
 
 
 def _receiver(datagram: bytes) -> bytes:
@@ -87,17 +74,16 @@ class Worker:
         self.kernel = kernel or plain("by default")
         self.settings = TunnelSettings()
         self.drops = Reasons()
+        self.owners = Owners()
         self._jitter = jitter
         self._room = Room()
-        self._owners: dict[bytes, Owner] = {}
-        self._allowed_ips: AllowedIps[Owner] = AllowedIps()
         self._sessions: dict[bytes, tuple[Tunnel, Session]] = {}  # by type and receiver index, as on the wire
         self._diverted: dict[object, None] = {}
         """Peers at home whose packets go one by one, because of their limits."""
         self.capped: dict[Tunnel, None] = {}
         """Peers at home with a quota."""
         self._agenda: Agenda[Tunnel] = Agenda()
-        lookup, answers = self._allowed_ips.lookup, self._allowed_ips.answers
+        lookup, answers = self.owners.lookup, self.owners.answers
         sealing, opening = self.kernel.sealing, self.kernel.opening
         self.sealing = None if sealing is None else sealing(lookup, answers, Tunnel, self.settings.mtu)
         """What takes plain trains from the OS before `seal`; None with the plain kernel."""
@@ -174,7 +160,7 @@ class Worker:
 
     def _outbound(self, packets: Iterable[Packet], now: float, out: Output) -> None:
         trains: dict[Tunnel, list[Packet]] = {}
-        lookup = self._allowed_ips.lookup
+        lookup = self.owners.lookup
         for packet in packets:
             destination = ip.destination(packet if isinstance(packet, bytes) else packet.packet)
             if destination is None:
@@ -243,7 +229,7 @@ class Worker:
         out.packets += merge.merge(opened, self.takes)
 
     def _deliver(self, tunnel: Tunnel, packets: Iterable[bytes], opened: list[bytes]) -> None:
-        lookup = self._allowed_ips.lookup
+        lookup = self.owners.lookup
         for packet in packets:
             length = ip.inner_length(packet)
             source = ip.source(packet) if length else None
@@ -296,9 +282,9 @@ class Worker:
 
     def install(self, public_key: bytes, session: Session, endpoint: bytes | None, now: float) -> Output | None:
         """Takes a session in. Returns None if the peer isn't at home here; the caller must then forget the keys."""
-        tunnel = self._owners.get(public_key)
+        tunnel = self.owners.tunnel(public_key)
         receiver = _receiver_of(session.index)
-        if not isinstance(tunnel, Tunnel) or receiver in self._sessions:
+        if tunnel is None or receiver in self._sessions:
             return None
         out = Output()
         self._sessions[receiver] = (tunnel, session)
@@ -310,48 +296,34 @@ class Worker:
         """Lists all sessions that live here, for a new key-service."""
         return list(self._sessions.values())
 
-    def tunnels(self) -> list[Tunnel]:
-        """Lists the peers at home here."""
-        return [owner for owner in self._owners.values() if isinstance(owner, Tunnel)]
-
-    def tunnel(self, public_key: bytes) -> Tunnel | None:
-        """Returns the peer's tunnel if it is at home here."""
-        owner = self._owners.get(public_key)
-        return owner if isinstance(owner, Tunnel) else None
-
-    def owner_of(self, address: bytes) -> bytes | None:
-        """Returns the public key of the peer that an inner address belongs to."""
-        owner = self._allowed_ips.lookup(address)
-        return None if owner is None else owner.public_key
-
     def peer_of(self, datagram: bytes) -> bytes:
         """Returns the public key of the peer that a transport message's session is with; empty for none."""
         found = self._sessions.get(_receiver(datagram))
         return b"" if found is None else found[0].public_key
 
     def handshake_sent(self, public_key: bytes, now: float) -> None:
-        tunnel = self._owners.get(public_key)
-        if isinstance(tunnel, Tunnel):
+        tunnel = self.owners.tunnel(public_key)
+        if tunnel is not None:
             tunnel.handshake_sent(now)
             self._agenda.enter(tunnel, tunnel.next_deadline())
 
     def handshake_gave_up(self, public_key: bytes, now: float) -> None:
-        tunnel = self._owners.get(public_key)
-        if isinstance(tunnel, Tunnel):
+        tunnel = self.owners.tunnel(public_key)
+        if tunnel is not None:
             tunnel.handshake_gave_up(now)
             self._agenda.enter(tunnel, tunnel.next_deadline())
 
     def endpoint_found(self, public_key: bytes, endpoint: bytes, at: float) -> None:
         """Sets the endpoint that the operator or a look-up gave a peer at `at` (s)."""
-        tunnel = self._owners.get(public_key)
-        if isinstance(tunnel, Tunnel):
+        tunnel = self.owners.tunnel(public_key)
+        if tunnel is not None:
             tunnel.endpoint, tunnel.endpoint_at = endpoint, at
 
     def send_staged(self, public_key: bytes, now: float) -> Output:
         """Tries again with a peer's staged packets, as the operator named the peer."""
         out = Output()
-        tunnel = self._owners.get(public_key)
-        if isinstance(tunnel, Tunnel):
+        tunnel = self.owners.tunnel(public_key)
+        if tunnel is not None:
             tunnel.flush(now, out)
             self._agenda.enter(tunnel, tunnel.next_deadline())
         return self._settle(out)
@@ -359,7 +331,7 @@ class Worker:
     def send_empty(self, public_key: bytes, now: float) -> Output:
         """Sends an empty packet if a session may; without one, asks for nothing."""
         out = Output()
-        tunnel = self.tunnel(public_key)
+        tunnel = self.owners.tunnel(public_key)
         if tunnel is not None and (session := tunnel.slots.current) is not None and session.may_send(now):
             tunnel.send_keepalive(now, out)
             self._agenda.enter(tunnel, tunnel.next_deadline())
@@ -368,7 +340,7 @@ class Worker:
     def want_again(self, now: float) -> Output:
         """Repeats all requests: a new key-service doesn't know those of the old one."""
         out = Output()
-        for tunnel in self.tunnels():
+        for tunnel in self.owners.tunnels():
             tunnel.want_again(now, out)
         return out
 
@@ -381,28 +353,22 @@ class Worker:
         self.settings = settings
         if self.sealing is not None:
             self.sealing.mtu = settings.mtu
-        for tunnel in self.tunnels():
+        for tunnel in self.owners.tunnels():
             tunnel.settings = settings
 
     def set_peer(self, facts: PeerFacts, now: float) -> Output:
         """Adds a peer or changes it. Its sessions go on unless it left home; its prefixes stay its own."""
         out = Output()
-        former = owner = self._owners.get(facts.public_key)
+        owner = self.owners.get(facts.public_key)
         if owner is None or isinstance(owner, Tunnel) != facts.home:
             owner = (
                 Tunnel(facts.public_key, self.settings, self._jitter, self.drops.of(facts.public_key), self._room)
                 if facts.home
                 else Elsewhere(facts.public_key)
             )
-            if former is not None:
-                self._allowed_ips.hand_over(former, owner)
-                self._drop_owner(former, out)
-            self._owners[facts.public_key] = owner
+            self._end(self.owners.put(owner), out)
         if facts.allowed_ips is not None:
-            wanted = set(map(prefix.route, facts.allowed_ips))
-            stale = [each for each in map(prefix.route, self._allowed_ips.prefixes(owner)) if each not in wanted]
-            self.disallow(facts.public_key, stale)
-            self.allow(facts.public_key, wanted)
+            self.owners.set_prefixes(owner, set(map(prefix.route, facts.allowed_ips)))
         if isinstance(owner, Tunnel):
             owner.settings = self.settings
             if facts.endpoint is not None and (owner.endpoint is None or facts.endpoint_at > owner.endpoint_at):
@@ -413,33 +379,11 @@ class Worker:
             self._agenda.enter(owner, owner.next_deadline())
         return self._settle(out)
 
-    def allow(self, public_key: bytes, prefixes: Iterable[Route]) -> None:
-        """Adds prefixes to a peer's allowed-IPs; a prefix of another peer moves."""
-        owner = self._owners.get(public_key)
-        if owner is not None:
-            for each in prefixes:
-                self._allowed_ips.assign(each, owner)
-
-    def disallow(self, public_key: bytes, prefixes: Iterable[Route]) -> None:
-        """Takes prefixes from a peer's allowed-IPs, as far as they are the peer's."""
-        owner = self._owners.get(public_key)
-        if owner is not None:
-            for each in prefixes:
-                self._allowed_ips.withdraw(each, owner)
-
-    def begin_naming(self) -> None:
-        """Begins a list of all allowed-IPs, by `allow`."""
-        self._allowed_ips.begin_naming()
-
-    def end_naming(self) -> None:
-        """Removes the allowed-IPs that the list did not name."""
-        self._allowed_ips.end_naming()
-
     def judge_staged_again(self, now: float) -> Output:
         """Takes the staged packets whose destination belongs to another peer now, and sends them there."""
         moved: list[bytes] = []
-        lookup = self._allowed_ips.lookup
-        for tunnel in self.tunnels():
+        lookup = self.owners.lookup
+        for tunnel in self.owners.tunnels():
             if tunnel.staged:
                 packets = tunnel.staged.take()
                 stays = [packet for packet in packets if lookup(ip.destination(packet) or b"") is tunnel]
@@ -456,18 +400,12 @@ class Worker:
     def remove_peer(self, public_key: bytes) -> Output:
         """Forgets a peer, its sessions and its prefixes."""
         out = Output()
-        owner = self._owners.pop(public_key, None)
-        if owner is not None:
-            self._drop_owner(owner, out)
+        self._end(self.owners.remove(public_key), out)
         self.drops.forget(public_key)
         return self._settle(out)
 
-    def public_keys(self) -> set[bytes]:
-        """Returns every known peer, at home or not."""
-        return set(self._owners)
-
-    def _drop_owner(self, owner: Owner, out: Output) -> None:
-        self._allowed_ips.remove_owner(owner)
+    def _end(self, owner: Owner | None, out: Output) -> None:
+        """Ends the tunnel of a peer that is no longer at home here."""
         if isinstance(owner, Tunnel):
             owner.end(out)
             self._diverted.pop(owner, None)

@@ -323,5 +323,5 @@ def host_packets(data: bytes) -> None:
     one = Worker(lambda: 0.1)
     one.set_peer(PeerFacts(b"P" * 32, (ip_network("0.0.0.0/1"), ip_network("::/1")), home=True, endpoint=b"E"), START)
     out = one.outbound(packets, START)
-    assert len(one.tunnels()[0].staged) + sum(one.drops.values()) == len(packets)
+    assert len(one.owners.tunnels()[0].staged) + sum(one.drops.values()) == len(packets)
     assert len(out.packets) <= len(packets)

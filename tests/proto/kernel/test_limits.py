@@ -48,7 +48,7 @@ def test_a_rate_from_the_os_holds_in_both(rate: int) -> None:
         both.plain_in(plain_train(LIMITED, 40), plain_train(FREE, 40))
     dropped = both.compiled.counters["rate_exceeded"]
     assert (dropped > 0) == (rate > 0)
-    assert both.compiled.worker.tunnel(NAMES[FREE]).tx_bytes > 120 * 1000  # type: ignore[union-attr]
+    assert both.compiled.worker.owners.tunnel(NAMES[FREE]).tx_bytes > 120 * 1000  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("rate", [0, RATE])
@@ -58,7 +58,7 @@ def test_a_rate_from_the_network_holds_in_both(rate: int) -> None:
         both.cipher_in(cipher_train(LIMITED, 40 * turn, 40), cipher_train(FREE, 40 * turn, 40))
     dropped = both.compiled.counters["rate_exceeded"]
     assert (dropped > 0) == (rate > 0)
-    refused = [side.worker.tunnel(NAMES[LIMITED]).refused for side in (both.plain, both.compiled)]  # type: ignore[union-attr]
+    refused = [side.worker.owners.tunnel(NAMES[LIMITED]).refused for side in (both.plain, both.compiled)]  # type: ignore[union-attr]
     assert refused == [dropped * 1032] * 2, "it uses up no quota"
 
 
@@ -68,7 +68,7 @@ def test_a_quota_ends_in_both_at_the_visit_that_uses_it_up() -> None:
         both.cipher_in(cipher_train(LIMITED, 20 * turn, 20), cipher_train(FREE, 20 * turn, 20))
         both.plain_in(plain_train(LIMITED, 20))
     assert both.compiled.counters["quota_reached"] > 0
-    assert 30_000 <= both.compiled.worker.tunnel(NAMES[LIMITED]).tx_bytes + 20_000 < 62_000  # type: ignore[union-attr]
+    assert 30_000 <= both.compiled.worker.owners.tunnel(NAMES[LIMITED]).tx_bytes + 20_000 < 62_000  # type: ignore[union-attr]
 
 
 def test_a_quota_that_is_not_used_up_keeps_the_compiled_way() -> None:

@@ -95,8 +95,8 @@ def test_no_session_no_endpoint_and_an_old_session_go_back() -> None:
     frame = frame_of([item(data[0], addressed(data[1], peer)) for peer in range(3)])
     both = Both()
     for side in (both.plain, both.compiled):
-        side.worker.tunnels()[1].endpoint = None
-        side.worker.tunnels()[2].end(side.worker.outbound([], T))
+        side.worker.owners.tunnels()[1].endpoint = None
+        side.worker.owners.tunnels()[2].end(side.worker.outbound([], T))
     assert set(both.plain_in(frame).runs()) == {PLACES[0]}
     assert not Both(created=T - 180).plain_in(frame).to_conn
     assert not Both(initiators=()).plain_in(frame).to_conn

@@ -143,7 +143,7 @@ class Side:
                     tunnel.next_deadline(),
                     list(tunnel.staged._packets),
                 )
-                for tunnel in sorted(self.worker.tunnels(), key=lambda tunnel: tunnel.public_key)
+                for tunnel in sorted(self.worker.owners.tunnels(), key=lambda tunnel: tunnel.public_key)
             ],
             sorted((session.index, session.send_counter) for _, session in self.worker.sessions()),
             self.worker.takes,
