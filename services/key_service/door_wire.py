@@ -1,15 +1,15 @@
 """Reads and writes what passes through the door for commands: lines of JSON and texts. Opens its socket."""
 
 import json
-import os
 import socket
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from stagewire import files
 from stagewire.limits import MAX_ACCEPTED
+from stagewire.linux import root_socket
 from stagewire.pipe.names import RELOAD
 
+_WAITING: Final = 8
 _MAX_LINE: Final = 4 << 20
 """Bytes of a line of JSON: an operation may add thousands of peers."""
 
@@ -42,15 +42,4 @@ def text(stream: BinaryIO, length: object) -> str:
 
 def listen(run: Path) -> socket.socket:
     """Opens the socket as root, so that root alone may connect. Raises OSError."""
-    path = run / RELOAD.path
-    fresh = path.with_name(f".{path.name}")
-    files.clear(fresh)
-    opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    before = os.umask(0o177)
-    try:
-        opened.bind(str(fresh))
-    finally:
-        os.umask(before)
-    opened.listen(8)
-    files.put(fresh, path)
-    return opened
+    return root_socket.listen(run / RELOAD.path, _WAITING)

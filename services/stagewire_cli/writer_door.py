@@ -11,9 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from stagewire import files
 from stagewire.environment import Environment
-from stagewire.linux import privileges
+from stagewire.linux import privileges, root_socket
 from stagewire.linux.peer_credentials import peer_uid
 from stagewire.pipe.names import WRITER
 
@@ -123,19 +122,5 @@ def _close(options: Any, descriptor: int) -> None:
 
 def _listen(path: Path) -> int:
     """Opens the socket, for key-service and root alone. Raises OSError."""
-    fresh = path.with_name(f".{path.name}")
-    files.clear(fresh)
-    opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    before = os.umask(0o177)
-    try:
-        opened.bind(str(fresh))
-        if privileges.started_as_root():
-            os.chown(fresh, privileges.uid_of("key"), privileges.group())
-        opened.listen(_WAITING)
-        files.put(fresh, path)
-    except OSError:
-        opened.close()
-        raise
-    finally:
-        os.umask(before)
-    return opened.detach()
+    owner = (privileges.uid_of("key"), privileges.group()) if privileges.started_as_root() else None
+    return root_socket.listen(path, _WAITING, owner).detach()
