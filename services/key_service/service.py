@@ -96,24 +96,10 @@ class KeyService:
         self._nesting = Nesting(registry, handshaker, partial(hub.tell, "conn", 0))
         self._answers = Answers(hub, stage.log)
         self._snapshots = Snapshots(hub, self._announcer, stage.generation, version, self._answers.again)
-        self._live = LiveConfiguration(
-            *(self._announcer, hub, self._snapshots, self._answers, timestamps, store, stage.log),
-            on_prefixes=self._nesting.changed,
-            on_key_dropped=self._sweeps.key_dropped,
-            show_private_key=environment.show_private_key,
-        )
-        self._live.begin()
+        self._live = self._configuration(store)
         self._remembered = Remembered(environment.run / "key", registry, handshaker)
         self._remembered.recall()
-        self._names = Names(
-            stage.log,
-            partial(hub.tell, "resolver", 0),
-            handshaker,
-            self._live.known_peers.names,
-            lambda: registry.interface.dns,
-            registry.label,
-            stage.counters,
-        )
+        self._names = self._known_names()
         self._handshakes = Handshakes(
             *(stage, registry, handshaker, timestamps, self._giver, hub, moves, self._names, self._sweeps)
         )
@@ -125,11 +111,36 @@ class KeyService:
         tell = stage.tell_status if environment.telemetry else None
         self._reports = PeerReports(registry, handshaker, tell)
         self._last_words = LastWords(hub, self._say_last)
-        keep = 0 if environment.managed else strangers.OF_BARE
-        self._words = StageWords(
+        self._words = self._stage_words()
+
+    def _configuration(self, store: Path) -> LiveConfiguration:
+        live = LiveConfiguration(
+            *(self._announcer, self._hub, self._snapshots, self._answers, self._timestamps, store, self._stage.log),
+            on_prefixes=self._nesting.changed,
+            on_key_dropped=self._sweeps.key_dropped,
+            show_private_key=self._stage.environment.show_private_key,
+        )
+        live.begin()
+        return live
+
+    def _known_names(self) -> Names:
+        return Names(
+            self._stage.log,
+            partial(self._hub.tell, "resolver", 0),
+            self._handshaker,
+            self._live.known_peers.names,
+            lambda: self._registry.interface.dns,
+            self._registry.label,
+            self._stage.counters,
+        )
+
+    def _stage_words(self) -> StageWords:
+        stage, registry, handshaker = self._stage, self._registry, self._handshaker
+        keep = 0 if stage.environment.managed else strangers.OF_BARE
+        return StageWords(
             *(stage, registry, handshaker, self._handshakes, self._workers, self._live, self._answers),
             *(self._snapshots, self._names, self._nesting, self._reports),
-            Strangers(timestamps, registry, handshaker, self._readiness, stage.log, keep=keep),
+            Strangers(self._timestamps, registry, handshaker, self._readiness, stage.log, keep=keep),
             self._last_words,
         )
 

@@ -125,8 +125,8 @@ def add(name: str | None, table: Path | None, interface: str | None, **chosen: A
             _warn_anew(whole, bulk.add(environment, table, chosen, client_output.gateway(chosen["gateway"]), whole))
             _warn(whole, chosen)
             return
-        private, public, psk = peers.new_keys()
-        key = chosen["public_key"] or encode_key(public)
+        own, public, psk = peers.new_keys()
+        key, private = (chosen["public_key"], None) if chosen["public_key"] else (encode_key(public), own)
         peer_options.check_name(name or "")
         peer_options.check_addresses(whole, {"address": chosen["addresses"], "network": chosen["networks"]})
         new = NewPeer(
@@ -139,8 +139,7 @@ def add(name: str | None, table: Path | None, interface: str | None, **chosen: A
             after = peers.after(done)
             peers.tell(done, beside=not files)
             _warn_anew(whole, after.whole)
-            shown = None if chosen["public_key"] else private
-            client_output.show(after.whole, peers.added(after, public), shown, chosen, files)
+            client_output.show(after.whole, peers.added(after, public), private, chosen, files)
         client_output.tell_of_file(chosen)
         _warn(whole, chosen)
 
