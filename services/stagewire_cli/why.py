@@ -1,5 +1,6 @@
 """Answers why a peer has no traffic: gathers the evidence, has a handshake and packets tried, and tells the findings."""
 
+import errno
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -70,6 +71,8 @@ def answer(environment: Environment, text: str, *, trying: bool) -> dict[str, An
             evidence.refusal = probe.refusal()
         evidence.more_source_drops = host_facts.source_drops() - evidence.source_drops
         evidence.more_ipsec_drops = ipsec.drops() - evidence.ipsec_drops
+        if evidence.more_ipsec_drops:
+            evidence.ipsec_policy = _policy(evidence)
         mark = (known.get("host") or {}).get("mark", 0)
         links = host_facts.Links()
         # By now the kernel knows its neighbours.
@@ -266,8 +269,13 @@ def _look_at_ways(evidence: Evidence, links: host_facts.Links) -> None:
     if evidence.own_address:
         evidence.own_on = links.holder(evidence.own_address)
     evidence.mark_rules = deciding_route.rules_for_marks() if evidence.stranger("send_failed", evidence.host) else []
+    if way is not None and way.error == errno.EPERM:
+        evidence.ipsec_policy = _policy(evidence)
+
+
+def _policy(evidence: Evidence) -> ipsec.Policy | None:
     inner = [evidence.target] if evidence.target else addresses_of(evidence.peer)
-    evidence.ipsec_policy = ipsec.policy_about(filter(None, (evidence.host, *inner)))
+    return ipsec.policy_about(filter(None, (evidence.host, *inner)))
 
 
 def _look_at_rules(evidence: Evidence, peers: list[Status]) -> None:
