@@ -96,6 +96,8 @@ class Facts:
     busy: dict[str, host_facts.Load] = field(default_factory=dict)
     unready: list[str] = field(default_factory=list)
     """Why no traffic can flow, as /readyz says."""
+    ipv6_off: bool = False
+    """IPv6 is switched off on the interface."""
 
 
 def gather(environment: Environment) -> Facts:
@@ -123,6 +125,7 @@ def gather(environment: Environment) -> Facts:
         tracks_no_more=host_facts.tracks_no_more(),
         busy=busy.loads(),
         unready=[] if away else readiness.why_not(environment),
+        ipv6_off=host_facts.ipv6_off(interface),
     )
 
 
@@ -203,6 +206,10 @@ def _kernel(facts: Facts) -> Iterator[Trouble]:
 def _host(facts: Facts) -> Iterator[Trouble]:
     name = facts.status["interface"]
     yield from _rules(facts)
+    if facts.ipv6_off and any(":" in prefix for peer in facts.status["peers"] for prefix in peer["allowed_ips"]):
+        names = (f"net.ipv6.conf.{each}.disable_ipv6=0" for each in ("all", name))
+        text = f"this host has IPv6 switched off on {name}, and peers have IPv6 addresses"
+        yield Trouble("ipv6_off", text, "switch it on, or take IPv6 out of the file", (("sysctl", "-w", *names),))
     off = [version for version, on in facts.forwards.items() if not on]
     if off:
         yield Trouble(

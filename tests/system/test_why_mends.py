@@ -108,6 +108,17 @@ def test_the_first_answer_mends_it(network: Topology, hub: Hub, name: str) -> No
             network.b.run("sh", "-c", case.undo)
 
 
+@pytest.mark.parametrize("name", ["IPv6 switched off", "another name"])
+def test_doctor_mends_it(network: Topology, hub: Hub, name: str) -> None:
+    network.b.run("sh", "-ec", CASES[name].commands)
+    until(
+        lambda: f"{CASES[name].id}" in hub.gateway.command("doctor", hub.name, "--json", check=False).stdout, 10, "it"
+    )
+    fixed = hub.gateway.command("doctor", "--fix", hub.name, check=False).stdout
+    assert ("failed" in fixed, fixed.count("wrong: ")) == (False, 0)
+    until(lambda: hub.gateway.status()["healthy"], 10, "all to work")
+
+
 def test_a_host_that_answers_tcp_and_no_pings_of_one_family_is_well(network: Topology, hub: Hub) -> None:
     spoke = next(iter(SPOKES.values()))
     with hub.wireguard_go(spoke, network.a, Topology.B4, keepalive=1):
