@@ -35,7 +35,8 @@ def meant(environment: Environment, text: str, in_force: list[dict[str, Any]]) -
     """Returns the peer out of use that a name, a key, the beginning of either, or an address means; None for another."""
     if any(peer["public_key"] == text for peer in in_force):
         return None
-    away = _peers(environment)
+    if not (away := _peers(environment)):
+        return None
     key = _by_address(text, in_force, away) if _is_address(text) else _by_name(text, in_force, away)
     return Away(away[key], _finding(environment, away[key])) if key in away else None
 

@@ -25,6 +25,7 @@ from stagewire_cli import (
     way_out,
 )
 from stagewire_cli.causes import beyond, handshakes
+from stagewire_cli.causes.tunnel import meets
 from stagewire_cli.evidence import RECENT, Evidence, Finding, Path, Tried, seen
 from stagewire_cli.failures import Failed
 from stagewire_cli.probe import Probe
@@ -88,8 +89,8 @@ def answer(environment: Environment, text: str, *, trying: bool) -> dict[str, An
 def which(text: str, peers: list[Status], strangers: Sequence[Status] = ()) -> tuple[Status | None, str]:
     """Finds the peer by name, key, or address, and the address that was meant behind it, if any.
 
-    Of several peers at one address, the peer from whose place a stranger calls is meant.
-    None stands for an address that belongs to no peer. Raises Failed for a text that is neither.
+    Of several peers at one address, the peer from whose place a stranger calls is meant; none if a stranger calls from
+    another port there. None stands for an address that belongs to no peer. Raises Failed for a text that is neither.
     """
     by_key = {peer["public_key"]: peer for peer in peers}
     try:
@@ -101,13 +102,17 @@ def which(text: str, peers: list[Status], strangers: Sequence[Status] = ()) -> t
             raise Failed(str(error)) from None
     at = [peer for peer in peers if host_of(peer["endpoint"] or "") == str(address)]
     if at:
-        odd = {each["example"]["address"] for each in strangers}
-        return next((peer for peer in at if peer["endpoint"] in odd), at[0]), ""
+        odd = {each["example"]["address"] for each in strangers if time.time() - each["last_unix_s"] <= RECENT}
+        from_place = next((peer for peer in at if peer["endpoint"] in odd), None)
+        if from_place is None and len(at) > 1 and str(address) in map(host_of, odd):
+            return None, ""
+        return from_place or at[0], ""
+    alone = ip_network(address)
     behind = [
-        (network.prefixlen, key)
+        (int(prefix.partition("/")[2]), key)
         for key, peer in by_key.items()
-        for network in map(ip_network, peer["allowed_ips"])
-        if address in network
+        for prefix in peer["allowed_ips"]
+        if meets(prefix, alone)
     ]
     return (by_key[max(behind)[1]], str(address)) if behind else (None, "")
 

@@ -385,12 +385,13 @@ def test_there_is_always_an_answer(
     )
 
 
-def test_of_two_peers_at_one_address_the_one_at_a_strangers_place_is_meant() -> None:
+def test_of_two_peers_at_one_address_the_one_at_a_strangers_place_is_meant_or_else_the_stranger() -> None:
     peers = [
         {"public_key": key, "name": "", "endpoint": f"192.0.2.1:{port}", "allowed_ips": []}
         for key, port in (("A", 5), ("B", 6))
     ]
-    for place, key in (("192.0.2.1:6", "B"), ("192.0.2.1:7", "A")):
+    for place, key in (("192.0.2.1:6", "B"), ("192.0.2.1:7", None), ("192.0.2.9:7", "A")):
         peer, _ = which("192.0.2.1", peers, [reason("unknown_peer", place)])
-        assert peer is not None
-        assert peer["public_key"] == key
+        assert (peer and peer["public_key"]) == key
+    peer, _ = which("192.0.2.1", peers[:1], [reason("unknown_peer", "192.0.2.1:7")])
+    assert peer == peers[0]
