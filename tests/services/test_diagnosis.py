@@ -2,6 +2,7 @@
 
 import errno
 import json
+import time
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
@@ -391,7 +392,7 @@ def test_of_two_peers_at_one_address_the_one_at_a_strangers_place_is_meant_or_el
         for key, port in (("A", 5), ("B", 6))
     ]
     for place, key in (("192.0.2.1:6", "B"), ("192.0.2.1:7", None), ("192.0.2.9:7", "A")):
-        peer, _ = which("192.0.2.1", peers, [reason("unknown_peer", place)])
+        peer, _ = which("192.0.2.1", peers, [{**reason("unknown_peer", place), "last_unix_s": time.time()}])
         assert (peer and peer["public_key"]) == key
-    peer, _ = which("192.0.2.1", peers[:1], [reason("unknown_peer", "192.0.2.1:7")])
-    assert peer == peers[0]
+    long_ago = {**reason("unknown_peer", "192.0.2.1:7"), "last_unix_s": time.time() - 2 * RECENT}
+    assert which("192.0.2.1", peers, [long_ago])[0] == which("192.0.2.1", peers[:1])[0] == peers[0]
