@@ -196,9 +196,10 @@ class Gateway:
         if not found:
             return ""
         chains = list(dict.fromkeys(str(each.chain) for each in found))
-        commands = [each for one in found for each in passes.commands(one, self._ground.interface)][:_COMMANDS]
+        commands = list(dict.fromkeys(each for one in found for each in passes.commands(one, self._ground.interface)))
+        more = f", then {len(commands) - _COMMANDS} more, which `status` names" if len(commands) > _COMMANDS else ""
         means = "" if self.rules.opens else ", or write `# stagewire: Firewall = open` into [Interface]"
-        return kept_warning(chains, f"`{'; '.join(dict.fromkeys(commands))}`{means}")
+        return kept_warning(chains, f"`{'; '.join(commands[:_COMMANDS])}`{more}{means}")
 
 
 def _place(opened: PassOpened) -> Chain:

@@ -197,6 +197,33 @@ def test_an_exit_names_what_keeps_its_packets_and_passes_once_it_may_open_it(
     assert house.gateway.status()["warnings"] == []
 
 
+OWN = """table inet own {
+    chain mine { ct state established,related accept; iifname "lan0" accept; counter drop; }
+    chain forw { type filter hook forward priority filter + 5; jump mine; }
+    chain forw6 { type filter hook forward priority filter + 6; meta nfproto ipv6 drop; }
+}""".replace("; }", "\n}").replace("; ", "\n")
+
+
+def test_a_drop_in_a_chain_of_its_own_and_for_one_family_is_opened_and_left_as_it_was(
+    house: House, clients: dict[str, Namespace]
+) -> None:
+    house.has("# stagewire: Isolation = on")
+    house.host.run("nft", "-f", "-", input=f"{OWN}\n")
+    try:
+        before = house.host.run("nft", "-s", "list", "ruleset").stdout.partition("table inet own")[2]
+        said = house.has("# stagewire: Exit = on")
+        assert "chain forw of table inet own and chain forw6 of table inet own drop" in said
+        assert ", then 3 more, which `status` names, or write" in said
+        assert refused(clients["one"], WORLD[6], 80)
+        assert house.has(OPENED) == ""
+        for family in FAMILIES:
+            assert seen_as(clients["one"], WORLD[family], 80) == OURS[family]
+        house.has("# stagewire: Isolation = on")
+        assert house.host.run("nft", "-s", "list", "table", "inet", "own").stdout.partition("own")[2] in before
+    finally:
+        house.host.run("nft", "delete", "table", "inet", "own")
+
+
 def test_rules_of_iptables_legacy_are_seen_though_nftables_does_not_show_them(
     house: House, clients: dict[str, Namespace]
 ) -> None:
