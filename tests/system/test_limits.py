@@ -36,11 +36,11 @@ RATE = 2_000_000
 SIZE = 996
 """Bytes of UDP payload. Inside are 28 more, which WireGuard then pads by nothing."""
 INNER = SIZE + 28
-QUOTA = 2_000_000
+QUOTA = 3_000_000
 SLOWLY = 40
 """Packets/s."""
 STEADILY, KILLS = 100, 3
-"""Packets/s, of which a killed worker has not reported up to 1 % of the quota, and how often that happens."""
+"""Packets/s, of which a killed worker has not reported up to 0.7 % of the quota, and how often that happens."""
 STAYS = Single(1)
 GATEWAY = STAYS.gateway_inner[0]
 CROWD = 50
@@ -266,7 +266,7 @@ def test_a_quota_holds_over_every_restart(network: Topology, hub: WgHub) -> None
         told = ("events", hub.name, "--json", "--kind", kind)
         until(lambda told=told: key in hub.gateway.command(*told).stdout, 10, f"the event {kind}")  # type: ignore[misc]
     until(lambda: "peer has used up its quota" in "".join(hub.gateway.logs().values()), 10, "a warning in the log")
-    assert f"used 100% of {values.as_quota(QUOTA)}" in peer(hub, "list")
+    assert re.search(rf"used 10[01]% of {values.as_quota(QUOTA)}", peer(hub, "list")), "a train may exceed it"
 
     def why() -> str:
         return hub.gateway.command("why", key, hub.name, "--no-try", check=False).stdout
