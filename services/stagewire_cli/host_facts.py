@@ -144,7 +144,7 @@ class Firewall:
         host, _, to = place.rpartition(":")
         host = host.strip("[]").partition("%")[0]
         version = 6 if ":" in host else 4
-        traffic = Traffic(_OUTWARDS, version, "udp", "", device, "", host, port, int(to))
+        traffic = Traffic(_OUTWARDS, version, "udp", "", device, "", host, port, int(to), any_state=True)
         return self._ruleset.blocks(traffic)
 
     def blocks_tunnel(self, interface: str, address: str = "", *, answers: bool = False) -> list[Block]:

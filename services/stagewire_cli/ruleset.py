@@ -42,6 +42,7 @@ BEGINNING: Final = Part("those that begin a connection")
 CONTINUING: Final = Part("those that belong to a connection")
 OVER_RATE: Final = Part("those above a rate", narrow=True)
 CERTAIN: Final = Part("certain ones", narrow=True)
+STATES: Final = Part("those in certain states of a connection", narrow=True)
 _MATCHES_OF_XT: Final = {"statistic": RANDOM, "length": LENGTHS, "hashlimit": OVER_RATE, "limit": OVER_RATE}
 
 
@@ -50,7 +51,8 @@ class Traffic:
     """Describes packets of one kind by what is known of them; an empty field may be anything.
 
     `hooks` are those on their way, `version` is that of IP. `answers`: they answer packets of this host. `own_source`:
-    the other end takes them from their own source alone.
+    the other end takes them from their own source alone. `any_state`: a rule for states of connections may be meant,
+    though nft doesn't tell for which states iptables made it.
     """
 
     hooks: tuple[str, ...]
@@ -64,6 +66,7 @@ class Traffic:
     destination_port: int = 0
     answers: bool = False
     own_source: bool = False
+    any_state: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +214,8 @@ class _Walk:
                 judged = _MATCHES_OF_XT.get(name, Part(f"certain ones ({name})", narrow=True))
                 if name in {"conntrack", "state"}:
                     # Which states isn't told: mostly the known pass, and invalid ones don't.
-                    judged = CONTINUING if any("accept" in one for one in rule["expr"]) else False
+                    refusing = STATES if self.traffic.any_state else False
+                    judged = CONTINUING if any("accept" in one for one in rule["expr"]) else refusing
                 elif name in {"comment", "addrtype"}:
                     continue
             else:

@@ -54,6 +54,7 @@ CASES = {
     "a mark that is refused": Case(
         "blocked_out", f"{RULE}; ip rule add pref 70 fwmark 0x77 blackhole", "iptables -t mangle -F OUTPUT"
     ),
+    "connections refused": Case("blocked_out", "iptables -A OUTPUT -p udp -m conntrack ! --ctstate INVALID -j DROP"),
     "too few hops": Case("out_of_hops", "sysctl -qw net.ipv4.ip_default_ttl=1"),
     "the endpoint on this host": Case("endpoint_on_this_host", f"ip addr add {Topology.A4}/32 dev lo"),
     "a route into the tunnel": Case("endpoint_in_own_tunnel", f"ip route add {Topology.A4}/32 dev {WG}"),
