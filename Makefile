@@ -25,7 +25,7 @@ attack:
 # TESTS=tests/proto runs a part; JOBS=1 runs one test after another; AGAIN=1 tries what failed once more, by itself.
 test:
 	@deploy/setup --system
-	@.venv/bin/python -m pytest --numprocesses $(or $(JOBS),$$((2 * $$(nproc)))) --dist loadfile --no-loadscope-reorder $(TESTS) || \
+	@.venv/bin/python -m pytest --numprocesses $(or $(JOBS),$$(($$(nproc) + 1))) --dist loadfile --no-loadscope-reorder $(TESTS) || \
 		{ [ $$? = 1 ] && [ -n "$(AGAIN)" ] || exit 1; \
 		echo "test: tries what failed once more; what passes now depends on the machine's load, which is a bug to fix"; \
 		.venv/bin/python -m pytest --last-failed -v $(TESTS); }

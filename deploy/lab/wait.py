@@ -12,6 +12,8 @@ slack = 1.0
 """Factor of each wait, up to LONG. Tests raise it: they wait only so as not to hang, and a busy machine is no fault."""
 LONGEST_PAUSE = 0.05
 """s between two looks: a look may ask several processes, which others then do without."""
+MOST_BETWEEN = 0.5
+"""s between two looks that take long."""
 LONG = 60.0
 """s; pytest-timeout ends a test without explanation soon after."""
 
@@ -25,16 +27,19 @@ def until(condition: Callable[[], T], timeout: float, what: str, *, promptly: bo
 
     `promptly` measures the time itself, without slack.
 
-    The pauses grow: a condition that is about to come true is seen soon, and a long wait takes no CPU from others.
+    The pauses grow: a condition that is about to come true is seen soon, and a long wait takes no CPU from others. A look
+    that runs a command costs more than such a pause, so the next one waits as long as it took.
     """
     if not promptly:
         timeout = max(timeout, min(timeout * slack, LONG))
     deadline = time.monotonic() + timeout
-    pause = 0.001
+    pause, looked = 0.001, time.monotonic()
     while not (value := condition()):
-        if time.monotonic() >= deadline:
+        now = time.monotonic()
+        if now >= deadline:
             raise NeverHappened(f"waited {timeout:g} s for {what}")
-        time.sleep(pause)
+        time.sleep(pause if promptly else max(pause, min(now - looked, MOST_BETWEEN)))
+        looked = time.monotonic()
         pause = min(pause * 1.5, LONGEST_PAUSE)
     return value
 

@@ -92,6 +92,8 @@ class Probe:
         if to != self._address or payload[: _PORTS.size] != self._ports:
             return None
         if body[0] == exceeded:
+            if body[1] != 0:  # a fragment was lost
+                return None
             return Refusal(by.partition("%")[0], os.strerror(errno.EHOSTUNREACH), closed=False, exceeded=True)
         code = _UNREACHABLE[self._family].get(body[1])
         if code is None:

@@ -42,9 +42,12 @@ def test_what_a_message_says_of_our_datagrams() -> None:
             said = probe._judged(head + error(3, code, v4("192.0.2.1", PORTS)), "203.0.113.1")
             assert said is not None
             assert (said.by, said.closed, said.prohibited) == ("203.0.113.1", closed, prohibited)
+        said = probe._judged(head + error(11, 0, v4("192.0.2.1", PORTS)), "203.0.113.1")
+        assert said is not None
+        assert said.exceeded
         for odd in (
             error(3, 3, v4("192.0.2.2", PORTS)), error(3, 3, v4("192.0.2.1", PORTS[::-1])),
-            error(11, 0, v4("192.0.2.1", PORTS)),
+            error(11, 1, v4("192.0.2.1", PORTS)),
             error(3, 4, v4("192.0.2.1", PORTS)), error(3, 3, b""), b"",
         ):  # fmt: skip
             assert probe._judged(head + odd, "203.0.113.1") is None
