@@ -32,7 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("sanitized")
     installed.sources(copy)
     flags = {
-        "CFLAGS": f"{SANITIZERS} -O1 -fno-sanitize-recover=undefined -fno-omit-frame-pointer",
+        "CFLAGS": f"{SANITIZERS} -O0 -fno-sanitize-recover=undefined -fno-omit-frame-pointer",
         "LDFLAGS": SANITIZERS,
     }
     made = subprocess.run(
