@@ -35,6 +35,7 @@ from key_service import door_wire, in_force, trial_run
 from key_service.live import LiveConfiguration, Task
 from key_service.prepared import Prepared
 from key_service.trial_run import Before
+from key_service.waiting_trial import WaitingTrial
 from stagewire import config, files, logs
 from stagewire.audit import Asker, Audit
 from stagewire.config import (
@@ -61,8 +62,6 @@ from stagewire.process.stage import Stage
 
 TIMEOUT: Final = 30.0
 """s that the command may pause while it sends a file or takes the answer."""
-_AGAIN: Final = 5.0
-"""s until another attempt to go back, after a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +127,7 @@ class ReloadDoor:
         self._live = live
         self._asked: _Request | None = None
         self._busy = threading.Lock()
-        self._before: Before | None = trial_run.recalled(stage.environment.run)
-        """What to go back to, unless the file in force is confirmed."""
-        self._ended = "", ""
-        """The number of the last trial, and how it ended."""
-        self._going_back = False
+        self._waiting = WaitingTrial(stage.environment.run)
         stage.loop.add_timed(self)
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
@@ -228,7 +223,7 @@ class ReloadDoor:
     def _begin_trial(self, wanted: _Wanted) -> None:
         """Begins a trial of what is in force now, if it is one. Any other change confirms itself."""
         if wanted.confirm:
-            self._before = trial_run.recalled(self._stage.environment.run)
+            self._waiting.begin()
         elif wanted.exact is None:
             unconfirmed.forget(self._stage.environment.state)
 
@@ -239,18 +234,19 @@ class ReloadDoor:
 
     def next_deadline(self) -> float | None:
         """Returns when to go back."""
-        return self._before.until if self._before is not None and not self._going_back else None
+        return self._waiting.due()
 
     def act(self, now: float) -> None:
         """Goes back once the time for the confirmation is over."""
-        if self._before is not None and self._before.until <= now and not self._going_back:
-            self._going_back = True
-            threading.Thread(target=self._go_back, args=(self._before,), daemon=True).start()
+        due = self._waiting.due()
+        if due is not None and due <= now:
+            before = self._waiting.try_to_go_back()
+            threading.Thread(target=self._go_back, args=(before,), daemon=True).start()
 
     def _go_back(self, before: Before) -> None:
         with self._busy:
-            if self._before is not before:  # confirmed meanwhile
-                self._going_back = False
+            if self._waiting.before is not before:  # confirmed meanwhile
+                self._waiting.tried()
                 return
             reason = ""
             try:
@@ -265,23 +261,18 @@ class ReloadDoor:
                 reason = str(error)
             if reason:
                 self._stage.log.error("cannot go back to what was in force", reason=reason)
-                self._before = replace(before, until=boot_time() + _AGAIN)
+                self._waiting.put_off(before)
             else:
                 self._stage.log.warning("went back to what was in force: no confirmation came")
-                self._end_trial(before, trial_run.BACK)
-            self._going_back = False
-
-    def _end_trial(self, before: Before, how: str) -> None:
-        trial_run.end(self._stage.environment.run, before.number, how)
-        self._ended = before.number, how
-        self._before = None
+                self._waiting.end(before, trial_run.BACK)
+            self._waiting.tried()
 
     def _confirmed(self, asker: Asker) -> dict[str, Any]:
-        if (before := self._before) is None:
-            late = ": no confirmation came in time, so all went back" if self._ended[1] == trial_run.BACK else ""
+        if (before := self._waiting.before) is None:
+            late = ": no confirmation came in time, so all went back" if self._waiting.last_went_back else ""
             return {"error": f"nothing waits for a confirmation{late}"}
         unconfirmed.forget(self._stage.environment.state)
-        self._end_trial(before, trial_run.KEPT)
+        self._waiting.end(before, trial_run.KEPT)
         self._stage.log.info("confirmed what was applied")
         with suppress(OSError):  # the log has it too
             self._audit.write(asker, "confirm", [])
@@ -294,15 +285,6 @@ class ReloadDoor:
             return {"error": f"{self._stage.environment.state}: {error.strerror}"}
         return {"error": ""}
 
-    def _how_it_ended(self, number: str) -> str:
-        known, how = self._ended
-        return how if known == number else trial_run.ended(self._stage.environment.run, number)
-
-    def _left(self) -> float:
-        """Returns the seconds left for a confirmation; 0 if nothing waits for any."""
-        before = self._before  # the loop's part may end the trial meanwhile
-        return max(0.001, before.until - boot_time()) if before is not None else 0.0
-
     # --- in the thread -------------------------------------------------------------------------------------
 
     def _serve(self, connection: socket.socket) -> None:
@@ -313,7 +295,8 @@ class ReloadDoor:
                 if isinstance(asked.request, requests.Unconfirmed):
                     number = asked.request.trial
                     # In this order: a trial that ends in between has ended, and is not an unknown one.
-                    answer: dict[str, Any] = {"error": "", "left": self._left(), "ended": self._how_it_ended(number)}
+                    left, ended = self._waiting.left(), self._waiting.how_it_ended(number)
+                    answer: dict[str, Any] = {"error": "", "left": left, "ended": ended}
                 else:
                     with self._busy:
                         answer = self._answer(asked, text, connection, stream)
@@ -330,9 +313,10 @@ class ReloadDoor:
             return self._confirmed(asker)
         if isinstance(request, requests.BackedUp):
             return self._backed_up(request.output, asker)
-        if self._before is not None and not (isinstance(request, requests.Apply) and request.dry_run):
+        if self._waiting.before is not None and not (isinstance(request, requests.Apply) and request.dry_run):
             name = self._stage.environment.interface
-            return {"error": f"a file waits for {self._left():.0f} s for its confirmation: `stagewire confirm {name}`"}
+            left = f"{self._waiting.left():.0f} s"
+            return {"error": f"a file waits for {left} for its confirmation: `stagewire confirm {name}`"}
         try:
             match request:
                 case requests.Apply(dry_run, confirm, trial):

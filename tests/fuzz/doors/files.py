@@ -21,6 +21,7 @@ from key_service import journal
 from key_service.journal import Journal
 from key_service.reload_door import ReloadDoor
 from key_service.timestamps import TimestampStore, _pack
+from key_service.waiting_trial import WaitingTrial
 from stagewire.config import ConfigError, InterfaceConfig, accepted, merge, parse
 from stagewire.config.accepted import Accepted
 from stagewire.config.uapi import BadOperation, OperationReader
@@ -237,7 +238,7 @@ def reload_requests(data: bytes) -> None:
     one._live = cast("Any", SimpleNamespace(registry=_Registry()))
     one._audit = cast("Any", SimpleNamespace(write=lambda *_: None))
     one._busy = cast("Any", nullcontext())
-    one._before, one._ended = None, ("", "")
+    one._waiting = WaitingTrial(environment.run)
     one._text = cast("Any", SimpleNamespace(kept=Accepted.first("[Interface]\n")))
     ours, theirs = socket.socketpair()
     with theirs:
