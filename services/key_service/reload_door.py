@@ -239,8 +239,8 @@ class ReloadDoor:
     def act(self, now: float) -> None:
         """Goes back once the time for the confirmation is over."""
         due = self._waiting.due()
-        if due is not None and due <= now:
-            before = self._waiting.try_to_go_back()
+        # A thread may confirm it meanwhile.
+        if due is not None and due <= now and (before := self._waiting.try_to_go_back()) is not None:
             threading.Thread(target=self._go_back, args=(before,), daemon=True).start()
 
     def _go_back(self, before: Before) -> None:

@@ -54,8 +54,9 @@ class WaitingTrial:
 
     def try_to_go_back(self) -> Before | None:
         """Begins an attempt, which `tried` must end. Returns what to go back to."""
-        self._goes_back = self.before is not None
-        return self.before
+        before = self.before
+        self._goes_back = before is not None
+        return before
 
     def put_off(self, before: Before) -> None:
         """Waits for another attempt after a refusal."""
