@@ -4,17 +4,18 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
-from click.shell_completion import CompletionItem
 
-from stagewire.config.peer_names import folded
 from stagewire.stages import STAGES
-from stagewire_cli import shells
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 PROGRAM: Final = "stagewire"
-_VARIABLE: Final = "_STAGEWIRE_COMPLETE"
+VARIABLE: Final = "_STAGEWIRE_COMPLETE"
+"""Has the kind of completion that a shell asks for."""
 PLACES: Final = {
     "bash": "usr/local/share/bash-completion/completions/stagewire",
     "zsh": "usr/local/share/zsh/site-functions/_stagewire",
@@ -24,17 +25,20 @@ PLACES: Final = {
 _KEY: Final = 10
 """Letters of a key that stand for a peer without a name of its own."""
 
-shells.register()
-
 
 def scripts(command: click.Command) -> Iterator[tuple[str, str]]:
     """Yields each shell's place and its script."""
+    from stagewire_cli import shells
+
     for shell in shells.SHELLS:
-        yield PLACES[shell.name], shell(command, {}, PROGRAM, _VARIABLE).source()
+        yield PLACES[shell.name], shell(command, {}, PROGRAM, VARIABLE).source()
 
 
-def peers(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def peers(ctx: click.Context, _param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
     """Completes a peer of a gateway that is up, or of its file, by name. A name that several have becomes a key."""
+    from click.shell_completion import CompletionItem
+
+    from stagewire.config.peer_names import folded
     from stagewire_cli import operands
 
     if os.geteuid() != 0:
@@ -80,8 +84,10 @@ def _in_file(gateway: str) -> Iterator[tuple[str, str]]:
         yield from ((peer.name, encode_key(peer.public_key)) for peer in found)
 
 
-def interfaces(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def interfaces(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
     """Completes an interface that is up, or a file."""
+    from click.shell_completion import CompletionItem
+
     from stagewire_cli import operands
 
     names = [CompletionItem(name) for name in operands.interfaces() if name.startswith(incomplete)]

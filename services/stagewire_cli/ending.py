@@ -98,7 +98,7 @@ def kill_with_children(pid: int, process: int) -> None:
     _stop(pid, process)
     with ExitStack() as stack:
         opened = {each: child for each in processes.children(pid) if (child := _open(stack, each))}
-        ours = [each for each in opened if processes.parent(each) == pid]
+        ours = [each for each in opened if holders.parent(each) == pid]
         for each in ours:
             privileges.let_idle_threads_run(each)
         doomed = [process, *(opened[each] for each in ours)]

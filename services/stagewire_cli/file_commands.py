@@ -1,4 +1,4 @@
-"""Defines the commands about whole configuration files: init, import, plan, apply, confirm, backup and restore."""
+"""Defines the commands about whole configuration files."""
 
 import re
 import sys
@@ -8,10 +8,9 @@ from typing import Any, Final
 
 import click
 
-from stagewire import logs
-from stagewire.config import values
+from stagewire import config, logs
 from stagewire.environment import Environment
-from stagewire.limits import MAX_TRIAL
+from stagewire.limits import MAX_PORT, MAX_TRIAL
 from stagewire_cli import completion, operands
 from stagewire_cli.failures import Failed
 
@@ -23,7 +22,7 @@ from stagewire_cli.failures import Failed
 @click.option("--dns", metavar="ADDRESSES", help="DNS servers and search domains of the clients.")
 @click.option(
     "--port",
-    type=operands.Whole(1, values.MAX_PORT),
+    type=operands.Whole(1, MAX_PORT),
     metavar="PORT",
     help="UDP port; else the first free one from 51820 on.",
 )
@@ -83,7 +82,7 @@ _OPTION: Final = re.compile(r"^--\w+ ")
 )  # fmt: skip
 @click.option("--only", default="", metavar="NAME", help="Of several interfaces in FILE take NAME.")
 @click.option("--endpoint", default="", metavar="HOST:PORT", help="Where clients find a new gateway.")
-@click.option("--port", type=operands.Whole(1, values.MAX_PORT), metavar="PORT", help="UDP port of a new gateway.")
+@click.option("--port", type=operands.Whole(1, MAX_PORT), metavar="PORT", help="UDP port of a new gateway.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be taken.")
 def import_(
     paths: tuple[Path, ...], interface: str | None, only: str, endpoint: str, port: int | None, dry_run: bool
@@ -218,4 +217,60 @@ def _note(text: str) -> None:
     operands.complain(text if text.startswith("warning: ") else f"note: {text}")
 
 
-COMMANDS: Final = (init, import_, plan, apply, confirm, backup, restore)
+@click.command(epilog=operands.OPERAND)
+@click.argument("file_or_name", metavar="FILE|NAME", shell_complete=completion.interfaces)
+@click.option("--strict", is_flag=True, help="Treat every warning as a mistake.")
+def check(file_or_name: str, strict: bool) -> None:
+    """Checks a configuration file.
+
+    Prints every mistake and every warning with its line. Changes nothing.
+    """
+    file = operands.file_of(file_or_name)
+    try:
+        interface = config.load(file, strict=strict)
+    except config.ConfigError as error:
+        for mistake in operands.mistakes(error):
+            click.echo(mistake, err=True)
+        sys.exit(operands.FAILED)
+    for warning in interface.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    try:
+        config.interface_name(file)
+    except config.ConfigError as error:
+        click.echo(f"note: {error}", err=True)  # `up` would refuse the file's name; a copy may have any
+    prefixes = sum(len(peer.allowed_ips) for peer in interface.peers)
+    peers, ips = operands.counted(len(interface.peers), "peer"), operands.counted(prefixes, "allowed IP")
+    click.echo(f"{file}: no mistakes; {peers}, {ips}")
+
+
+@click.command(epilog=operands.OPTIONAL)
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
+@click.option("--dry-run", is_flag=True, help="Only show what would change.")
+def reload(file_or_name: str | None, dry_run: bool) -> None:
+    """Applies an edited file while traffic flows.
+
+    Prints the changes, and applies all of them or none. PreUp and PostUp don't run.
+    """
+    from stagewire_cli import reload
+
+    def apply(environment: Environment) -> None:
+        tell = operands.tell if dry_run else operands.done
+        reload.reload(environment, tell, lambda text: operands.complain(f"note: {text}"), dry_run=dry_run)
+
+    operands.upon_its_file(file_or_name, apply)
+
+
+@click.command(epilog=operands.OPERAND)
+@click.argument("file_or_name", metavar="FILE|NAME", shell_complete=completion.interfaces)
+@click.option("--force", is_flag=True, help="Overwrite an edited file, and keep a copy of it beside it.")
+def save(file_or_name: str, force: bool) -> None:
+    """Writes the configuration in force back to the file.
+
+    Comments in the file stay. If the file was edited since it was read, the command refuses and shows what differs.
+    """
+    from stagewire_cli import saving
+
+    operands.upon_its_file(file_or_name, lambda environment: saving.save(environment, operands.done, force=force))
+
+
+COMMANDS: Final = (init, import_, plan, apply, confirm, backup, restore, check, reload, save)

@@ -36,7 +36,6 @@ from stagewire_cli.failures import Failed
 from stagewire_cli.forked import Forks, Imported
 from stagewire_cli.keeper_watch import KeeperWatch
 from stagewire_cli.priorities import NICE, Priorities
-from stagewire_cli.processes import parent
 from stagewire_cli.supervision import WORKERS_GROUP, Supervision
 from stagewire_cli.wakeup import Wakeup
 from stagewire_cli.writer_door import WriterDoor
@@ -270,7 +269,7 @@ class Upkeep:
     def _is_orphan(self, pid: int) -> bool:
         """Says whether a process has lost its parent: init has adopted it, or `stagewire run`, which is our parent."""
         reapers = {1} if self.is_plain() else {1, os.getppid()}
-        return parent(pid) in reapers - {os.getpid()}
+        return holders.parent(pid) in reapers - {os.getpid()}
 
     def _end(self, pids: Iterable[int]) -> None:
         for pid in pids:

@@ -1,6 +1,7 @@
 """Defines groups of commands that load only when an operator asks for one of them: `status` needs nothing of `peer`."""
 
 from importlib import import_module
+from typing import Final
 
 import click
 
@@ -33,3 +34,6 @@ def peer() -> None:
     A change is in the file and in force, or neither, once the command ends; no other peer loses a packet. PEER is a
     name, a public key, or the beginning of either.
     """
+
+
+COMMANDS: Final = (peer,)

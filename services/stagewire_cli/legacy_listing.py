@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from stagewire.config.values import MAX_PORT
+from stagewire.limits import MAX_PORT
 
 TABLES: Final = {"iptables": Path("/proc/net/ip_tables_names"), "ip6tables": Path("/proc/net/ip6_tables_names")}
 """Lists the tables of iptables-legacy in this network namespace, for root."""

@@ -19,10 +19,19 @@ _AS_IT_STANDS: Final = "\b"
 
 def pages(command: click.Command, words: tuple[str, ...] = (PROGRAM,)) -> Iterator[tuple[str, str]]:
     """Yields the name of each page's file and the page: of the program, its commands, and theirs."""
-    below = dict(sorted(command.commands.items())) if isinstance(command, click.Group) else {}
+    below = commands(command)
     yield f"{'-'.join(words)}.{SECTION}", _page(command, words, below)
     for word, each in below.items():
         yield from pages(each, (*words, word))
+
+
+def commands(command: click.Command) -> dict[str, click.Command]:
+    """Returns the commands of a group by their names in order; none of a command that is no group."""
+    if not isinstance(command, click.Group):
+        return {}
+    context = click.Context(command)
+    found = ((name, command.get_command(context, name)) for name in sorted(command.list_commands(context)))
+    return {name: each for name, each in found if each is not None}
 
 
 def _page(command: click.Command, words: tuple[str, ...], below: dict[str, click.Command]) -> str:

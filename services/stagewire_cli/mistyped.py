@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from stagewire.environment import valid_interface_name
-from stagewire_cli import processes
+from stagewire.process import holders
 
 _ANCESTORS: Final = 16
 _LIKE_NAMES: Final = frozenset(["plan"])
@@ -109,7 +109,7 @@ def _meant(name: str, ours: Collection[str]) -> str | None:
 def asked_by_wg_quick(name: str, pid: int) -> bool:
     """Says whether process `pid` descends from a wg-quick(8) that brings `name` up."""
     for _ in range(_ANCESTORS):
-        pid = processes.parent(pid)
+        pid = holders.parent(pid)
         if pid <= 0:
             return False
         match _after_wg_quick(_words(pid)):

@@ -125,7 +125,7 @@ def is_name(file_or_name: str) -> bool:
     return "/" not in file_or_name and not file_or_name.endswith(".conf")
 
 
-def load(environment: Environment) -> config.InterfaceConfig:
+def load(environment: Environment) -> "config.InterfaceConfig":
     """Reads the file and prints its warnings; ends the command with every mistake in the file."""
     try:
         interface = config.load(environment.config)
@@ -138,7 +138,7 @@ def load(environment: Environment) -> config.InterfaceConfig:
     return interface
 
 
-def mistakes(error: config.ConfigError) -> list[str]:
+def mistakes(error: "config.ConfigError") -> list[str]:
     """Returns a line for each mistake in a file. Of a file that is not there, it says which are."""
     path = Path(error.mistakes[0].path)
     if os.path.lexists(path):

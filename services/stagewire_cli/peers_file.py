@@ -14,7 +14,7 @@ from typing import Final
 
 from stagewire import config
 from stagewire.config import guard
-from stagewire.config.load import MAX_SIZE
+from stagewire.config.loader import MAX_SIZE
 from stagewire.whole_files import WholeFile, sync_folder
 from stagewire_cli.failures import Failed
 

@@ -102,11 +102,6 @@ def variables(pid: int) -> dict[str, str]:
     return {}
 
 
-def parent(pid: int) -> int:
-    """Returns the pid of a process's parent; 0 when the process is gone."""
-    return int(holders.status(pid).get("PPid", "0"))
-
-
 def children(pid: int) -> list[int]:
     with suppress(OSError):
         return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

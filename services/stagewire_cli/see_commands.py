@@ -1,5 +1,6 @@
 """Defines the commands that only look at a gateway."""
 
+import json
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -8,9 +9,8 @@ from typing import Any, Final
 
 import click
 
-from stagewire.config import values
 from stagewire.environment import Environment
-from stagewire.limits import MAX_CAPTURE
+from stagewire.limits import MAX_CAPTURE, MAX_PORT
 from stagewire_cli import completion, operands
 from stagewire_cli.failures import Failed
 
@@ -98,7 +98,7 @@ def top(file_or_name: str | None, once: bool, plain: bool, interval: float | Non
     "--port",
     "ports",
     multiple=True,
-    type=operands.Whole(0, values.MAX_PORT),
+    type=operands.Whole(0, MAX_PORT),
     metavar="PORT",
     help="Only this TCP or UDP port.",
 )
@@ -151,4 +151,98 @@ def capture(
     operands.upon(interface, action)
 
 
-COMMANDS: Final = (metrics, top, capture)
+@click.command(epilog=operands.OPERAND)
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; without NAME, a list of them.")
+def status(file_or_name: str | None, as_json: bool) -> None:
+    """Shows services, peers, handshakes and transfer.
+
+    Shows one interface, or all that are up. Exits with 0 when everything works, 3 when no interface is up, and 4 when
+    an interface is up but not everything works.
+    """
+    from stagewire.control import query
+    from stagewire_cli import layout, show
+
+    name = None if file_or_name is None else operands.environment_of(file_or_name).interface
+    names = [name] if name else operands.interfaces()
+    for each in names:
+        operands.expect_access(operands.environment_of(each))
+    try:
+        found = [answer for each in names if (answer := show.gather(operands.environment_of(each))) is not None]
+    except query.OtherVersion as other:
+        operands.fail(str(other))
+    if as_json and (found or not name):
+        click.echo(json.dumps(found[0] if name else found, indent=2))
+    if not found:
+        if not as_json or name:
+            operands.complain(operands.not_up(name) if name else operands.NONE_UP)
+        sys.exit(operands.NOT_RUNNING)
+    if not as_json:
+        click.echo("\n\n".join("\n".join(layout.lines(answer, operands.width())) for answer in found))
+    if not all(answer["healthy"] for answer in found):
+        sys.exit(operands.DEGRADED)
+
+
+@click.command(epilog=operands.OPTIONAL)
+@click.argument("peer", metavar="PEER|ADDRESS", shell_complete=completion.peers)
+@click.argument("file_or_name", metavar="", required=False, shell_complete=completion.interfaces)
+@operands.INTERFACE
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--no-try", is_flag=True, help="Try no handshake and send no packet; answer at once.")
+def why(peer: str, file_or_name: str | None, interface: str | None, as_json: bool, no_try: bool) -> None:
+    """Says why a peer has no traffic, and what to do first.
+
+    PEER is a peer's name or public key, or the beginning of either. ADDRESS is a peer's endpoint, or an address behind
+    it. The command tries a handshake and packets through the tunnel, for 10 s at most. Exit status 4 says that something
+    is wrong.
+    """
+    from stagewire_cli import why
+
+    def tell(environment: Environment) -> None:
+        found = why.answer(environment, peer, trying=not no_try)
+        _print(found, why.lines(found, operands.width()), as_json=as_json)
+        if not found["healthy"]:
+            sys.exit(operands.DEGRADED)
+
+    operands.upon(operands.either(file_or_name, interface), tell)
+
+
+@click.command(epilog=operands.OPTIONAL)
+@click.argument("file_or_name", metavar="[FILE|NAME]", required=False, shell_complete=completion.interfaces)
+@click.option("--fix", is_flag=True, help="Run the commands that mend what is wrong, and show each.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(file_or_name: str | None, fix: bool, as_json: bool) -> None:
+    """Examines an interface and its host.
+
+    Each trouble comes with the exact commands that mend it. What --fix changes lasts until the next boot. Exit status 4
+    says that something is wrong; a hint is not.
+    """
+    from stagewire_cli import doctor
+
+    def tell(environment: Environment) -> None:
+        facts = doctor.gather(environment)
+        troubles = doctor.examine(facts)
+        if fix and any(trouble.wrong and trouble.commands for trouble in troubles):
+            mended = doctor.mend(troubles, operands.complain if as_json else operands.tell)
+            facts = doctor.gather(environment)
+            troubles = doctor.examine(facts)
+            if not mended:
+                operands.complain("not every command could be run")
+        found = doctor.answer(facts, troubles)
+        _print(found, doctor.lines(facts, troubles, operands.width()), as_json=as_json)
+        if not found["healthy"]:
+            sys.exit(operands.DEGRADED)
+
+    operands.upon(file_or_name, tell)
+
+
+def _print(found: dict[str, Any], lines: list[str], *, as_json: bool) -> None:
+    """Prints an answer as JSON, which is ASCII and of any length, or as clean lines."""
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for line in lines:
+        operands.tell(line)
+
+
+COMMANDS: Final = (metrics, top, capture, status, why, doctor)

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from stagewire.limits import MAX_SPARES, MAX_WORKERS
+from stagewire.limits import MAX_PORT, MAX_SPARES, MAX_WORKERS
 from stagewire.stages import MAX_OWN_STAGES, STAGES, UID_RANGES, UIDS
 
 _INTERFACE_NAME = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")
@@ -38,7 +38,6 @@ _STAGE_NAME = re.compile(r"[a-z][a-z0-9-]{0,15}")
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,252})")
 _LAST_UID = 4294967293
 """The kernel and others use the two above for "none"."""
-MAX_PORT = 0xFFFF
 TRANSPORTS = ("direct", "libzmq")
 KERNELS = ("plain", "compiled")
 BLOCK = "STAGEWIRE_UID_BLOCK"

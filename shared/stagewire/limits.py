@@ -16,6 +16,8 @@ TUNNEL_OVERHEAD: Final = 80
 """Bytes that an inner packet grows by: IPv6 header 40, UDP header 8, transport message 32."""
 MIN_MTU_IPV6: Final = 1280
 """Bytes; an interface with a smaller MTU carries no IPv6 (RFC 8200, section 5)."""
+MAX_PORT: Final = 65535
+"""Largest port (RFC 768)."""
 MAX_DATAGRAM: Final = 65507
 """Bytes of a UDP payload over IPv4 (RFC 768)."""
 MAX_PACKET: Final = 65535

@@ -11,7 +11,7 @@ import pytest
 from tests.config.example import example
 
 from stagewire.config import ConfigError, encode_key, interface_name, load
-from stagewire.config.load import MAX_SIZE
+from stagewire.config.loader import MAX_SIZE
 from stagewire.environment import valid_interface_name
 
 GOOD = f"[Interface]\nPrivateKey = {encode_key(bytes([8] + [1] * 30 + [64]))}\nListenPort = 7\n"

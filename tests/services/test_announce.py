@@ -10,7 +10,7 @@ from key_service.homes import home_of
 from key_service.moves import Moves
 from key_service.registry import Registry
 from stagewire.config import InterfaceConfig, encode_key, public_key, uapi
-from stagewire.config.parse import parse
+from stagewire.config.parser import parse
 from stagewire.control.messages import (
     ConnSettings,
     HostEndpoints,

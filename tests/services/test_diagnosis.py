@@ -14,7 +14,7 @@ from tests import schemas
 
 from stagewire import stats
 from stagewire.config import Network, decode_key, encode_key, public_key
-from stagewire_cli import __main__ as commands
+from stagewire_cli import see_commands
 from stagewire_cli.causes.tunnel import lies_in
 from stagewire_cli.diagnosis import search
 from stagewire_cli.evidence import RECENT, Away, Evidence, Finding, Path, Tried
@@ -351,7 +351,7 @@ def test_an_answer_is_as_its_schema_says() -> None:
 
 def test_a_long_answer_is_whole_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     found = _object("Anna", None, [Finding("a", "b" * 5000, "c\u202e")], tried="")
-    commands._print(found, [], as_json=True)
+    see_commands._print(found, [], as_json=True)
     assert json.loads(capsys.readouterr().out) == found
 
 

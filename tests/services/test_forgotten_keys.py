@@ -13,7 +13,7 @@ from key_service.registry import Registry
 from stagewire import files
 from stagewire.config import accepted, encode_key
 from stagewire.config.accepted import Accepted
-from stagewire.config.parse import parse
+from stagewire.config.parser import parse
 from stagewire.loop import boot_time
 from stagewire.proto.noise import clamp
 

@@ -7,7 +7,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from stagewire.config import HostPort, InterfaceConfig, encode_key
-from stagewire.config.parse import parse
+from stagewire.config.parser import parse
 from stagewire_cli import in_force
 
 PRIVATE = bytes([7, *range(1, 31), 255])

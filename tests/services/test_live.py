@@ -21,7 +21,7 @@ from key_service.snapshots import Snapshots
 from key_service.timestamps import TimestampStore
 from key_service.trial import WITHIN
 from stagewire.config import HostPort, encode_key, public_key, uapi
-from stagewire.config.parse import parse
+from stagewire.config.parser import parse
 from stagewire.config.uapi import Change, PeerChange, PrefixChange
 from stagewire.control.messages import (
     ConnSettings,

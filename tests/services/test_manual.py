@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 from stagewire import config
 from stagewire.control import query
 from stagewire_cli import completion, install, manual, operands
-from stagewire_cli.__main__ import main
+from stagewire_cli.__main__ import MODULE_OF, main
 
 PAGES = dict(manual.pages(main))
 MACROS = {".TH", ".ad", ".SH", ".B", ".BR", ".PP", ".TP", ".nf", ".fi"}
@@ -24,9 +25,16 @@ MACROS = {".TH", ".ad", ".SH", ".B", ".BR", ".PP", ".TP", ".nf", ".fi"}
 
 def commands(command: click.Command, words: tuple[str, ...] = ("stagewire",)) -> dict[str, click.Command]:
     found = {"-".join(words): command}
-    for word, each in (command.commands if isinstance(command, click.Group) else {}).items():
+    for word, each in manual.commands(command).items():
         found |= commands(each, (*words, word))
     return found
+
+
+def test_each_module_has_the_commands_that_it_is_loaded_for() -> None:
+    found = {
+        each.name: name for name in {*MODULE_OF.values()} for each in import_module(f"stagewire_cli.{name}").COMMANDS
+    }
+    assert found == MODULE_OF
 
 
 @pytest.mark.parametrize("name", commands(main))

@@ -3,7 +3,7 @@
 import pytest
 
 from stagewire_cli import mistyped
-from stagewire_cli.__main__ import main
+from stagewire_cli.__main__ import MODULE_OF
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from stagewire_cli.__main__ import main
      ("wg7.conf", "up wg7.conf"), ("add", "peer add NAME"), ("list", "peer list"), ("export", "backup")],
 )  # fmt: skip
 def test_a_word_that_looks_like_a_command_is_refused_with_a_suggestion(word: str, meant: str) -> None:
-    said = mistyped.refusal(word, main.commands)
+    said = mistyped.refusal(word, MODULE_OF)
     assert said is not None
     assert repr(word) in said
     assert meant in said
@@ -28,4 +28,4 @@ def test_a_word_that_looks_like_a_command_is_refused_with_a_suggestion(word: str
      "site-link", "new-york", "w"],
 )  # fmt: skip
 def test_a_name_is_none(name: str) -> None:
-    assert mistyped.refusal(name, main.commands) is None
+    assert mistyped.refusal(name, MODULE_OF) is None

@@ -17,7 +17,7 @@ from key_service import live
 from key_service.registry import Registry
 from lab.namespaces import Namespace
 from stagewire.config import encode_key
-from stagewire.config.parse import parse
+from stagewire.config.parser import parse
 from stagewire.control import gateway, narrower
 from stagewire.control.gateway import NO_RULES, AccessClass, Destination, GatewayRules, PortForward
 from stagewire.control.messages import HostSettings, HostState, PeersGone, PeersSet

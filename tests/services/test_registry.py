@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from key_service.delta import Delta
 from key_service.registry import Registry, unconfigured
 from stagewire.config import HostPort, encode_key, public_key
-from stagewire.config.parse import parse
+from stagewire.config.parser import parse
 from stagewire.config.uapi import Change, PeerChange, PrefixChange
 from stagewire.proto.endpoint import Endpoint
 

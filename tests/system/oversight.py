@@ -132,7 +132,7 @@ class Overseen:
             len(supervisords) == 1
             and self.census() == wanted
             and len(everybody) == sum(wanted.values())
-            and {processes.parent(pid) for pid in everybody} == {*supervisords}
+            and {holders.parent(pid) for pid in everybody} == {*supervisords}
             and len(self.gateway.held()) == len(STAGES) - 1 + answer.workers.wanted
             and all(each.spares >= spares for each in answer.stages if each.stage != "device")
         )

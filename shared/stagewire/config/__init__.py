@@ -2,11 +2,11 @@
 
 - model: the dataclasses
 - known, keys, values, gateway, tolerant: names, and texts after a `=`
-- parse, drafts, peers, claims, marks, findings: lines into a configuration
-- load, lookups, published: which files may be trusted, names of this host, keys that everybody knows
+- parser, drafts, peers, claims, marks, findings: lines into a configuration
+- loader, lookups, published: which files may be trusted, names of this host, keys that everybody knows
 - peer_names: names from comments, fit to show; which peer a text means
 - write, text, tidy: a configuration back into its file
-- accepted, difference: the text in force, and changes for the operator to read
+- accepted, differences: the text in force, and changes for the operator to read
 - operations, peer_checks, roster, free, guard: operations on peers, and what root may write of them
 - uapi: the configuration socket
 
@@ -14,21 +14,37 @@ The format is that of wg(8) and wg-quick(8). Settings that only Stagewire knows 
 Key = value`), so that the same file stays valid for `wg` and wg-quick.
 """
 
-from stagewire.config.difference import lines as difference
-from stagewire.config.keys import decode_key, encode_key, generate_private_key, public_key
-from stagewire.config.load import interface_name, load, load_text, parse_text
-from stagewire.config.model import (
-    ConfigError,
-    HostPort,
-    Interface,
-    InterfaceConfig,
-    Mistake,
-    Network,
-    PeerConfig,
-    Table,
-)
-from stagewire.config.parse import parse
-from stagewire.config.write import merge, save
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from stagewire.config.differences import difference
+    from stagewire.config.keys import decode_key, encode_key, generate_private_key, public_key
+    from stagewire.config.loader import interface_name, load, load_text, parse_text
+    from stagewire.config.model import (
+        ConfigError,
+        HostPort,
+        Interface,
+        InterfaceConfig,
+        Mistake,
+        Network,
+        PeerConfig,
+        Table,
+    )
+    from stagewire.config.parser import parse
+    from stagewire.config.write import merge, save
+
+_MODULES: Final = {
+    "differences": ("difference",),
+    "keys": ("decode_key", "encode_key", "generate_private_key", "public_key"),
+    "loader": ("interface_name", "load", "load_text", "parse_text"),
+    "model": (
+        "ConfigError", "HostPort", "Interface", "InterfaceConfig", "Mistake", "Network", "PeerConfig", "Table",
+    ),
+    "parser": ("parse",),
+    "write": ("merge", "save"),
+}  # fmt: skip
+_MODULE_OF: Final = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "ConfigError",
@@ -52,3 +68,11 @@ __all__ = [
     "public_key",
     "save",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the module of a name when it is asked for: most commands need few of them."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    return found

@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 
 from stagewire.config import values
 from stagewire.config.model import Access, Exit, Forward, Network, Reach
+from stagewire.limits import MAX_PORT
 
 _T = TypeVar("_T")
 MAX_RANGES: Final = 32
@@ -89,9 +90,9 @@ def _ranges(text: str) -> tuple[tuple[int, int], ...]:
 
 def _port(text: str) -> int:
     try:
-        return values.whole(text, 1, values.MAX_PORT)
+        return values.whole(text, 1, MAX_PORT)
     except ValueError:
-        raise ValueError(f"must have ports from 1 to {values.MAX_PORT}, not {values.shown(text)}") from None
+        raise ValueError(f"must have ports from 1 to {MAX_PORT}, not {values.shown(text)}") from None
 
 
 def forward(text: str, *, own: bool = False) -> Forward:

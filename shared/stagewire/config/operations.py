@@ -12,8 +12,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Final
 
 from stagewire.config import keys, peer_checks, peer_names, roster, settings, values
-from stagewire.config.difference import lines as differences
-from stagewire.config.difference import rotation, switched, title
+from stagewire.config.differences import difference, rotation, switched, title
 from stagewire.config.free import free_addresses
 from stagewire.config.model import ConfigError, InterfaceConfig, Network, PeerConfig
 from stagewire.config.roster import Refused, Roster
@@ -238,7 +237,7 @@ def _changes(before: Roster, after: Roster, operation: Operation) -> Iterator[st
     if isinstance(operation, RotatePeer):
         yield from rotation(before.find(operation.peer), after.peers[keys.decode_key(operation.public_key)])
         return
-    yield from differences(before.whole, after.whole)
+    yield from difference(before.whole, after.whole)
     for key, peer in after.peers.items():
         if (key in before.off) != (key in after.off):
             yield switched(peer, on=key not in after.off)

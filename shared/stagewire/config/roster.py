@@ -18,7 +18,7 @@ from stagewire.config.keys import decode_key, encode_key
 from stagewire.config.known import SPACES, squeezed
 from stagewire.config.lookups import of_this_host
 from stagewire.config.model import InterfaceConfig, PeerConfig
-from stagewire.config.parse import parse
+from stagewire.config.parser import parse
 from stagewire.config.text import BOM, Line, Section, Text
 from stagewire.config.tidy import key_of_peer
 

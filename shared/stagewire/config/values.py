@@ -12,10 +12,9 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_net
 from typing import Final
 
 from stagewire.config.model import ClientSettings, HostPort, Interface, Network, PeerLimits, Table
-from stagewire.limits import MAX_PACKET
+from stagewire.limits import MAX_PACKET, MAX_PORT
 from stagewire.proto.constants import MIN_REKEY_AFTER_TIME, REKEY_AFTER_TIME
 
-MAX_PORT: Final = 0xFFFF
 MAX_KEEPALIVE: Final = 0xFFFF
 MIN_MTU: Final = 576
 MAX_U32: Final = 0xFFFF_FFFF

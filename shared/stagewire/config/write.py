@@ -16,10 +16,10 @@ from stagewire.config import gateway, known, values
 from stagewire.config import text as texts
 from stagewire.config.keys import encode_key
 from stagewire.config.known import SectionName
-from stagewire.config.load import load, printable
+from stagewire.config.loader import load, printable
 from stagewire.config.lookups import of_this_host
 from stagewire.config.model import ClientSettings, ConfigError, InterfaceConfig, Mistake, PeerConfig, PeerLimits
-from stagewire.config.parse import parse
+from stagewire.config.parser import parse
 from stagewire.config.text import BOM, LISTS, Line, Section, Text
 from stagewire.config.tidy import key_of_peer, tidy
 from stagewire.config.tolerant import BUILT_IN, Lookups

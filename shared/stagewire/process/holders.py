@@ -185,6 +185,11 @@ def status(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
+def parent(pid: int) -> int:
+    """Returns the pid of a process's parent; 0 when the process is gone."""
+    return int(status(pid).get("PPid", "0"))
+
+
 def _lines(path: Path) -> list[str]:
     """Returns a file's lines, in which names of mount points and processes may be any bytes."""
     return path.read_text(errors="surrogateescape").split("\n")

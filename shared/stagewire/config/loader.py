@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from stagewire import files
-from stagewire.config.lookups import of_this_host
 from stagewire.config.model import ConfigError, InterfaceConfig, Mistake
-from stagewire.config.parse import parse
 from stagewire.environment import valid_interface_name
 
 MAX_SIZE: Final = 32 * 1024 * 1024
@@ -51,6 +49,9 @@ def load_text(path: Path) -> str:
 
 def parse_text(text: str, path: Path, *, strict: bool = False) -> InterfaceConfig:
     """Parses the text of a file. Raises ConfigError as `parse`."""
+    from stagewire.config.lookups import of_this_host
+    from stagewire.config.parser import parse
+
     return parse(text, printable(path), strict=strict, lookups=of_this_host())
 
 

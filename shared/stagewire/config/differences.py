@@ -13,7 +13,7 @@ _HOOKS = {"pre_up": "PreUp", "post_up": "PostUp", "pre_down": "PreDown", "post_d
 _AT_NEXT_UP = "  (runs at the next up)"
 
 
-def lines(
+def difference(
     before: InterfaceConfig,
     after: InterfaceConfig,
     *,
