@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stagewire.control import query
-from stagewire.control.status import CountedStatus, GatewayStatus, ReasonStatus, StageStatus
+from stagewire.control.status import CountedStatus, CountersStatus, GatewayStatus, ReasonStatus, StageStatus
 from stagewire.control.telemetry import CaptureReport
 from stagewire.environment import Environment
 from stagewire.limits import MAX_WORKERS
@@ -42,13 +42,16 @@ def gather(environment: Environment) -> Status | None:
     if not environment.run.exists():
         return None
     supervision = Supervision(environment)
-    processes = supervision.processes()
-    held = slots.held(environment.run)
-    # A stopped process answers nothing, however long a command waits.
-    answer = None if is_stopped(held.get(("key", 0))) else query.key_service(environment)
-    if processes is None and answer is None and not held:
-        return None
-    counted, told, metrics = ({}, (), "") if is_stopped(held.get(("status", 0))) else _counted(environment)
+    with query.asking_key_service(environment) as of_keys, query.asking_status_service(environment) as of_counters:
+        held = slots.held(environment.run)
+        # A stopped process answers nothing, however long a command waits.
+        asked = not is_stopped(held.get(("key", 0))) and of_keys.send()
+        and_counters = (asked or bool(held)) and not is_stopped(held.get(("status", 0))) and of_counters.send()
+        processes, killed = supervision.look()
+        answer = of_keys.answer() if asked else None
+        if processes is None and answer is None and not held:
+            return None
+        counted, told, metrics = _counted(of_counters) if and_counters else ({}, (), "")
     silent = [] if answer is not None else [_why_silent(environment, processes or [])]
     keys: Status = {"interface": environment.interface, "ready": False, "peers": []}
     if answer is not None:
@@ -67,8 +70,6 @@ def gather(environment: Environment) -> Status | None:
         _service(name, held.get(name), supervised.get(held.get(name, 0)), stages.get(name), counted.get(name))
         for name in names
     ]
-    # A supervisord that hangs is waited for once.
-    killed = {} if processes is None else supervision.killed_by_filter()
     at_work = all(service["ready"] and not service["fault"] for service in services)
     keys = {"version": FORMAT, **keys}
     return keys | {
@@ -119,11 +120,11 @@ def _why_silent(environment: Environment, processes: list[Process]) -> str:
 
 
 def _counted(
-    environment: Environment,
+    asked: query.Asking[CountersStatus],
 ) -> tuple[dict[tuple[str, int], CountedStatus], tuple[ReasonStatus, ...], str]:
     answer = None
     with suppress(query.OtherVersion):  # a status-service of another version lacks our counters
-        answer = query.status_service(environment)
+        answer = asked.answer()
     if answer is None:
         return {}, (), ""
     return {(each.stage, each.number): each for each in answer.services}, answer.reasons, answer.metrics

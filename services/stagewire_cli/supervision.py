@@ -104,15 +104,17 @@ class Supervision:
     def processes(self) -> list[Process] | None:
         """Lists all processes; None when this supervisord doesn't answer."""
         answer = self._call("supervisor.getAllProcessInfo")
-        if answer is None:
-            return None
-        return [
-            Process(
-                info["group"], info["name"], info["statename"], info["pid"], info["start"],
-                Path(info["stdout_logfile"]) if info["stdout_logfile"] else None,
-            )
-            for info in answer
-        ]  # fmt: skip
+        return None if answer is None else _processes(answer)
+
+    def look(self) -> tuple[list[Process] | None, dict[str, int]]:
+        """Returns `processes`, and how many of each group the kernel's filter has killed; None and {} without an answer."""
+        calls = ("supervisor.getAllProcessInfo", "stagewire.killed_by_filter")
+        asked = [{"methodName": each, "params": []} for each in calls]
+        answers = self._call("system.multicall", asked) or [None, None]
+        # A plain supervisord does not know the second; its answer is a fault then.
+        found, killed = answers
+        known = isinstance(killed, dict) and "faultCode" not in killed
+        return _processes(found) if isinstance(found, list) else None, dict(killed) if known else {}
 
     def add(self, group: str, count: int) -> None:
         """Makes a group run at least `count` processes."""
@@ -130,10 +132,6 @@ class Supervision:
     def drop(self, process: Process) -> bool:
         """Takes a process out of its group if it has ended; says whether it had."""
         return bool(self._call("stagewire.drop", process.group, process.name))
-
-    def killed_by_filter(self) -> dict[str, int]:
-        """Returns how many processes of each group the kernel's filter has killed; nothing without an answer."""
-        return dict(self._call("stagewire.killed_by_filter") or {})
 
     def is_there(self) -> bool:
         """Says whether this supervisord, or a plain one, has the interface."""
@@ -162,6 +160,16 @@ class Supervision:
                 return getattr(proxy, method)(*arguments)
         except (OSError, http.client.HTTPException, xmlrpc.client.Error):
             return None
+
+
+def _processes(answer: list[dict[str, Any]]) -> list[Process]:
+    return [
+        Process(
+            info["group"], info["name"], info["statename"], info["pid"], info["start"],
+            Path(info["stdout_logfile"]) if info["stdout_logfile"] else None,
+        )
+        for info in answer
+    ]  # fmt: skip
 
 
 class _Connection(http.client.HTTPConnection):

@@ -37,12 +37,16 @@ _QUIT: Final = frozenset({"q", "Q", "\x03", "\x04"})
 
 def sample(environment: Environment) -> Sample:
     """Asks the services. Raises NotUp if none of them lives."""
-    gateway = query.key_service(environment)
-    held = slots.held(environment.run)
+    with query.asking_key_service(environment) as of_keys, query.asking_status_service(environment) as of_counters:
+        of_keys.send()
+        of_counters.send()
+        held = slots.held(environment.run)
+        gateway = of_keys.answer()
+        counted = of_counters.answer()
     if gateway is None and not held:
         raise NotUp(environment.interface)
     used = {(place, pid): host_facts.used(pid) for place, pid in held.items()}
-    return Sample(time.monotonic(), time.time(), gateway, query.status_service(environment), used)
+    return Sample(time.monotonic(), time.time(), gateway, counted, used)
 
 
 def once(environment: Environment, interval: float | None) -> None:

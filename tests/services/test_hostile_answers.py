@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Self
 
 import pytest
 from rich.console import Console
@@ -55,11 +56,30 @@ def environment(tmp_path: Path) -> Environment:
     return found
 
 
+class Answered:
+    """Stands for a question to a service."""
+
+    def __init__(self, said: object) -> None:
+        self._said = said
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def send(self) -> bool:
+        return True
+
+    def answer(self) -> object:
+        return self._said
+
+
 def pages(environment: Environment, gateway: GatewayStatus, counted: CountersStatus) -> str:
     """What `stagewire status`, its --json and `stagewire top` print of these answers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(query, "key_service", lambda _: query._cleaned(gateway))
-        patch.setattr(query, "status_service", lambda _: query._cleaned(counted))
+        patch.setattr(query, "asking_key_service", lambda _: Answered(query._cleaned(gateway)))
+        patch.setattr(query, "asking_status_service", lambda _: Answered(query._cleaned(counted)))
         status = show.gather(environment)
         assert status is not None
         schemas.check(status, "status")

@@ -165,7 +165,7 @@ def test_orphans_that_wait_go_first_and_one_at_work_only_when_one_of_ours_waits(
 ) -> None:
     at_work, idle, ours = started
     orphans = {at_work.pid, idle.pid}
-    monkeypatch.setattr(inside, "parent", lambda pid: 1 if pid in orphans else os.getpid())
+    monkeypatch.setattr(inside.holders, "parent", lambda pid: 1 if pid in orphans else os.getpid())
     supervisord = supervisord_of("key-service", 1, Options(environment.run / "elsewhere"))
     upkeep = Upkeep(supervisord, environment)
     upkeep.look(None)  # none of ours is there yet

@@ -2,7 +2,7 @@
 
 from dataclasses import is_dataclass, replace
 from operator import is_
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import zmq
 
@@ -19,8 +19,8 @@ from stagewire.control.questions import (
 )
 from stagewire.control.status import CountersStatus, EventsStatus, GatewayStatus
 from stagewire.environment import Environment
+from stagewire.pipe import zmq_ends
 from stagewire.pipe.names import CONTROL, STATUS_QUERY, Pipe
-from stagewire.pipe.pipes import Pipes
 
 TIMEOUT_MS: Final = 1000
 _QUESTIONS: Final[Codec[object]] = Codec(VERSION, [StatusQuery, EventsQuery, Scale, HandshakeNow])
@@ -40,14 +40,62 @@ class OtherVersion(Exception):  # noqa: N818 - a state of the host, told to the 
         )
 
 
+class Asking(Generic[T]):
+    """Asks a service in steps: a command can do other work while it connects, and while the answer comes."""
+
+    def __init__(self, environment: Environment, pipe: Pipe, question: object, answer: type[T]) -> None:
+        self._question, self._kind = question, answer
+        self._sent = False
+        self._context = zmq.Context()
+        self._line = zmq_ends.connect(self._context, environment.run, pipe)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._line.close()
+        self._context.term()
+
+    def send(self) -> bool:
+        """Sends the question; says whether the service took it within TIMEOUT_MS."""
+        if not self._sent and self._line.poll(TIMEOUT_MS, zmq.POLLOUT):
+            self._line.send(_QUESTIONS.pack(self._question))
+            self._sent = True
+        return self._sent
+
+    def answer(self) -> T | None:
+        """Waits up to TIMEOUT_MS for the answer; None without one. Raises OtherVersion."""
+        if not self.send() or not self._line.poll(TIMEOUT_MS):
+            return None
+        try:
+            said = _ANSWERS.unpack_untrusted(self._line.recv())
+        except BadControl as bad:
+            if bad.version is not None:
+                raise OtherVersion(bad.version) from None
+            return None
+        return _cleaned(said) if isinstance(said, self._kind) else None
+
+
+def asking_key_service(environment: Environment) -> Asking[GatewayStatus]:
+    """Asks for the status of the interface, its stages and its peers."""
+    return Asking(environment, CONTROL, StatusQuery(), GatewayStatus)
+
+
+def asking_status_service(environment: Environment) -> Asking[CountersStatus]:
+    """Asks for the counters."""
+    return Asking(environment, STATUS_QUERY, StatusQuery(), CountersStatus)
+
+
 def key_service(environment: Environment) -> GatewayStatus | None:
     """Returns the status of the interface, its stages and its peers; None when key-service is away."""
-    return _ask(environment, CONTROL, StatusQuery(), GatewayStatus)
+    with asking_key_service(environment) as asking:
+        return asking.answer()
 
 
 def status_service(environment: Environment) -> CountersStatus | None:
     """Returns the counters; None when status-service is away."""
-    return _ask(environment, STATUS_QUERY, StatusQuery(), CountersStatus)
+    with asking_status_service(environment) as asking:
+        return asking.answer()
 
 
 def events(environment: Environment, after: int, kinds: tuple[str, ...], most: int) -> EventsStatus | None:
@@ -66,21 +114,8 @@ def handshake_now(environment: Environment, public_key: bytes) -> HandshakeBegun
 
 
 def _ask(environment: Environment, pipe: Pipe, question: object, answer: type[T]) -> T | None:
-    with zmq.Context() as context:
-        pipes = Pipes(context, environment.run)
-        with pipes.connect(pipe) as line:
-            if not line.poll(TIMEOUT_MS, zmq.POLLOUT):
-                return None
-            line.send(_QUESTIONS.pack(question))
-            if not line.poll(TIMEOUT_MS):
-                return None
-            try:
-                said = _ANSWERS.unpack_untrusted(line.recv())
-            except BadControl as bad:
-                if bad.version is not None:
-                    raise OtherVersion(bad.version) from None
-                return None
-            return _cleaned(said) if isinstance(said, answer) else None
+    with Asking(environment, pipe, question, answer) as asking:
+        return asking.answer()
 
 
 def _cleaned(value: Any) -> Any:

@@ -4,7 +4,6 @@ The binder makes the socket that listens, and leaves copies of it to its spares 
 others connect anew at once, and wait in the kernel's queue until the spare welcomes them.
 """
 
-import errno
 import os
 import socket as sockets
 from collections.abc import Callable
@@ -20,27 +19,22 @@ from stagewire.linux import privileges, uids
 from stagewire.linux.peer_credentials import Credentials
 from stagewire.linux.uids import Place
 from stagewire.loop import Loop
+from stagewire.pipe import zmq_ends
 from stagewire.pipe.contract import Handler, OfPlace, Receiver, Sender
 from stagewire.pipe.direct.inherited import Pushers
 from stagewire.pipe.direct.receiver import DirectReceiver
 from stagewire.pipe.direct.sender import DirectSender
 from stagewire.pipe.doorman import Doorman
 from stagewire.pipe.libzmq import LibzmqReceiver, LibzmqSender
-from stagewire.pipe.names import DESCRIPTORS, PIPES, TRAINS, Kind, Limits, Pipe
+from stagewire.pipe.names import DESCRIPTORS, PIPES, TRAINS, Kind, Pipe
 from stagewire.pipe.speakers import Admission, is_of
 from stagewire.pipe.trains import BadTrain
 from stagewire.pipe.waits import Waits
 from stagewire.stages import WORKER
 
-RECONNECT_MS: Final = 1
-RECONNECT_MAX_MS: Final = 8
-"""Each further attempt comes twice as late as the one before, and may be late by as much."""
-WELCOME_MS: Final = 1000
-"""A spare holds the listening socket but welcomes nobody, which must not be for ever; ZeroMQ's own limit is 30 s."""
 _BACKLOG: Final = 128
 _LISTENER: Final = "pipe"
 """Begins the name of each listening descriptor."""
-_MAX_PATH: Final = 107
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +67,7 @@ class Pipes:
 
     def path(self, pipe: Pipe, number: int | None = None) -> Path:
         """Returns a pipe's socket; `number` is the worker's, for a pipe that each worker has."""
-        if pipe.per_worker != (number is not None):
-            raise ValueError(f"{pipe}: {'needs' if pipe.per_worker else 'has no'} worker's number")
-        path = self.run / (pipe.path if number is None else f"{pipe}.{number}")
-        if len(os.fsencode(path)) > _MAX_PATH:
-            raise OSError(errno.ENAMETOOLONG, f"{path}: longer than a Unix socket's name may be; set STAGEWIRE_RUN_DIR")
-        return path
+        return zmq_ends.path(self.run, pipe, number)
 
     # --- trains --------------------------------------------------------------------------------------------
 
@@ -95,7 +84,7 @@ class Pipes:
 
         `drop` is told when a sender makes no sense; libzmq ends such a connection by itself and tells nobody.
         """
-        limits, path = _limits(pipe), self.path(pipe, number)
+        limits, path = zmq_ends.limits(pipe), self.path(pipe, number)
         waits = self.waits[path.name] = Waits()
         if self.libzmq:
             socket, doorman = self.guarded(loop, pipe, number)
@@ -122,7 +111,9 @@ class Pipes:
 
     def _direct(self, loop: Loop, pipe: Pipe, number: int | None) -> DirectSender:
         owns = self._own_stages_at(pipe)
-        return DirectSender(loop, self.path(pipe, number), _limits(pipe), lambda line: is_of(line, pipe, number, owns))
+        return DirectSender(
+            loop, self.path(pipe, number), zmq_ends.limits(pipe), lambda line: is_of(line, pipe, number, owns)
+        )
 
     def admission(self, pipe: Pipe, each: int = 1) -> Admission:
         """Returns what admits connections to a pipe: `each` from every place that may connect."""
@@ -136,13 +127,13 @@ class Pipes:
 
     def bind(self, pipe: Pipe, number: int | None = None) -> "zmq.Socket[bytes]":
         """Opens the reading end. Raises OSError."""
-        socket = self._socket(pipe, pipe.kind.binds)
+        socket = zmq_ends.opened(self.context, pipe, pipe.kind.binds)
         self._bind(socket, pipe, number)
         return socket
 
     def guarded(self, loop: Loop, pipe: Pipe, number: int | None = None) -> "tuple[zmq.Socket[bytes], Doorman]":
         """Opens the reading end for those alone that `names` lets connect, each once. Raises OSError."""
-        socket = self._socket(pipe, pipe.kind.binds)
+        socket = zmq_ends.opened(self.context, pipe, pipe.kind.binds)
         admission = self.admission(pipe)
         for uid in admission.uids:
             socket.set(zmq.IPC_FILTER_UID, uid)
@@ -161,34 +152,8 @@ class Pipes:
         socket.bind(f"ipc://{path}")
 
     def connect(self, pipe: Pipe, number: int | None = None, *, announced: bool = False) -> "zmq.Socket[bytes]":
-        """Opens the other end. The binder needn't be there yet, and may come and go.
-
-        `announced`: each new binder gets an empty message at once (zmq_setsockopt(3), ZMQ_PROBE_ROUTER).
-        """
-        socket = self._socket(pipe, pipe.kind.connects)
-        # Otherwise libzmq queues for a reader that isn't there, and delivers late when it is.
-        socket.set(zmq.IMMEDIATE, 1)
-        socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
-        socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-        socket.set(zmq.HANDSHAKE_IVL, WELCOME_MS)
-        if announced:
-            socket.set(zmq.PROBE_ROUTER, 1)
-        socket.connect(f"ipc://{self.path(pipe, number)}")
-        return socket
-
-    def _socket(self, pipe: Pipe, kind: int | None) -> "zmq.Socket[bytes]":
-        limits = _limits(pipe)
-        if kind is None:
-            raise ValueError(f"{pipe}: not a pipe of ZeroMQ's")
-        socket = self.context.socket(kind)
-        socket.set(zmq.LINGER, 0)
-        binds = kind == pipe.kind.binds
-        socket.set(zmq.SNDHWM, limits.high_water)
-        socket.set(zmq.RCVHWM, (limits.inward_high_water if binds else 0) or limits.high_water)
-        socket.set(zmq.MAXMSGSIZE, (limits.inward if binds else 0) or limits.message)
-        if kind == zmq.ROUTER:
-            socket.set(zmq.ROUTER_MANDATORY, 1)
-        return socket
+        """Opens the end that connects (`zmq_ends.connect`)."""
+        return zmq_ends.connect(self.context, self.run, pipe, number, announced=announced)
 
     # --- listening sockets ---------------------------------------------------------------------------------
 
@@ -242,12 +207,6 @@ class Pipes:
             self.doormen.pop().close()
         while self.listeners:
             os.close(self.listeners.popitem()[1])
-
-
-def _limits(pipe: Pipe) -> Limits:
-    if pipe.limits is None:
-        raise ValueError(f"{pipe}: not a pipe of ZeroMQ's")
-    return pipe.limits
 
 
 def take_listeners(descriptors: dict[str, int]) -> dict[str, int]:
