@@ -16,7 +16,8 @@ from tests.memory import in_memory
 from lab.wait import until
 from lab.wireguard_go import new_key_pair
 from stagewire.environment import Environment
-from stagewire_cli import inside, processes
+from stagewire.process import holders
+from stagewire_cli import processes
 from stagewire_cli.inside import GROUPS, Programs, Upkeep
 from stagewire_cli.supervision import Supervision
 
@@ -165,7 +166,7 @@ def test_orphans_that_wait_go_first_and_one_at_work_only_when_one_of_ours_waits(
 ) -> None:
     at_work, idle, ours = started
     orphans = {at_work.pid, idle.pid}
-    monkeypatch.setattr(inside.holders, "parent", lambda pid: 1 if pid in orphans else os.getpid())
+    monkeypatch.setattr(holders, "parent", lambda pid: 1 if pid in orphans else os.getpid())
     supervisord = supervisord_of("key-service", 1, Options(environment.run / "elsewhere"))
     upkeep = Upkeep(supervisord, environment)
     upkeep.look(None)  # none of ours is there yet
