@@ -1,5 +1,6 @@
 """Blocks of uids: each interface's own, the same in each life, and none that another account or process has."""
 
+import fcntl
 import grp
 import os
 import pwd
@@ -60,6 +61,37 @@ def test_interfaces_that_are_up_share_no_uid_and_one_too_many_is_refused_in_one_
     assert "\n" not in str(refused.value)
     (tmp_path / "b").rmdir()  # its owner was killed, and left only its note
     uids.claim(interface(tmp_path, "e"), afresh=True)
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from stagewire.environment import Environment
+from stagewire.linux import uids
+uids.claim(Environment.read({"STAGEWIRE_RUN_DIR": sys.argv[1]}, sys.argv[2]), afresh=True)
+"""
+
+
+@needs_root
+def test_a_folder_that_another_user_has_locked_stops_no_start(tmp_path: Path) -> None:
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    try:
+        subprocess.run([sys.executable, "-c", CLAIM, tmp_path, "a"], check=True, timeout=20)
+    finally:
+        os.close(other)
+    assert {each.name for each in tmp_path.iterdir()} == {"a.uids"}
+
+
+@needs_root
+def test_starts_at_once_choose_a_block_each_and_leave_no_lock(tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    started = [subprocess.Popen([sys.executable, "-c", CLAIM, tmp_path, name]) for name in names]
+    assert [each.wait(20) for each in started] == [0] * len(names)
+    assert {each.name for each in tmp_path.iterdir() if each.is_file()} == {f"{name}.uids" for name in names}
+    assert len({(tmp_path / f"{name}.uids").read_text() for name in names}) == len(names)
 
 
 @needs_root

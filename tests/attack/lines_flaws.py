@@ -49,6 +49,14 @@ FLAWS: Final[dict[str, Line]] = {
             "system/test_hostile_stages.py::test_every_thread_at_work_is_locked_up",
         ),
     ),
+    "foreign-locks": Line(
+        "a stage locks the slots of others, and another user the folder of all interfaces",
+        "no process can open what another waits to lock",
+        (
+            "system/test_hostile_stages.py::test_no_stage_can_open_what_another_process_locks",
+            "test_uids.py::test_a_folder_that_another_user_has_locked_stops_no_start",
+        ),
+    ),
     "usurped-place": Line(
         "a second process speaks for a place that is held",
         "refused; the true one is told everything again",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
+from tests.speakers import acting_as
 from tests.system.conftest import short_directory
 
 from lab.hub import Hub, Spoke
@@ -27,7 +28,7 @@ from lab.stagewire import KilledByFilter
 from lab.wait import until
 from stagewire.environment import Environment
 from stagewire.history import FOLDER, STATE_MODE
-from stagewire.linux import landlock, privileges, sandbox
+from stagewire.linux import landlock, privileges, sandbox, uids
 from stagewire.linux.system_calls import NUMBERS
 from stagewire.pipe.pipes import prepare_folders
 from stagewire.stages import STAGES
@@ -283,6 +284,19 @@ def test_key_service_and_workers_have_a_network_of_their_own(hub: Hub) -> None:
     here = networks["conn"]
     assert {stage for stage, network in networks.items() if network != here} == {*NO_NETWORK}
     assert networks["key"] != networks["device"]
+
+
+def test_no_stage_can_open_what_another_process_locks(hub: Hub) -> None:
+    """Any process that can read a file can lock it, and a stage could so keep all others from their slots."""
+    run = hub.gateway.run_directory
+    locked = {
+        line.split()[5].split(":")[2] for line in Path("/proc/locks").read_text().splitlines() if "->" not in line
+    }
+    files = [each for each in (run, *run.rglob("*")) if str(each.lstat().st_ino) in locked]
+    assert len(files) >= 2 * len(STAGES), "each stage has a slot, and shows that it is here"
+    for uid in (*map(uids.uid_of, STAGES), 65534):
+        with acting_as(uid, uids.group()):
+            assert [each for each in files if os.access(each, os.R_OK, effective_ids=True)] == []
 
 
 @pytest.mark.attack("hostile-status")

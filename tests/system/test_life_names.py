@@ -167,7 +167,7 @@ def test_a_file_of_the_same_number_on_another_file_system_is_another(lab_directo
             subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
             stack.callback(_unmount, folder)
         ours, others = folders
-        for name in ("slot.tun.0", "here.tun"):
+        for name in ("beats.tun.0", "slot.tun.0", "here.tun"):
             (ours / name).touch()
         holder = stack.enter_context(
             subprocess.Popen([sys.executable, "-c", HOLDER, others], stdout=subprocess.PIPE, text=True)
@@ -175,7 +175,7 @@ def test_a_file_of_the_same_number_on_another_file_system_is_another(lab_directo
         stack.callback(holder.kill)
         assert holder.stdout is not None
         assert holder.stdout.readline() == "True\n"
-        for name in ("slot.tun.0", "here.tun"):
+        for name in ("beats.tun.0", "slot.tun.0", "here.tun"):
             assert (ours / name).stat().st_ino == (others / name).stat().st_ino, "or this shows nothing"
         assert (slots.held(ours), slots.contenders(ours)) == ({}, [])
         assert (slots.held(others), slots.contenders(others)) == ({("tun", 0): holder.pid}, [holder.pid])

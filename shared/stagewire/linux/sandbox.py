@@ -107,7 +107,7 @@ def _rules(stage: str, environment: Environment) -> Iterator[Rule]:
         yield Rule(Path("/proc/sys/kernel/random/boot_id"), READ_FILE)
     if stage == "status":
         yield Rule(environment.state / FOLDER, WRITE)
-        yield Rule(environment.run, READ_FILE)  # the slots' pages; all else there is closed to it by modes
+        yield Rule(environment.run, READ_FILE)  # the pages of beats; all else there is closed to it by modes
     if needs.asks_names:
         # Other programs replace these files, and may make them later.
         for folder in (Path("/etc"), Path("/run"), Path(os.path.realpath("/etc/resolv.conf")).parent, environment.run):

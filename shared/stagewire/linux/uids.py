@@ -28,6 +28,8 @@ from stagewire.stages import FACTS, OWN_STAGES_PLACE, STAGES, UID_RANGES, UIDS, 
 
 ROOT: Final = 0
 _FORMER_GROUP: Final = min(facts.former_uid for facts in FACTS.values()) - 1
+_TURN: Final = "choice-of-a-uid-block"
+"""Name of a file, longer than the name of an interface, which a folder beside it has."""
 _FORMER: Final = 0
 """Stands for the numbers of an earlier version where a block's first uid would stand."""
 _OWN_UIDS_TAKE: Final = {
@@ -84,16 +86,27 @@ def claim(environment: Environment, *, afresh: bool = False) -> None:
     """
     if _started_as != ROOT:
         return
+    noted = _noted(environment)
+    block = None if afresh else environment.uid_block if noted is None else noted
+    if block is None:
+        block = _claim_in_turn(environment, afresh=afresh)
+    elif block != noted:
+        _make(environment.run.parent)
+        _note(environment, str(block))
+    use(environment, block)
+
+
+def _claim_in_turn(environment: Environment, *, afresh: bool) -> int | None:
     with _turn(environment.run.parent):
         noted = _noted(environment)
-        block = None if afresh else environment.uid_block if noted is None else noted
+        block = None if afresh else noted
         if block is None and not afresh and _is_former(environment.run):
             block = _FORMER
         if block is None:
             block = _choose(environment)
         if block not in {None, noted}:
             _note(environment, str(block))
-    use(environment, block)
+    return block
 
 
 def variables(environment: Environment) -> dict[str, str]:
@@ -309,17 +322,35 @@ def _note(environment: Environment, text: str) -> None:
             raise
 
 
-@contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """Lets one process at a time choose a block."""
+def _make(folder: Path) -> None:
     before = os.umask(0o022)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     finally:
         os.umask(before)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Lets one process at a time choose a block, by a lock on a file that exists only meanwhile.
+
+    Root alone can open the file. Any user could lock the folder, and so stop every start.
+    """
+    _make(folder)
+    path = folder / _TURN
+    descriptor = _locked(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _locked(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(path.lstat(), os.fstat(descriptor)):
+                return descriptor
+        os.close(descriptor)  # the process that had the turn has removed this file

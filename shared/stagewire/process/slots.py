@@ -6,6 +6,9 @@ in the interface's own folder. There no stage can remove them or put a link in t
 
 A holder can write anything into its page, but cannot make the file shorter or longer. Its spares read the page, and map
 nothing.
+
+Any process that can read a file can lock it. So root alone can open a slot's file, and a stage keeps no other from its
+slot. status-service reads a second page, in a file that no process locks.
 """
 
 import errno
@@ -25,6 +28,8 @@ from stagewire.loop import MAX_SLEEP
 from stagewire.process import holders
 
 PREFIX: Final = "slot."
+BEATS: Final = "beats."
+"""Prefix of the files with the second pages."""
 LOOK_INTERVAL: Final = 0.25
 """s between two looks whether the file is still in place."""
 STARTING: Final = 10.0
@@ -35,8 +40,10 @@ _PAGE: Final = mmap.PAGESIZE
 _TIMES: Final = struct.Struct("=ddd")
 """Last heartbeat, end of an announced silence, end of a sleep."""
 _CHUNK: Final = 1 << 16
-_MODE: Final = 0o644
-"""status-service reads the pages, and nobody enters the folder but the services."""
+_OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_LOCKED_MODE: Final = 0o600
+_BEATS_MODE: Final = 0o644
+"""status-service reads it, and no other user enters the folder but the services."""
 
 
 class SlotLost(Exception):  # noqa: N818 - a state of the host, told to the operator
@@ -51,6 +58,7 @@ class Slot:
         self.number = number
         self.path = run / f"{PREFIX}{stage}.{number}"
         try:
+            self._shown = _shown(run / f"{BEATS}{stage}.{number}")
             self._file, self._page = _opened(self.path)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from None
@@ -70,9 +78,10 @@ class Slot:
         if not self.in_place():
             self.release()
             return False
-        self._page[1] = now + STARTING
-        self._page[2] = 0.0
-        self._page[0] = now
+        for page in (self._page, self._shown):
+            page[1] = now + STARTING
+            page[2] = 0.0
+            page[0] = now
         return True
 
     def release(self) -> None:
@@ -95,10 +104,10 @@ class Slot:
 
     def beat(self, now: float) -> None:
         """Notes that the loop turns. Raises SlotLost. Hot."""
-        self._page[0] = now
-        self._page[2] = 0.0
+        self._page[0] = self._shown[0] = now
+        self._page[2] = self._shown[2] = 0.0
         if now >= self._look:
-            self._page[1] = 0.0
+            self._page[1] = self._shown[1] = 0.0
             # After a long stop this comes before any packet: another process may hold the slot by now.
             self._look = now + LOOK_INTERVAL
             if not self.in_place():
@@ -106,11 +115,11 @@ class Slot:
 
     def sleep(self, until: float) -> None:
         """Announces that the loop waits for work, with nothing left unread, until a time (s). The next beat ends it. Hot."""
-        self._page[2] = until
+        self._page[2] = self._shown[2] = until
 
     def expect_silence(self, seconds: float, now: float) -> None:
         """Announces work during which the loop stands still."""
-        self._page[1] = now + min(seconds, MAX_SILENCE)
+        self._page[1] = self._shown[1] = now + min(seconds, MAX_SILENCE)
         self._look = 0.0  # so that the next beat ends it
 
     # --- its spares ----------------------------------------------------------------------------------------
@@ -200,26 +209,38 @@ def _opened(path: Path) -> tuple[int, "memoryview[float]"]:
     The page belongs to a second descriptor: a mapped locked file stays locked until a killed process's memory goes, which
     is last.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    writable = os.open(path, flags, 0o600)
+    writable = os.open(path, _OPEN, _LOCKED_MODE)
     try:
-        found = os.fstat(writable)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or found.st_uid not in {0, os.geteuid()}:
-            raise OSError(errno.EINVAL, "is no slot of ours; remove it")
-        os.fchmod(writable, _MODE)
-        os.ftruncate(writable, _PAGE)
-        # On a full disk, a write to the page would be a SIGBUS; this call raises a readable error.
-        os.posix_fallocate(writable, 0, _PAGE)
-        page = memoryview(mmap.mmap(writable, _PAGE)).cast("d")
+        page = _mapped(writable, _LOCKED_MODE)
         return os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC), page
     finally:
         os.close(writable)
 
 
+def _shown(path: Path) -> "memoryview[float]":
+    """Returns the page for status-service. Raises OSError."""
+    writable = os.open(path, _OPEN, _LOCKED_MODE)
+    try:
+        return _mapped(writable, _BEATS_MODE)
+    finally:
+        os.close(writable)
+
+
+def _mapped(writable: int, mode: int) -> "memoryview[float]":
+    found = os.fstat(writable)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or found.st_uid not in {0, os.geteuid()}:
+        raise OSError(errno.EINVAL, "is no slot of ours; remove it")
+    os.fchmod(writable, mode)
+    os.ftruncate(writable, _PAGE)
+    # On a full disk, a write to the page would be a SIGBUS; this call raises a readable error.
+    os.posix_fallocate(writable, 0, _PAGE)
+    return memoryview(mmap.mmap(writable, _PAGE)).cast("d")
+
+
 def quiet_for(run: Path, stage: str, number: int, now: float) -> float:
     """Returns for how long (s) a holder that neither sleeps nor has announced a silence has given no heartbeat."""
     try:
-        file = os.open(run / f"{PREFIX}{stage}.{number}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        file = os.open(run / f"{BEATS}{stage}.{number}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return 0.0
     try:
@@ -229,7 +250,7 @@ def quiet_for(run: Path, stage: str, number: int, now: float) -> float:
     if len(data) < _TIMES.size:
         return 0.0
     beat, silent, asleep = _TIMES.unpack(data)
-    if now < silent <= now + MAX_SILENCE or now < asleep <= now + MAX_SLEEP:
+    if not beat or now < silent <= now + MAX_SILENCE or now < asleep <= now + MAX_SLEEP:
         return 0.0
     return now - beat if beat <= now else 0.0
 
