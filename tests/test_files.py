@@ -1,6 +1,7 @@
 """Whatever lies under a name of ours in a stage's folder: nothing waits, nothing is followed, nothing else is touched."""
 
 import os
+import stat
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,10 @@ def folder(path: Path) -> None:
     (path / "deep" / "file").touch()
 
 
+def unix_socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
 def huge(path: Path) -> None:
     path.touch()
     os.truncate(path, 1 << 40)
@@ -41,7 +46,7 @@ def anothers(path: Path) -> None:
     os.chown(path, 12345, 12345)
 
 
-STRANGE = [fifo, link, folder, huge, another_name, anothers]
+STRANGE = [fifo, link, folder, unix_socket, huge, another_name, anothers]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
 
 
@@ -65,6 +70,23 @@ def test_a_file_of_ours_is_read_and_a_missing_one_is_missing(tmp_path: Path) -> 
         files.read(path, MOST)
     path.write_bytes(b"x" * MOST)
     assert files.read(path, MOST) == b"x" * MOST
+
+
+def test_only_what_is_on_the_disk_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of holes, planted in the place of ours, would fill the disk and keep a successor busy for ever."""
+    fresh, old, written = tmp_path / "fresh", tmp_path / "old", list[int]()
+
+    def pwrite(_descriptor: int, data: bytes, _at: int) -> None:
+        written.append(len(data))
+        assert sum(written) <= 1 << 20
+
+    fresh.write_text("new")
+    old.write_text("secret")
+    os.truncate(old, 1 << 40)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    files.put_over(fresh, old)
+    assert sum(written) >= len("secret")
+    assert old.read_text() == "new"
 
 
 @as_root

@@ -7,6 +7,7 @@ untrusted: every folder above belongs to root.
 
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -38,7 +39,7 @@ def opened(path: Path, most: int, flags: int = os.O_RDONLY) -> int:
     except FileNotFoundError:
         raise
     except OSError as error:
-        if path.is_symlink() or path.is_dir():
+        if not _is_regular(path):
             raise Suspicious(path, "is no regular file") from None
         raise error from None
     try:
@@ -47,6 +48,13 @@ def opened(path: Path, most: int, flags: int = os.O_RDONLY) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return True  # the error at the opening tells more
 
 
 def _check(path: Path, found: os.stat_result, most: int) -> None:
@@ -168,10 +176,21 @@ def _overwrite(descriptor: int) -> None:
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink:
         return
-    for start in range(0, found.st_size, len(_ZEROS)):
-        os.pwrite(descriptor, _ZEROS[: found.st_size - start], start)
+    for start, end in _written(descriptor):
+        for at in range(start, end, len(_ZEROS)):
+            os.pwrite(descriptor, _ZEROS[: end - at], at)
     os.fdatasync(descriptor)
     os.ftruncate(descriptor, 0)
+
+
+def _written(descriptor: int) -> Iterator[tuple[int, int]]:
+    """Yields the parts of a file that are on the disk: a file of holes can be larger than any disk."""
+    end = 0
+    with suppress(OSError):  # no more data
+        while True:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+            yield start, end
 
 
 def clear(path: Path) -> None:

@@ -1,6 +1,7 @@
 """A stage left pipes, folders or links under every name in its folder: each door of its successor opens all the same."""
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,7 @@ PLANTS: dict[str, Callable[[Path], None]] = {
     "pipe": os.mkfifo,
     "folder": lambda path: (path / "deep").mkdir(parents=True),
     "link": lambda path: path.symlink_to("/etc/passwd"),
+    "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
     "huge": lambda path: os.truncate(os.open(path, os.O_WRONLY | os.O_CREAT), 1 << 40),
 }
 
