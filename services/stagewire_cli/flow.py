@@ -37,11 +37,14 @@ def listed(items: Sequence[str]) -> list[str]:
 
 def lines(head: str, head_width: int, items: Iterable[str], width: int | None) -> Iterator[str]:
     """Yields `head` and the items, wrapped at `width`; later lines are indented. With None no line is wrapped."""
+    if width is None:
+        yield " ".join([head, *items] if head else items)
+        return
     line, taken, fresh = head, head_width, not head
     for item in items:
-        for piece in (item,) if width is None else _pieces(item, width - len(_INDENT) - 1):
+        for piece in _pieces(item, width - len(_INDENT) - 1):
             size = columns(piece)
-            if width is not None and not fresh and taken + 1 + size > width:
+            if not fresh and taken + 1 + size > width:
                 yield line
                 line, taken, fresh = _INDENT, len(_INDENT), False
             line, taken, fresh = (piece, size, False) if fresh else (f"{line} {piece}", taken + 1 + size, False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stagewire.control import query
+from stagewire.control.codec import values
 from stagewire.control.status import CountedStatus, CountersStatus, GatewayStatus, ReasonStatus, StageStatus
 from stagewire.control.telemetry import CaptureReport
 from stagewire.environment import Environment
@@ -93,7 +94,7 @@ def _of_key_service(answer: GatewayStatus) -> Status:
     # `asdict` copies each field of each of 10,000 peers.
     keys = asdict(replace(answer, stages=(), peers=()))
     del keys["stages"]
-    keys["peers"] = [{name: getattr(peer, name) for name in peer.__dataclass_fields__} for peer in answer.peers]
+    keys["peers"] = [dict(zip(peer.__dataclass_fields__, values(peer), strict=True)) for peer in answer.peers]
     return keys
 
 

@@ -60,11 +60,10 @@ def lines_of_many(model: Model, width: int) -> Iterator[str]:
     yield f" {'peer':<{name}} {where}{speeds}{'handshake':>{_AGE}}{'lost/s':>{_LOST}}  reasons of late"
     for row in model.peers(View()):
         where = f" {set_cell_size(row.endpoint or '-', place)} " if wide else ""
-        speeds = "".join(f"{_speed(each).plain:>{_RATE}}" for each in (row.received, row.sent))
-        lost = f"{row.lost:,.1f}" if row.lost else "-"
+        speeds = f"{_speed(row.received):>{_RATE}}{_speed(row.sent):>{_RATE}}"
         why = set_cell_size(", ".join(row.reasons), reasons) if row.reasons else ""
-        line = f" {set_cell_size(_named(row, wide).plain, name)} {where}{speeds}"
-        yield f"{line}{_age(row.shaken).plain:>{_AGE}}{lost:>{_LOST}}  {why}".rstrip()
+        line = f" {set_cell_size(''.join(_names(row, wide)), name)} {where}{speeds}"
+        yield f"{line}{_age(row.shaken):>{_AGE}}{_lost(row):>{_LOST}}  {why}".rstrip()
 
 
 def draw(model: Model, view: View, width: int, height: int | None, *, peers: bool = True) -> RenderableType:
@@ -242,11 +241,14 @@ def columns(width: int) -> list[Column]:
 def cells(row: PeerRow, width: int) -> list[Text]:
     """Draws one peer, a text for each column."""
     wide = width >= WIDE
+    name, key = _names(row, wide)
+    age = "dim" if row.shaken is None else "green" if row.shaken <= 135 else "" if row.shaken <= 180 else "yellow"
     return [
-        _named(row, wide),
+        Text.assemble(name, (key, "dim")) if row.name else Text(key, style="italic"),
         *([Text(row.endpoint or "-", style="dim")] if wide else ()),
-        *(_speed(row.received), _speed(row.sent), _age(row.shaken)),
-        Text(f"{row.lost:,.1f}" if row.lost else "-", style="red" if row.lost else "dim"),
+        *(Text(_speed(each), style="" if each else "dim") for each in (row.received, row.sent)),
+        Text(_age(row.shaken), style=age),
+        Text(_lost(row), style="red" if row.lost else "dim"),
         Text(", ".join(row.reasons), style="yellow"),
     ]
 
@@ -263,20 +265,23 @@ def _peers(rows: Sequence[PeerRow], width: int) -> Table:
     return table
 
 
-def _named(row: PeerRow, wide: bool) -> Text:
+def _names(row: PeerRow, wide: bool) -> tuple[str, str]:
+    """Returns a peer's name, and what there is room for of its key."""
     if not row.name:
-        return Text(row.public_key[:10] + "…", style="italic")
-    return Text.assemble(row.name, (f" {row.public_key[:10]}" if wide else "", "dim"))
+        return "", row.public_key[:10] + "…"
+    return row.name, f" {row.public_key[:10]}" if wide else ""
 
 
-def _speed(rate: float) -> Text:
-    return Text(bits(8 * rate).removesuffix("bit/s"), style="" if rate else "dim")
+def _speed(rate: float) -> str:
+    return bits(8 * rate).removesuffix("bit/s")
 
 
-def _age(shaken: float | None) -> Text:
-    if shaken is None:
-        return Text("never", style="dim")
-    return Text(span(shaken), style="green" if shaken <= 135 else "" if shaken <= 180 else "yellow")
+def _age(shaken: float | None) -> str:
+    return "never" if shaken is None else span(shaken)
+
+
+def _lost(row: PeerRow) -> str:
+    return f"{row.lost:,.1f}" if row.lost else "-"
 
 
 def bits(rate: float) -> str:

@@ -8,7 +8,8 @@ received message equals the message that was sent.
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
+from operator import attrgetter, itemgetter
 from types import NoneType, UnionType
 from typing import Any, Final, Generic, TypeVar, get_args, get_origin, get_type_hints
 
@@ -39,7 +40,7 @@ class Codec(Generic[M]):
 
     def pack(self, message: M) -> bytes:
         """Packs a message. A number beyond 64 bits, which sums of others' counts may reach, becomes the nearest. Hot."""
-        packed: bytes = msgpack.packb([self._version, type(message).__name__, *_values(message)], default=_carried)
+        packed: bytes = msgpack.packb([self._version, type(message).__name__, *values(message)], default=_carried)
         return packed
 
     def unpack_untrusted(self, data: bytes) -> M:
@@ -66,14 +67,21 @@ _LEAST, _MOST = -(1 << 63), (1 << 64) - 1
 _PLAIN: Final = (int, float, bool, str, bytes)
 
 
-def _values(message: Any) -> list[Any]:
-    # One level only: msgpack calls this again for each dataclass inside.
-    return [getattr(message, name) for name in message.__dataclass_fields__]
+def values(message: Any) -> tuple[Any, ...]:
+    """Returns the values of a dataclass's fields, in order; dataclasses inside stay as they are."""
+    return _getter(type(message))(message)  # type: ignore[arg-type]  # mypy takes no class for hashable
+
+
+@cache
+def _getter(kind: type[Any]) -> Callable[[Any], tuple[Any, ...]]:
+    names = tuple(kind.__dataclass_fields__)
+    # attrgetter returns a tuple for two names or more.
+    return attrgetter(*names) if len(names) > 1 else lambda message: tuple(getattr(message, name) for name in names)
 
 
 def _carried(value: Any) -> Any:
     """Turns what msgpack can't carry into what it can: a dataclass, or a number beyond 64 bits."""
-    return min(max(value, _LEAST), _MOST) if type(value) is int else _values(value)
+    return min(max(value, _LEAST), _MOST) if type(value) is int else values(value)
 
 
 def _builder(kind: type) -> Check:
@@ -81,7 +89,11 @@ def _builder(kind: type) -> Check:
     shape = tuple(hints[field.name] for field in fields(kind))
     if all(expected in _PLAIN for expected in shape):
         return partial(_build_plain, kind, shape)
-    return partial(_build, kind, tuple(map(_check_of, shape)))
+    plain = [index for index, expected in enumerate(shape) if expected in _PLAIN]
+    # With one index, itemgetter returns no tuple.
+    of_plain = itemgetter(*plain) if len(plain) > 1 else lambda values: tuple(values[index] for index in plain)
+    others = {index: _check_of(expected) for index, expected in enumerate(shape) if index not in plain}
+    return partial(_build, kind, len(shape), of_plain, tuple(shape[index] for index in plain), others)
 
 
 def _build_plain(kind: type, shape: tuple[type, ...], values: Any) -> Any:
@@ -91,10 +103,20 @@ def _build_plain(kind: type, shape: tuple[type, ...], values: Any) -> Any:
     return kind(*values)
 
 
-def _build(kind: type, checks: tuple[Check, ...], values: Any) -> Any:
-    if type(values) is not tuple or len(values) != len(checks):
+def _build(
+    kind: type,
+    length: int,
+    of_plain: Callable[[Any], Any],
+    shape: tuple[type, ...],
+    others: dict[int, Check],
+    values: Any,
+) -> Any:
+    if type(values) is not tuple or len(values) != length or tuple(map(type, of_plain(values))) != shape:
         raise BadControl("control_malformed")
-    return kind(*[check(value) for check, value in zip(checks, values, strict=True)])
+    checked = list(values)
+    for index, check in others.items():
+        checked[index] = check(values[index])
+    return kind(*checked)
 
 
 def _check_of(expected: Any) -> Check:

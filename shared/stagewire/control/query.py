@@ -2,12 +2,13 @@
 
 from dataclasses import is_dataclass, replace
 from operator import is_
+from types import NoneType
 from typing import Any, Final, Generic, Self, TypeVar
 
 import zmq
 
 from stagewire import logs
-from stagewire.control.codec import BadControl, Codec
+from stagewire.control.codec import BadControl, Codec, values
 from stagewire.control.questions import (
     VERSION,
     EventsQuery,
@@ -26,6 +27,7 @@ TIMEOUT_MS: Final = 1000
 _QUESTIONS: Final[Codec[object]] = Codec(VERSION, [StatusQuery, EventsQuery, Scale, HandshakeNow])
 _ANSWERS: Final[Codec[object]] = Codec(VERSION, [GatewayStatus, CountersStatus, EventsStatus, Scaled, HandshakeBegun])
 T = TypeVar("T")
+_CLEAN: Final = frozenset([int, bool, bytes, NoneType])
 _LATEST: Final = 253_402_300_799.0
 """s of UNIX time in the year 9999, after which no date can be written."""
 
@@ -120,21 +122,19 @@ def _ask(environment: Environment, pipe: Pipe, question: object, answer: type[T]
 
 def _cleaned(value: Any) -> Any:
     """Cleans every text in an answer, as each may be a stage's or a peer's, and replaces numbers that are no time by 0."""
-    if isinstance(value, str):
+    kind = type(value)
+    if kind is str:
         return logs.cleaned(value)
-    if isinstance(value, float):
+    if kind is float:
         return value if abs(value) < _LATEST else 0.0  # no number is less either
-    if isinstance(value, tuple):
+    if kind is tuple:
         cleaned = tuple(map(_cleaned, value))
         return value if all(map(is_, cleaned, value)) else cleaned
-    if value is None or isinstance(value, int | bytes):
-        return value
-    if not is_dataclass(value) or isinstance(value, type):
+    if kind in _CLEAN or not is_dataclass(value):
         return value
     # Nearly all is clean, and 10,000 peers have 140,000 fields.
     changed = {}
-    for name in value.__dataclass_fields__:
-        before = getattr(value, name)
-        if (after := _cleaned(before)) is not before:
+    for name, before in zip(value.__dataclass_fields__, values(value), strict=True):
+        if type(before) not in _CLEAN and (after := _cleaned(before)) is not before:
             changed[name] = after
-    return replace(value, **changed) if changed else value
+    return replace(value, **changed) if changed else value  # type: ignore[type-var]  # it is no class
