@@ -26,6 +26,7 @@ counts the whole ms from then until the sender made this train. A stage drops a 
 the way, nor all of them together, can turn into delay.
 """
 
+import math
 import mmap
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -146,14 +147,15 @@ def age_of(born: float, now: float) -> int:
 
 
 def born_of(frame: Data, begin: int) -> float:
-    """Returns when the oldest packet of a train was born. The train is known to be one."""
-    (stamp,) = _STAMP.unpack_from(frame, begin)
-    return float(stamp)
+    """Returns when the oldest packet of a train was born; infinite for an empty train. The train is known to be one."""
+    _, _, _, count, stamp = HEADER.unpack_from(frame, begin)
+    return float(stamp) if count else math.inf
 
 
 def sent_of(frame: Data, begin: int) -> float:
     """Returns when its sender made a train, which is no shorter than a header."""
-    return born_of(frame, begin) + frame[begin + AGE_AT] * 0.001
+    (stamp,) = _STAMP.unpack_from(frame, begin)
+    return float(stamp) + frame[begin + AGE_AT] * 0.001
 
 
 def pack_plain(packets: Sequence[Item], now: float, takes: int = 0) -> bytes:

@@ -206,6 +206,15 @@ def test_what_is_opened_is_what_was_read_even_if_it_changes() -> None:
     assert len(both.compiled.worker.open([], T).opened) == 1
 
 
+def test_an_empty_train_has_no_age() -> None:
+    """A later visit's packets would get it, and be dropped as too old."""
+    both, old = Both(), frame_of([], T - 0.2)
+    for counter, before in enumerate(((), (old,), ())):
+        lone = frame_of([(PLACES[1], [theirs(1, counter, byhand.v4("10.0.0.1"))])])
+        (frame,) = both.cipher_in(*before, lone, old).to_tun
+        assert trains.born_of(frame, 0) == T
+
+
 def test_more_than_its_memory_holds_is_left_to_python() -> None:
     opening = Both().compiled.worker.opening
     assert opening is not None

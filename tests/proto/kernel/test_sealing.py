@@ -157,6 +157,18 @@ def test_what_is_sealed_is_what_was_read_even_if_it_changes() -> None:
         assert len(block)
 
 
+def test_an_empty_train_leaves_nothing_behind() -> None:
+    """Neither its age, which a later visit's packets would get, nor a hold on its memory."""
+    both, empty = Both(), bytearray(frame_of([], T - 0.2))
+    sealing = both.compiled.worker.sealing
+    assert sealing is not None
+    assert sealing.add(empty, 0, len(empty), T, trains.MAX_AGE)
+    empty.clear()
+    lone, old = frame_of([item(virtio.NONE, byhand.v4("10.1.0.1"))]), frame_of([], T - 0.2)
+    for frames in ((lone,), (old, lone), (old,), (lone, old)):
+        assert [trains.born_of(frame, 0) for frame in both.same_frames(*frames).to_conn] == [T] * (lone in frames)
+
+
 def test_an_acknowledgement_does_not_cut_other_flows_data() -> None:
     data = Shape(size=1368, payload=bytes(4 * 1368), options=bytes(12))
     lone = Shape(port=100, options=bytes(12))

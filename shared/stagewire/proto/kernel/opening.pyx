@@ -178,7 +178,7 @@ cdef class Opening:
                 return False
             self._take(&run, frame + at)
             at += run.length
-        if at == length and header.stamp < self._born:
+        if at == length and header.count and header.stamp < self._born:
             self._born = header.stamp
         return at == length
 

@@ -141,7 +141,7 @@ cdef class Sealing:
         cdef uint32_t length
         cdef int items = self._item_count
         cdef h.VirtioHeader said
-        taken = False
+        kept = False
         if not self._buffer_count:
             self._mtu = self.mtu  # one for the whole visit: sizes are counted before anything is sealed
         buffer = self._view(data)
@@ -170,11 +170,13 @@ cdef class Sealing:
                 at += length
             if total != header.count:
                 return False
+            if self._item_count == items:
+                return True  # nothing waits for `seal`, which would forget the train
             if header.stamp < self._born:
                 self._born = header.stamp
-            taken = True
+            kept = True
         finally:
-            if not taken:
+            if not kept:
                 self._item_count = items
                 self._buffer_count -= 1
                 PyBuffer_Release(buffer)
