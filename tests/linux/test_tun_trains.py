@@ -154,3 +154,10 @@ def test_a_room_takes_no_more_than_fits() -> None:
     reader = compiled.TunReader(-1, lambda _: None, {})
     with pytest.raises(ValueError, match="must be sent first"):
         reader.visit(lambda _: room, 0, False)
+
+
+@pytest.mark.parametrize("found", [None, 5])
+def test_a_builder_that_gives_no_room_is_an_error_of_ours(found: object) -> None:
+    reader = compiled.TunReader(-1, {}.get, {})
+    with pytest.raises((TypeError, AttributeError)):
+        reader.visit(lambda _: found, 0, False)

@@ -299,3 +299,16 @@ def test_a_room_and_a_way_take_no_more_than_fits() -> None:
     for name, control in ((bytes(33), b""), (b"", bytes(7)), (b"", bytes(112))):
         with pytest.raises(ValueError, match="no such address"):
             compiled.Way(1, 1, name, control)
+
+
+@pytest.mark.parametrize("found", [None, 5])
+def test_a_builder_that_gives_no_room_and_a_way_that_is_none_are_errors_of_ours(found: object) -> None:
+    reader = compiled.UdpReader(lambda _: found, None, None, None)
+    with pytest.raises((TypeError, AttributeError)):
+        reader.visit(-1, 0, 1, False, 0.0, 0.0)
+    place = bytes(44)
+    train = trains.pack_cipher([(place, [transport(0, 40)])], 1000.0)
+    writer = compiled.UdpWriter({place: found})
+    assert writer.take(train, 0, len(train), 1000.0, 1.0)
+    with pytest.raises(TypeError):
+        writer.send(True, {})

@@ -1,4 +1,4 @@
-# cython: language_level=3, cdivision=True
+# cython: language_level=3, cdivision=True, nonecheck=True
 """Carries one visit's items between a TUN device with offloads and plain trains: `tun_service.packets` does the same in Python.
 
     PlainRoom   is a train that is being made, as `pipe.train_builder.PlainBuilder` makes it

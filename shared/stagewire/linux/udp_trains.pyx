@@ -1,4 +1,4 @@
-# cython: language_level=3, cdivision=True
+# cython: language_level=3, cdivision=True, nonecheck=True
 """Carries one visit's datagrams between UDP sockets and cipher trains: `conn_service.service` does the same in Python.
 
     CipherRoom   is a train that is being made, as `pipe.train_builder.CipherBuilder` makes it

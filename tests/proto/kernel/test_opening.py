@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from stagewire.proto import constants as c
 from stagewire.proto.events import EndpointMoved, SessionConfirmed
 from stagewire.proto.packets.merge import Merged
 
-pytest.importorskip("stagewire.proto.kernel.opening")
+Opening = pytest.importorskip("stagewire.proto.kernel.opening").Opening
 
 Run = tuple[bytes, list[bytes]]
 
@@ -224,3 +225,15 @@ def test_more_than_its_memory_holds_is_left_to_python() -> None:
         taken += 1
     assert taken == 8
     assert opening.runs == 8
+
+
+@pytest.mark.parametrize(
+    "known", [None, [1, 2], (1, SimpleNamespace(expired=lambda _: False, receiver=None, window=None))]
+)
+def test_a_table_of_anything_but_sessions_is_an_error_of_ours(known: object) -> None:
+    datagram = theirs(1, 0, b"")
+    opening = Opening({}.get, {}, {datagram[:8]: known})
+    frame = frame_of([(PLACES[1], [datagram])])
+    assert opening.add(frame, 0, len(frame), T, 1.0)
+    with pytest.raises((TypeError, AttributeError)):
+        opening.open(T)

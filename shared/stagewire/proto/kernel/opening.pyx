@@ -1,4 +1,4 @@
-# cython: language_level=3, cdivision=True
+# cython: language_level=3, cdivision=True, nonecheck=True
 """Opens the cipher trains of one visit into plain trains.
 
     add       copies a train's runs
@@ -232,7 +232,7 @@ cdef class Opening:
         if found is NULL:
             self._refused.append(("unknown_receiver", None, _place(run), length, count))
             return 0
-        owner, session = <tuple>found
+        owner, session = <tuple?><object>found
         if session.expired(now):
             self._refused.append(("session_expired", owner, _place(run), length, count))
             return 0
