@@ -233,7 +233,9 @@ class _Keeper:
             raise Failed("supervisord has ended; its log says why") from None
 
     def watch(self) -> None:
-        """Returns when the device, the socket or supervisord is gone, or when told to end."""
+        """Returns when the device, the socket or supervisord is gone, or when told to end; goes first from then on."""
+        # No command waits for us when the device is deleted, and the next program may want the UDP port at once.
+        privileges.go_first()
         poll = select.poll()
         for source in (self._wakeup, self._links, self._process):
             poll.register(source, select.POLLIN)
@@ -273,6 +275,7 @@ class _Keeper:
         if not self._has_ended():
             ending.let_write(self._environment)
             ending.kill_with_children(self._supervisord, self._process)
+        privileges.stop_going_first()
         os.close(self._device)
         with turn.take(self._environment, unless=self._is_over) as ours:
             if ours:

@@ -3,12 +3,15 @@
 It sends SIGKILL, first to supervisord and its children: ten interpreters that end in good order take seconds on busy
 processors. No stage loses anything by that but the history, which has some bytes to come. So key- and status-service get a
 moment to report and to write them, once no stage carries packets any more.
+
+The next program may want the UDP port at once. So killed processes get the processor first. We wait for each of them by
+its descriptor: a half-dead process has no command line, perhaps no lock any more, and may still hold the port.
 """
 
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
@@ -47,7 +50,7 @@ def end_all(environment: Environment) -> frozenset[int]:
 
 
 def let_write(environment: Environment) -> None:
-    """Kills all that could carry packets or begin anew, and waits until status-service has written the history."""
+    """Kills all that could carry packets or begin anew, and waits until those have ended and the history is written."""
     run = environment.run
     at_work = slots.held(run)
     if not all(place in at_work for place in _ASKED):
@@ -56,13 +59,15 @@ def let_write(environment: Environment) -> None:
         supervisords = holders.present(run, holders.SUPERVISORD)
         stopped = {pid: process for pid in supervisords if (process := _open(stack, pid))}
         for pid in stopped.keys() & {*holders.present(run, holders.SUPERVISORD)}:
-            _stop(pid, stopped[pid])
+            _send(stopped[pid], signal.SIGSTOP)
         opened = {pid: process for pid in slots.contenders(run) if (process := _open(stack, pid))}
         still, at_work = {*slots.contenders(run)}, slots.held(run)
         asked = [at_work.get(place) for place in _ASKED]
         needed = {pid for (stage, _), pid in at_work.items() if stage == WORKER} | {*asked}
-        for pid in opened.keys() & still - needed:
-            _send(opened[pid], signal.SIGKILL)
+        killed = {pid: opened[pid] for pid in opened.keys() & still - needed}
+        _kill_first(killed)
+        for pid in stopped:  # it may only now get the processor
+            _wait_until_stopped(pid)
         for pid in [pid for pid in asked if pid in opened]:
             privileges.let_idle_threads_run(pid)
             _send(opened[pid], signal.SIGTERM)
@@ -71,6 +76,7 @@ def let_write(environment: Environment) -> None:
         writing = opened.get(at_work.get(_ASKED[1], 0))
         while writing is not None and _ASKED[1] in slots.held(run) and time.monotonic() < until:
             signals.wait([writing], _LOOK)
+        signals.wait(killed.values(), GONE_WITHIN)
 
 
 def complaint(left: Iterable[int]) -> str:
@@ -86,9 +92,7 @@ def _kill(found: Found, environment: Environment) -> bool:
         still = processes.find(environment)
         for pid in opened.keys() & still.supervisords:
             kill_with_children(pid, opened[pid])
-        for pid in opened.keys() & still.services:
-            privileges.let_idle_threads_run(pid)
-            _send(opened[pid], signal.SIGKILL)
+        _kill_first({pid: opened[pid] for pid in opened.keys() & still.services})
         killed = opened.keys() & (still.supervisords | still.services)
         return signals.wait([opened[pid] for pid in killed], GONE_WITHIN)
 
@@ -99,17 +103,27 @@ def kill_with_children(pid: int, process: int) -> None:
     with ExitStack() as stack:
         opened = {each: child for each in processes.children(pid) if (child := _open(stack, each))}
         ours = [each for each in opened if holders.parent(each) == pid]
-        for each in ours:
-            privileges.let_idle_threads_run(each)
-        doomed = [process, *(opened[each] for each in ours)]
-        for one in doomed:
-            _send(one, signal.SIGKILL)
-        signals.wait(doomed, GONE_WITHIN)
+        doomed = {pid: process} | {each: opened[each] for each in ours}
+        _kill_first(doomed)
+        signals.wait(doomed.values(), GONE_WITHIN)
+
+
+def _kill_first(doomed: Mapping[int, int]) -> None:
+    """Kills processes, by pid and descriptor, and has them end before other programs get the processor."""
+    for process in doomed.values():
+        _send(process, signal.SIGKILL)
+    for pid in doomed:
+        privileges.let_go_first(pid)
+        privileges.let_idle_threads_run(pid)
 
 
 def _stop(pid: int, process: int) -> None:
     """Stops a supervisord, by its descriptor: it starts nothing more."""
     _send(process, signal.SIGSTOP)
+    _wait_until_stopped(pid)
+
+
+def _wait_until_stopped(pid: int) -> None:
     stopped = time.monotonic() + _STOPPED_WITHIN
     while processes.state(pid) not in "TZ" and time.monotonic() < stopped:
         time.sleep(0.001)

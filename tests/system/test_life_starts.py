@@ -7,7 +7,9 @@ machine without other work takes.
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -19,6 +21,7 @@ from lab.stagewire import Gateway, executable
 from lab.wait import until
 from lab.wg import Bare, unique_name
 from lab.wireguard_go import SOCKETS, Peer, new_key_pair
+from stagewire.linux import privileges
 from stagewire.process import holders, signals
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -27,6 +30,8 @@ ROUNDS = int(os.environ.get("STAGEWIRE_LIFE_ROUNDS") or 2)
 STRICT = bool(os.environ.get("STAGEWIRE_LIFE_STRICT"))
 MEDIAN, WORST = (0.3, 1.0) if STRICT else (1.5, 4.0)
 """s until every process is gone; twelve processes die at once, on processors that others may be using."""
+FREE_WITHIN = 1.0
+"""s until the port is free after an end that no command waits for."""
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +110,57 @@ def test_services_end_with_the_keeper_of_a_bare_interface(
         if also:
             bare.command("down", bare.name)
         assert bare.gone()
+
+
+def be_nice(namespace: Namespace, niceness: int) -> None:
+    for pid in namespace.pids():
+        with suppress(OSError):  # it has ended
+            Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)
+
+
+@contextmanager
+def beside_busy_processors(namespace: Namespace) -> Iterator[None]:
+    """Leaves a gateway's processes hardly any of the processors. This test and the commands that it runs go first."""
+    be_nice(namespace, 19)
+    processors = os.sched_getaffinity(0)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) for _ in processors]
+    try:
+        for each, processor in zip(busy, processors, strict=True):
+            os.sched_setaffinity(each.pid, {processor})
+            Path(f"/proc/{each.pid}/autogroup").write_text("-20")
+            os.setpriority(os.PRIO_PROCESS, each.pid, -20)
+        privileges.go_first()
+        yield
+    finally:
+        privileges.stop_going_first()
+        for each in busy:
+            each.kill()
+            each.wait()
+        be_nice(namespace, 0)
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("name", ["device", "socket", "SIGTERM", "down"])
+def test_the_port_is_free_at_once_even_on_busy_processors(namespace: Namespace, lab_directory: Path, name: str) -> None:
+    def is_free() -> bool:
+        with suppress(OSError):
+            namespace.udp_socket(port=51997).close()
+            return True
+        return False
+
+    with Bare(namespace, lab_directory, env={"STAGEWIRE_SPARES": "1"}) as bare:
+        namespace.run("wg", "set", bare.name, "listen-port", "51997")
+        until(lambda: spares_wait(bare), 30, "every spare to wait")
+        assert not is_free()
+        with beside_busy_processors(namespace):
+            ENDS[name](bare)
+            began = monotonic()
+            assert name != "down" or is_free()
+            until(is_free, FREE_WITHIN, "the port to be free", promptly=True)
+            print(f"free after {(monotonic() - began) * 1000:.0f} ms")
+        until(bare.gone, 10, "the rest to be gone")
 
 
 def spares_wait(bare: Bare) -> bool:
