@@ -104,6 +104,7 @@ FLAWS: Final[dict[str, Line]] = {
         (
             f"{_PLANTED}::test_the_wanted_number_of_workers",
             f"{_PLANTED}::test_the_accepted_text",
+            "test_files.py::test_only_what_is_on_the_disk_is_overwritten",
             f"{_PLANTED}::test_the_journal",
             f"{_PLANTED}::test_the_door_for_reload_and_the_clock",
             f"{_PLANTED}::test_the_time_stamps",
