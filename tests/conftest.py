@@ -1,4 +1,4 @@
-"""Sets up every test: one hypothesis profile, which makes each run the same, and longer waits."""
+"""Sets up every test: one hypothesis profile, which makes each run the same, longer waits, and cheaper commands."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from lab import wait
+from lab import stagewire, wait
 
 pytest_plugins = ["side_by_side", "tests.attack.marks"]
 
@@ -15,6 +15,7 @@ settings.register_profile("stagewire", derandomize=True, deadline=None, max_exam
 settings.load_profile("stagewire")
 
 wait.slack = 3.0
+stagewire.commands_are_loaded = True
 
 _NETWORK = Path("/proc/self/ns/net")
 _HERE = _NETWORK.stat()

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
-from lab.namespaces import Namespace
+from lab import loaded
+from lab.namespaces import STARTED_IN, Namespace, checked
 from lab.wait import until
 from stagewire.environment import Environment
 from stagewire.linux import uids
@@ -21,6 +22,13 @@ SOCKET_PATH_LIMIT: Final = 107
 """Bytes in the path of a Unix socket."""
 DEGRADED: Final = 4
 """Exit status of `stagewire status` when not everything works."""
+LOADED: Final = frozenset([
+    *("down", "reload", "status", "save", "peer", "doctor", "scale", "why", "metrics", "check", "restart", "ready"),
+    *("history", "usage", "plan", "apply", "confirm", "backup", "restore"),
+])  # fmt: skip
+"""Commands that need no interpreter of their own: they leave no process behind, and heed nothing of their start."""
+commands_are_loaded = False
+"""Whether `Gateway.command` runs them by `lab.loaded`. Tests set it."""
 LONGEST_SOCKET_NAME: Final = 40
 """Bytes left for the names of the sockets in the run directory."""
 
@@ -154,6 +162,15 @@ class Gateway:
 
     def command(self, *arguments: str, check: bool = True, timeout: float = 30) -> subprocess.CompletedProcess[str]:
         """Runs `stagewire <arguments>` in the namespace and the gateway's environment."""
+        variables = {**os.environ, STARTED_IN: self.namespace.name, **self.env}
+        if not (commands_are_loaded and arguments[0] in LOADED and loaded.suits(variables)):
+            return self.program(*arguments, check=check, timeout=timeout)
+        words: tuple[str | Path, ...] = (executable("stagewire"), *arguments)
+        result = loaded.run(words, variables, timeout, namespace=self.namespace.name)
+        return checked(result) if check else result
+
+    def program(self, *arguments: str, check: bool = True, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+        """Runs a command as `command` does, and always by a new interpreter."""
         return self.namespace.run(executable("stagewire"), *arguments, check=check, timeout=timeout, env=self.env)
 
     def supervisorctl(

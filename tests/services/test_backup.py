@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.commands import folders, stagewire
 from tests.services.disks import full_disk, small_disk
-from tests.services.test_stagewire_cli import folders, stagewire
 
 from stagewire.history import FOLDER, NAME, TABLES, VERSION
 from stagewire.stages import UID_RANGES

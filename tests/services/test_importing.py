@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.services.test_stagewire_cli import folders, stagewire
+from tests.services.commands import folders, stagewire
 
 from stagewire import config
 from stagewire.config import InterfaceConfig, PeerConfig, encode_key, generate_private_key, public_key, roster

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from tests import schemas
+from tests.services.commands import folders, stagewire
 from tests.services.disks import full_disk, small_disk
-from tests.services.test_stagewire_cli import folders, stagewire
 
 from stagewire import config
 from stagewire.config import roster

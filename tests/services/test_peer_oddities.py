@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.services.commands import folders, stagewire
 from tests.services.test_peer_commands import PLACE, Files, values
-from tests.services.test_stagewire_cli import folders, stagewire
 
 from stagewire import config
 

@@ -14,13 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.config.example import EXAMPLE
+from tests.services.commands import LONG, folders
 
 from lab.stagewire import executable
 from stagewire.config import decode_key, encode_key, generate_private_key, public_key
 from stagewire_cli import operands
 
-LONG = 300
-"""s that a command may take: these tests give way to those that measure."""
 NOT_ROOT = ("unshare", "--user", "--map-user=1000")
 """A user namespace in which we are an ordinary user: nobody else may be able to read this checkout."""
 
@@ -50,10 +49,6 @@ def wg(*arguments: str, input: str = "") -> str:  # noqa: A002 - as in subproces
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sw-", dir="/tmp") as name:
         yield Path(name)
-
-
-def folders(folder: Path) -> dict[str, str]:
-    return {f"STAGEWIRE_{kind.upper()}_DIR": str(folder / kind) for kind in ("run", "state", "log")}
 
 
 def written(folder: Path, text: str, mode: int = 0o600) -> Path:

@@ -77,7 +77,7 @@ def unit() -> float:
 def measured(gateway: Gateway, *words: str) -> tuple[subprocess.CompletedProcess[str], float]:
     """Runs a command. Returns its result, and its CPU time in units."""
     before, begun = unit(), used()
-    asked = gateway.command(*words, check=False, timeout=120)
+    asked = gateway.program(*words, check=False, timeout=120)
     took = used() - begun
     multiple = took / max(before, unit())
     print(f"{' '.join(words)}: {took:.3f} s, {multiple:.1f} units")
