@@ -23,9 +23,10 @@ attack:
 		$(if $(OUT),--out $(OUT)) $(if $(JOBS),--jobs $(JOBS))
 
 # TESTS=tests/proto runs a part; JOBS=1 runs one test after another; AGAIN=1 tries what failed once more, by itself.
+# Workers share the test modules that one of them has compiled, so pytest must be able to keep these.
 test:
 	@deploy/setup --system
-	@.venv/bin/python -m pytest --numprocesses $(or $(JOBS),$$(($$(nproc) + 1))) --dist loadfile --no-loadscope-reorder $(TESTS) || \
+	@PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest --numprocesses $(or $(JOBS),$$(($$(nproc) + 1))) --dist loadfile --no-loadscope-reorder $(TESTS) || \
 		{ [ $$? = 1 ] && [ -n "$(AGAIN)" ] || exit 1; \
 		echo "test: tries what failed once more; what passes now depends on the machine's load, which is a bug to fix"; \
 		.venv/bin/python -m pytest --last-failed -v $(TESTS); }
