@@ -22,10 +22,9 @@ SOCKET_PATH_LIMIT: Final = 107
 """Bytes in the path of a Unix socket."""
 DEGRADED: Final = 4
 """Exit status of `stagewire status` when not everything works."""
-LOADED: Final = frozenset([
-    *("down", "reload", "status", "save", "peer", "doctor", "scale", "why", "metrics", "check", "restart", "ready"),
-    *("history", "usage", "plan", "apply", "confirm", "backup", "restore"),
-])  # fmt: skip
+LOADED: Final = frozenset(
+    ["down", "reload", "status", "save", "peer", "doctor", "why", "metrics", "restart", "apply", "confirm"]
+)
 """Commands that need no interpreter of their own: they leave no process behind, and heed nothing of their start."""
 commands_are_loaded = False
 """Whether `Gateway.command` runs them by `lab.loaded`. Tests set it."""
