@@ -2,16 +2,16 @@
 
 import sys
 
+from conn_service.kernel import load
 from conn_service.service import ConnService
 from stagewire.process.stage import EXIT_MISTAKE, Stage
-from stagewire.proto.kernel import rule
 
 
 def main() -> int:
     """Returns the exit status."""
     stage = Stage("conn")
     try:
-        kernel = rule.load(stage.environment.kernel, "stagewire.linux.udp_trains")
+        kernel = load(stage.environment.kernel)
     except ImportError as error:
         stage.log.error("cannot work", reason=f"STAGEWIRE_KERNEL: the compiled kernel can't be loaded: {error}")
         return EXIT_MISTAKE

@@ -1,5 +1,7 @@
 """Receives and answers many datagrams in one system call (recvmmsg(2), sendmmsg(2)), which Python's sockets can't.
 
+`linux.udp_batch` has a compiled Batch.
+
 Under a flood of handshakes a call for each datagram would cost more than all else that conn-service does with it.
 """
 
@@ -105,18 +107,18 @@ class Batch:
             control += _CONTROL
         return found
 
-    def endpoint(self, number: int) -> Endpoint:
-        """Returns where an arrival of the latest call came from, and our address that it reached."""
+    def endpoint(self, number: int) -> bytes:
+        """Returns where an arrival of the latest call came from, and our address that it reached, packed."""
         name = number * _NAME
         names = self._names.bytes
         port = int.from_bytes(names[name + 2 : name + 4], "big")
         info = self._info(number)
         if _FAMILY.unpack_from(names, name)[0] == socket.AF_INET:
             source = _INFO4.unpack(info)[1] if info else b""
-            return Endpoint(bytes(names[name + 4 : name + 8]), port, 0, source)
+            return Endpoint(bytes(names[name + 4 : name + 8]), port, 0, source).pack()
         source, interface = _INFO6.unpack(info) if info else (b"", 0)
         scope = int.from_bytes(names[name + 24 : name + 28], sys.byteorder)
-        return Endpoint(bytes(names[name + 8 : name + 24]), port, scope, source, interface if scope else 0)
+        return Endpoint(bytes(names[name + 8 : name + 24]), port, scope, source, interface if scope else 0).pack()
 
     def _info(self, number: int) -> bytes:
         """Returns the ancillary data that names our address."""

@@ -2,8 +2,8 @@
 
 They come by sockets of their own where the kernel can sort (`host_service.queues`). Otherwise they come by the sockets for
 transport messages, as do those that the kernel merged with transport messages. A visit takes a batch from each socket. Then
-all of them rest, so that handshakes take SHARE of this process's time at most. Meanwhile handshakes wait, or are lost, in
-queues of their own.
+all of them rest, so that handshakes take SHARE of this process's time at most, and come together. Meanwhile handshakes wait,
+or are lost, in queues of their own.
 """
 
 import secrets
@@ -14,9 +14,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from typing import Final
 
-from conn_service.batch import MOST, Batch
+from conn_service.batch import MOST
+from conn_service.kernel import Kernel
 from conn_service.udp import Sockets
 from stagewire.control.messages import ConnSettings
 from stagewire.loop import boot_time
@@ -31,6 +33,10 @@ from stagewire.proto.packets.block import Block
 
 SHARE: Final = 0.5
 """Part of the time that handshakes take at most."""
+GATHER: Final = 0.001
+"""s that they rest at least after a visit that left none waiting: a visit costs more than a message."""
+TOGETHER: Final = 18
+"""Messages that one call sends to key-service, which takes as many in a turn."""
 WAIT_INTERVAL: Final = 0.1
 """s between two looks at how long visits waited for a processor."""
 STRAYS: Final = 100
@@ -43,13 +49,16 @@ _MEMINFO: Final = struct.Struct("=32xI")
 class Handshakes:
     """Judges what comes, answers what asks for a cookie, and queues the rest for key-service: proven sources first."""
 
-    def __init__(self, stage: Stage, sender: Sender, move: Callable[[bytes, bytes, float], None]) -> None:
+    def __init__(
+        self, stage: Stage, sender: Sender, move: Callable[[bytes, bytes, float], None], kernel: Kernel
+    ) -> None:
         """Takes `move`, which passes a transport message and its endpoint on."""
         self._stage = stage
         self._sender = sender
         self._move = move
         self._gate: gate.Gate | None = None
-        self._batch = Batch()
+        self._kernel = kernel
+        self._batch = kernel.batch()
         self._ready = select.epoll()
         self._udp: Sockets | None = None
         self._sockets: dict[int, socket.socket] = {}
@@ -70,7 +79,13 @@ class Handshakes:
         """Makes a gate for another key."""
         if standing is None or (standing.public_key, standing.stamped) != (wanted.public_key, wanted.stamped):
             self._gate = gate.Gate(
-                wanted.public_key, secrets.token_bytes, self._stage.counters, boot_time(), stamped=wanted.stamped
+                wanted.public_key,
+                secrets.token_bytes,
+                self._stage.counters,
+                boot_time(),
+                stamped=wanted.stamped,
+                macs=self._kernel.macs,
+                admits=self._kernel.admits,
             )
 
     def listen(self, sockets: Sockets) -> None:
@@ -105,33 +120,40 @@ class Handshakes:
         # Not the clock alone: while the machine is busy, most of that would be others' time.
         begun, begun_at = time.thread_time(), boot_time()
         ready = self._ready.poll(0)
+        most = max(1, MOST // max(1, len(ready)))
+        more = False
         for descriptor, _ in ready:
-            self._visit(self._sockets[descriptor], max(1, MOST // len(ready)), now)
+            more |= self._visit(self._sockets[descriptor], most, now) == most
         self._pass_on(now)
         self._stage.loop.pause(self._ready.fileno())
         worked, over = time.thread_time() - begun, boot_time()
         self._worked, self._took = self._worked + worked, self._took + over - begun_at
-        self._rests_until = over + worked * (1 / SHARE - 1)
+        rest = worked * (1 / SHARE - 1)
+        self._rests_until = over + (rest if more else max(rest, GATHER))
 
-    def _visit(self, opened: socket.socket, most: int, now: float) -> None:
-        """Takes a batch. hot"""
-        received = 0
-        batch, waiting = self._batch, False
-        for number, (data, size, source) in enumerate(batch.receive(opened, most)):
+    def _visit(self, opened: socket.socket, most: int, now: float) -> int:
+        """Takes a batch; returns the number of datagrams and runs in it. hot: bench handshakes"""
+        assert self._gate is not None  # noqa: S101 - the sockets are read after it is made
+        assert self._udp is not None  # noqa: S101
+        received, waiting = 0, False
+        batch, judge, reaches = self._batch, self._gate.judge_untrusted, self._udp.reaches
+        arrivals = batch.receive(opened, most)
+        for number, (data, size, source) in enumerate(arrivals):
             for datagram in (data,) if len(data) <= size else Block(data, size):
                 received += 1
                 if is_transport(datagram):
-                    self._move(datagram, batch.endpoint(number).pack(), now)
+                    self._move(datagram, batch.endpoint(number), now)
                     continue
-                verdict, answer = self._judge(datagram, source, now)
+                verdict, answer = judge(datagram, source, now, known=reaches(source))
                 if answer:
                     batch.answer(number, answer)
                     waiting = True
                 elif verdict:
-                    self._queue(datagram, batch.endpoint(number).pack(), now, first=verdict == gate.PASS_FIRST)
+                    self._queue(datagram, batch.endpoint(number), now, first=verdict == gate.PASS_FIRST)
         self._stage.counters["datagrams_in"] += received
         if waiting:
             batch.send(opened)
+        return len(arrivals)
 
     def take(self, datagram: bytes, endpoint: bytes, now: float) -> bytes:
         """Takes a message that came by a socket for transport messages. Returns an answer or nothing.
@@ -141,7 +163,10 @@ class Handshakes:
         if self._sockets and not self._strays.spend(now):
             self._stage.counters.note("handshake_merged", place=places.place_of(endpoint), size=len(datagram))
             return b""
-        verdict, answer = self._judge(datagram, places.place_of(endpoint), now)
+        assert self._gate is not None  # noqa: S101 - the sockets are read after it is made
+        assert self._udp is not None  # noqa: S101
+        place = places.place_of(endpoint)
+        verdict, answer = self._gate.judge_untrusted(datagram, place, now, known=self._udp.reaches(place))
         if verdict:
             self._queue(datagram, endpoint, now, first=verdict == gate.PASS_FIRST)
             self._pass_on(now)
@@ -159,11 +184,6 @@ class Handshakes:
             self._stage.counters["handshake_overflow"] += (lost - self._lost[descriptor]) & 0xFFFFFFFF
             self._lost[descriptor] = lost
 
-    def _judge(self, datagram: bytes, source: bytes, now: float) -> tuple[int, bytes]:
-        assert self._gate is not None  # noqa: S101 - the sockets are read after it is made
-        assert self._udp is not None  # noqa: S101
-        return self._gate.judge_untrusted(datagram, source, now, known=self._udp.reaches(source))
-
     # --- to key-service ------------------------------------------------------------------------------------
 
     def _queue(self, datagram: bytes, endpoint: bytes, now: float, *, first: bool) -> None:
@@ -180,11 +200,13 @@ class Handshakes:
     def _pass_on(self, _now: float) -> None:
         for queue in (self._first, self._later):
             while queue:
-                if not self._sender.send(queue[0]):
+                taken = self._sender.send_each(list(islice(queue, TOGETHER)))
+                if not taken:
                     self._sender.when_room(self._pass_on)
                     self._note_queue()
                     return
-                queue.popleft()
+                for _ in range(taken):
+                    queue.popleft()
         self._note_queue()
         self._sender.when_room(None)
 

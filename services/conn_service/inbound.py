@@ -8,9 +8,10 @@ import socket
 import time
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from conn_service.handshakes import Handshakes
+from conn_service.kernel import Kernel
 from conn_service.udp import Sockets
 from stagewire.control.messages import ConnSettings
 from stagewire.loop import boot_time
@@ -30,9 +31,9 @@ if TYPE_CHECKING:  # it may not be built
 class Inbound:
     """Reads the sockets in use, and sorts what comes. While there are none, the pipes are paused as well."""
 
-    def __init__(self, stage: Stage, compiled: Any) -> None:
-        """Takes `linux.udp_trains`; with None, Python does all work."""
-        self._stage = stage
+    def __init__(self, stage: Stage, kernel: Kernel) -> None:
+        compiled = kernel.trains
+        self._stage, self._kernel = stage, kernel
         self._udp: Sockets
         """The sockets that are being read, or were last."""
         self._open: list[socket.socket] = []
@@ -50,7 +51,7 @@ class Inbound:
     def set_up(self) -> None:
         """Opens the pipe to key-service."""
         stage = self._stage
-        self._handshakes = Handshakes(stage, stage.pipes.sender(stage.loop, HANDSHAKE_IN), self._stray)
+        self._handshakes = Handshakes(stage, stage.pipes.sender(stage.loop, HANDSHAKE_IN), self._stray, self._kernel)
 
     def configure(self, wanted: ConnSettings, standing: ConnSettings | None) -> None:
         """Connects the workers, and makes a gate for another key."""

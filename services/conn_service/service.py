@@ -1,11 +1,12 @@
 """Passes datagrams between the UDP sockets and the other stages: `Inbound` and `Outbound`, as key-service says."""
 
 from dataclasses import replace
-from typing import Any, assert_never
+from typing import assert_never
 
 from conn_service import udp
 from conn_service.egress import Egress
 from conn_service.inbound import Inbound
+from conn_service.kernel import Kernel
 from conn_service.nesting import Nesting
 from conn_service.outbound import Outbound
 from stagewire.control.chains import Chain, ChainsChanged
@@ -28,15 +29,14 @@ from stagewire.process.stage import Stage
 class ConnService:
     """Serves the UDP side of one interface."""
 
-    def __init__(self, stage: Stage, kernel: tuple[Any, str] = (None, "")) -> None:
-        """Takes what `rule.load` says of `linux.udp_trains`; by default, Python does all work."""
+    def __init__(self, stage: Stage, kernel: Kernel) -> None:
         self._stage = stage
-        self._compiled, self._kernel = kernel
+        self._kernel = kernel
         self._settings: ConnSettings | None = None
         self._version: int | None = None
         """Version of a whole snapshot that isn't yet in force here; None without."""
         self._given: udp.Sockets | None = None
-        self._inbound, self._outbound = Inbound(stage, self._compiled), Outbound(stage, self._compiled)
+        self._inbound, self._outbound = Inbound(stage, kernel), Outbound(stage, kernel.trains)
 
     def set_up(self) -> None:
         """Opens the pipes. Takes the sockets that the holder before us handed down, and later those of host-service."""
@@ -54,7 +54,7 @@ class ConnService:
         SocketsTaker(stage.loop, path, lambda: self._given.descriptors if self._given else {}, self._on_given)
 
     def hello(self) -> list[Hello | LiveSessions]:
-        return [replace(self._stage.hello(), kernel=self._kernel)]
+        return [replace(self._stage.hello(), kernel=self._kernel.said)]
 
     def on_control(self, message: ToConn, now: float) -> None:
         match message:
@@ -90,7 +90,7 @@ class ConnService:
         """Takes new sockets into use, or the new mark of the same ones."""
         try:
             offload = self._stage.environment.offload
-            given = udp.Sockets(descriptors, self._nesting, offload=offload, compiled=self._compiled)
+            given = udp.Sockets(descriptors, self._nesting, offload=offload, compiled=self._kernel.trains)
         except OSError as error:
             self._stage.log.warning("sockets refused", reason=str(error))
             return

@@ -8,6 +8,7 @@ from typing import Any
 
 from conn_service import udp
 from conn_service.inbound import Inbound
+from conn_service.kernel import Kernel
 from conn_service.outbound import Outbound
 from stagewire.control.socket_door import UDP4, UDP6
 from stagewire.pipe import trains
@@ -41,7 +42,7 @@ class Side:
         self.messages: list[bytes] = []
         loop = SimpleNamespace(pause=lambda _: None, resume=lambda _: None, when_writable=lambda *_: None)
         stage: Any = SimpleNamespace(loop=loop, pipes=None, counters=self.counters, drop=self._drop)
-        self.inbound: Any = Inbound(stage, module)
+        self.inbound: Any = Inbound(stage, Kernel(module))
         self.outbound: Any = Outbound(stage, module)
         four = opened(socket.AF_INET)
         descriptors = {UDP4: four.detach(), UDP6: opened(socket.AF_INET6).detach()}

@@ -14,6 +14,7 @@ import zmq
 from tests.turning import turn_until
 
 from conn_service.inbound import Inbound
+from conn_service.kernel import Kernel
 from stagewire.control.messages import RoutesSet, TunSettings, Welcome
 from stagewire.logs import Log
 from stagewire.loop import Loop, boot_time
@@ -78,7 +79,7 @@ def bench() -> Iterator[Bench]:
 @pytest.mark.parametrize("stage", ["tun", "conn"])
 def test_what_waits_for_a_worker_goes_on_waiting_while_others_come_and_go(bench: Bench, stage: str) -> None:
     read, write = os.pipe()
-    service: Any = TunService(bench.stage, read, attached=True) if stage == "tun" else Inbound(bench.stage, None)
+    service: Any = TunService(bench.stage, read, attached=True) if stage == "tun" else Inbound(bench.stage, Kernel())
     bench.kept.append(service)
     pipe = PLAIN_OUT if stage == "tun" else CIPHER_IN
     workers = [bench.pipes.bind(pipe, number) for number in range(3)]

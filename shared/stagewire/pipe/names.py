@@ -92,13 +92,15 @@ _DATA: Final = Limits(MAX_TRAIN, 4, read=128 * 1024, queue=416 * 1024, memory=Tr
 """A turn takes one long train, or many short ones, and what lies in memory. Beside that seven of 64 KB may wait, as
 net.core.wmem_max lets any process have."""
 _HANDSHAKES: Final = Limits(MAX_TRAIN, 64, read=4 * 1024, queue=80 * 1024)
-"""A turn takes 18 messages, a few milliseconds of key-service's work, and 64 wait: the gate watches the queue before."""
+"""A turn takes 18 messages, a few milliseconds of key-service's work, and 64 wait."""
+_INITIATIONS: Final = Limits(MAX_TRAIN, 64, read=4 * 1024, queue=24 * 1024)
+"""Some 100 wait, as conn-service sends many at once, or 20 that it sends one by one: the gate watches the queue before."""
 
 PLAIN_OUT: Final = Pipe("device", "plain-out", TRAINS, ("tun",), _DATA, per_worker=True)
 CIPHER_OUT: Final = Pipe("conn", "cipher-out", TRAINS, (WORKER,), _DATA)
 CIPHER_IN: Final = Pipe("device", "cipher-in", TRAINS, ("conn",), _DATA, per_worker=True)
 PLAIN_IN: Final = Pipe("tun", "plain-in", TRAINS, (WORKER,), _DATA)
-HANDSHAKE_IN: Final = Pipe("key", "handshake-in", TRAINS, ("conn",), _HANDSHAKES)
+HANDSHAKE_IN: Final = Pipe("key", "handshake-in", TRAINS, ("conn",), _INITIATIONS)
 HANDSHAKE_OUT: Final = Pipe("conn", "handshake-out", TRAINS, ("key",), _HANDSHAKES)
 CONTROL: Final = Pipe("key", "control", MESSAGES, (*STAGES, COMMAND), Limits(MAX_CONTROL, 4096, MAX_SAID, 64))
 TELEMETRY: Final = Pipe("status", "telemetry", REPORTS, STAGES, Limits(MAX_REPORT, 64))

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 from hashlib import blake2s
 from hmac import compare_digest
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -83,6 +83,66 @@ def _mac(key: bytes, data: bytes) -> bytes:
     return blake2s(data, digest_size=c.MAC_LENGTH, key=key).digest()
 
 
+class Mac:
+    """Computes macs under one key. `kernel.macs` has a compiled one."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: bytes) -> None:
+        """Takes a key of 1 to 32 bytes."""
+        self._key = key
+
+    def of(self, data: bytes) -> bytes:
+        """Computes the mac (16 bytes) of all of `data`. hot"""
+        return _mac(self._key, data)
+
+    def fits(self, message: bytes, end: int) -> bool:
+        """Tells whether the 16 bytes at `end` are the mac of those before. There must be as many. hot"""
+        return compare_digest(_mac(self._key, message[:end]), message[end : end + c.MAC_LENGTH])
+
+
+class Cookies:
+    """Makes cookies under one secret, and seals them in replies. `kernel.macs` has compiled ones."""
+
+    __slots__ = ("_aead", "_count", "_secret", "_start")
+
+    def __init__(self, secret: bytes, key: bytes, start: bytes) -> None:
+        """Takes a secret and a key of 32 bytes, and the 16 bytes of all nonces' start."""
+        self._secret = secret
+        self._aead = ChaCha20Poly1305(key)
+        self._start, self._count = start, 0
+
+    def of(self, source: bytes) -> bytes:
+        """Returns the cookie (16 bytes) of a source."""
+        return _mac(self._secret, source)
+
+    def reply(self, message: bytes, source: bytes) -> bytes:
+        """Seals the cookie of `source` in a reply (64 bytes) to a handshake message. hot"""
+        # Safe under the one key: the count never repeats, and another start of nonces comes with another object.
+        count = self._count.to_bytes(8, "little")
+        self._count += 1
+        sealed = self._aead.encrypt(bytes(4) + count, self.of(source), message[-32:-16])
+        return messages.pack_cookie_reply(int.from_bytes(message[4:8], "little"), self._start + count, sealed)
+
+
+class Macs(Protocol):
+    """Has what computes macs and cookies: `PLAIN`, or the module `kernel.macs`."""
+
+    @property
+    def Mac(self) -> type[Mac]: ...  # noqa: N802
+
+    @property
+    def Cookies(self) -> type[Cookies]: ...  # noqa: N802
+
+
+class _Plain(NamedTuple):
+    Mac: type[Mac] = Mac
+    Cookies: type[Cookies] = Cookies
+
+
+PLAIN: Final = _Plain()
+
+
 class CookieChecker:
     """Checks macs and makes cookie replies, with no key of ours but the public one, so it can stand at the gate.
 
@@ -90,21 +150,17 @@ class CookieChecker:
     packed address and its port, two bytes big endian. `random_bytes` returns that many random bytes.
     """
 
-    def __init__(self, public_key: bytes, random_bytes: Callable[[int], bytes]) -> None:
-        self._mac1_key = mac1_key(public_key)
+    def __init__(self, public_key: bytes, random_bytes: Callable[[int], bytes], macs: Macs = PLAIN) -> None:
+        self._macs = macs
+        self._mac1 = macs.Mac(mac1_key(public_key))
         self._cookie_key = cookie_key(public_key)
         self._random_bytes = random_bytes
-        self._secret = b""
+        self._cookies: Cookies | None = None
         self._secret_made = 0.0
-        self._nonce_start = b""
-        self._nonce_count = 0
-        self._aead: ChaCha20Poly1305
 
     def mac1_valid(self, message: bytes) -> bool:
         """Tells whether the sender knows our public key. False also for a message too short for macs. hot"""
-        if len(message) < 2 * c.MAC_LENGTH:
-            return False
-        return compare_digest(mac1(self._mac1_key, message[:-32]), message[-32:-16])
+        return len(message) >= 2 * c.MAC_LENGTH and self._mac1.fits(message, len(message) - 2 * c.MAC_LENGTH)
 
     def mac2_valid(self, message: bytes, source: bytes, now: float) -> bool:
         """Tells whether the sender has the cookie that we would now give to `source`.
@@ -112,32 +168,25 @@ class CookieChecker:
         False before the first cookie reply, and when the secret is COOKIE_SECRET_MAX_AGE old: cookies end with their
         secret.
         """
-        if not self._secret_is_fresh(now) or len(message) < 2 * c.MAC_LENGTH:
+        cookies = self._fresh(now)
+        if cookies is None or len(message) < 2 * c.MAC_LENGTH:
             return False
-        return compare_digest(_mac(self._cookie(source), message[:-16]), message[-16:])
+        return compare_digest(_mac(cookies.of(source), message[:-16]), message[-16:])
 
     def cookie_reply(self, message: bytes, source: bytes, now: float) -> bytes:
         """Makes the cookie reply (64 bytes) to a message whose mac1 is valid. hot"""
-        if not self._secret_is_fresh(now):
-            self._renew(now)
-        # Safe under the one key: the start of the nonce is random, drawn anew with each secret, and the count never repeats.
-        count = self._nonce_count.to_bytes(8, "little")
-        self._nonce_count += 1
-        sealed = self._aead.encrypt(bytes(4) + count, self._cookie(source), message[-32:-16])
-        return messages.pack_cookie_reply(int.from_bytes(message[4:8], "little"), self._nonce_start + count, sealed)
+        return (self._fresh(now) or self._renew(now)).reply(message, source)
 
-    def _renew(self, now: float) -> None:
+    def _renew(self, now: float) -> Cookies:
         """Draws a secret. Also computes once what the first 16 bytes of a nonce decide, the costliest part of a reply."""
-        self._secret = self._random_bytes(_SECRET_LENGTH)
+        secret, start = self._random_bytes(_SECRET_LENGTH), self._random_bytes(16)
+        self._cookies = self._macs.Cookies(secret, _hchacha20(self._cookie_key, start), start)
         self._secret_made = now
-        self._nonce_start, self._nonce_count = self._random_bytes(16), 0
-        self._aead, _ = _xchacha20poly1305(self._cookie_key, self._nonce_start + bytes(8))
+        return self._cookies
 
-    def _secret_is_fresh(self, now: float) -> bool:
-        return bool(self._secret) and now - self._secret_made < c.COOKIE_SECRET_MAX_AGE
-
-    def _cookie(self, source: bytes) -> bytes:
-        return _mac(self._secret, source)
+    def _fresh(self, now: float) -> Cookies | None:
+        """Returns what makes cookies, unless its secret is too old."""
+        return self._cookies if now - self._secret_made < c.COOKIE_SECRET_MAX_AGE else None
 
 
 class MacSealer:

@@ -18,7 +18,7 @@ from stagewire.proto import admission
 from stagewire.proto import constants as c
 from stagewire.proto.admission import ALLOWANCE, Admission, Allowance
 from stagewire.proto.awaited import Awaited
-from stagewire.proto.cookie import CookieChecker
+from stagewire.proto.cookie import PLAIN, CookieChecker, Macs
 from stagewire.proto.ratelimit import RateLimiter
 from stagewire.reasons import Reasons
 
@@ -48,12 +48,14 @@ class Gate:
         now: float,
         *,
         stamped: bool = False,
+        macs: Macs = PLAIN,
+        admits: type[Admission] = Admission,
     ) -> None:
         """Begins at `now` to be told of our own messages."""
         self._drops = drops
-        self._checker = CookieChecker(public_key, random_bytes)
+        self._checker = CookieChecker(public_key, random_bytes, macs)
         self._limiter = RateLimiter()
-        self._admission = Admission(random_bytes(16))
+        self._admission = admits(random_bytes(16))
         self._awaited = Awaited(now)
         self._unsure = Allowance(ALLOWANCE)
         self._queue = 0

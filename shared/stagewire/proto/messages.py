@@ -125,4 +125,4 @@ def pack_response(sender: int, receiver: int, ephemeral: bytes, encrypted_payloa
 
 def pack_cookie_reply(receiver: int, nonce: bytes, encrypted_cookie: bytes) -> bytes:
     """Packs a whole cookie reply (64 bytes)."""
-    return HEADER.pack(c.TYPE_COOKIE_REPLY, receiver) + nonce + encrypted_cookie
+    return _COOKIE_REPLY.pack(c.TYPE_COOKIE_REPLY, receiver, nonce, encrypted_cookie)

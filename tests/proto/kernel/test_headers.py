@@ -5,16 +5,41 @@ from pathlib import Path
 
 import pytest
 
-from conn_service import udp
+from conn_service import batch, udp
 from stagewire import limits
 from stagewire.pipe import train_builder, trains
-from stagewire.proto import carriers, constants, endpoint
+from stagewire.proto import admission, carriers, constants, endpoint
 from stagewire.proto.packets import fields, merge
 
 ROOT = Path(trains.__file__).parents[1]
-FILES = ("proto/kernel/headers.pxd", "proto/kernel/opening.pyx", "linux/tun_trains.pyx", "linux/udp_trains.pyx")
-HOMES = (fields, constants, limits, trains, merge, train_builder, udp, carriers)
-OWN = {"CAPACITY", "SHORT", "SPARE", "BUCKETS", "RECEIVER", "MOST", "NAME", "CONTROL"}
+FILES = (
+    "proto/kernel/headers.pxd",
+    "proto/kernel/opening.pyx",
+    "linux/tun_trains.pyx",
+    "linux/udp_trains.pyx",
+    "linux/udp_notes.pxd",
+    "linux/udp_batch.pyx",
+    "proto/kernel/macs.pyx",
+    "proto/kernel/admission.pyx",
+)
+HOMES = (fields, constants, limits, trains, merge, train_builder, udp, batch, carriers, admission)
+OWN = {
+    "CAPACITY",
+    "SHORT",
+    "SPARE",
+    "BUCKETS",
+    "RECEIVER",
+    "MOST",
+    "NAME",
+    "CONTROL",
+    "NONCE",
+    "START",
+    "SEALED",
+    "INFO4_LENGTH",
+    "INFO6_LENGTH",
+    "NAME4_LENGTH",
+    "NAME6_LENGTH",
+}
 """Numbers that have no other home."""
 
 

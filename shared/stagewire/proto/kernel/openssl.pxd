@@ -1,4 +1,4 @@
-"""Declares what is used of OpenSSL's EVP (EVP_EncryptInit(3), EVP_DigestInit(3)). Cipher and hash are never ours."""
+"""Declares what is used of OpenSSL's EVP (EVP_EncryptInit(3), EVP_DigestInit(3), EVP_MAC(3)). Cipher, hash and mac are never ours."""
 
 cdef extern from "openssl/crypto.h" nogil:
     int CRYPTO_memcmp(const void *first, const void *second, size_t length)
@@ -29,3 +29,20 @@ cdef extern from "openssl/evp.h" nogil:
     int EVP_DigestInit_ex(EVP_MD_CTX *context, const EVP_MD *digest, void *engine)
     int EVP_DigestUpdate(EVP_MD_CTX *context, const void *data, size_t length)
     int EVP_DigestFinal_ex(EVP_MD_CTX *context, unsigned char *into, unsigned int *length)
+
+    ctypedef struct EVP_MAC:
+        pass
+    ctypedef struct EVP_MAC_CTX:
+        pass
+    EVP_MAC *EVP_MAC_fetch(void *library, const char *name, const char *properties)
+    EVP_MAC_CTX *EVP_MAC_CTX_new(EVP_MAC *mac)
+    void EVP_MAC_CTX_free(EVP_MAC_CTX *context)
+    int EVP_MAC_init(EVP_MAC_CTX *context, const unsigned char *key, size_t length, const OSSL_PARAM *parameters)
+    int EVP_MAC_update(EVP_MAC_CTX *context, const unsigned char *data, size_t length)
+    int EVP_MAC_final(EVP_MAC_CTX *context, unsigned char *into, size_t *length, size_t room)
+
+cdef extern from "openssl/params.h" nogil:
+    ctypedef struct OSSL_PARAM:
+        pass
+    OSSL_PARAM OSSL_PARAM_construct_size_t(const char *name, size_t *value)
+    OSSL_PARAM OSSL_PARAM_construct_end()
