@@ -75,7 +75,8 @@ class Scene:
     _link: str
     """The far end's link."""
     _networks: Iterator[int] = field(default_factory=lambda: itertools.count(113))
-    _ports: Iterator[int] = field(default_factory=lambda: itertools.count(40_000))
+    _ports: Iterator[int] = field(default_factory=lambda: itertools.count(20_000))
+    """Of the new peer; below those that the kernel gives to other sockets."""
 
     def stream(self, rate: float, seconds: float = SECONDS) -> tuple[int, int]:
         """Returns how many packets of the peer were sent and received."""
