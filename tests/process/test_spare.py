@@ -243,7 +243,8 @@ def test_one_spare_watches_all_slots_and_takes_the_one_that_is_free(place: Place
     os.kill(victim, signal.SIGKILL)
     spare.wait_for("begun")
     assert place.held() == {**place.held(), 1: spare.process.pid}
-    assert [holder.alive for holder in holders].count(True) == 2
+    # The kernel frees the slot a moment before the killed process has ended.
+    until(lambda: [holder.alive for holder in holders].count(True) == 2, 5, "the victim to have ended")
 
 
 def test_of_many_that_wait_one_takes_over(place: Place) -> None:
