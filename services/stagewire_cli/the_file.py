@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stagewire import config
-from stagewire.config import ConfigError, InterfaceConfig, accepted, unconfirmed
+from stagewire.config import ConfigError, accepted, unconfirmed
 from stagewire.config.accepted import Accepted
 from stagewire.environment import Environment
 from stagewire.loop import boot_time
@@ -34,7 +34,7 @@ def what_was_read(environment: Environment) -> Accepted | None:
         return None
 
 
-def as_it_was_read(environment: Environment) -> InterfaceConfig | None:
+def as_it_was_read(environment: Environment) -> "config.InterfaceConfig | None":
     """Returns the text in force, parsed; None when it is unknown."""
     read = what_was_read(environment)
     with suppress(ConfigError):

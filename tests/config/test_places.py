@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stagewire.config import encode_key, parse_text
-from stagewire.config.model import ConfigError
+from stagewire.config.mistakes import ConfigError
 from stagewire.config.parser import parse
 
 KEY, PRIVATE = encode_key(bytes([9, *[7] * 31])), encode_key(bytes([8, *[5] * 31]))

@@ -1,6 +1,7 @@
 """Reads and writes wg-quick configuration files: frozen dataclasses in memory, every mistake reported at once.
 
 - model: the dataclasses
+- mistakes: what refuses a configuration
 - known, keys, values, gateway, tolerant: names, and texts after a `=`
 - parser, drafts, peers, claims, marks, findings: lines into a configuration
 - loader, lookups, published: which files may be trusted, names of this host, keys that everybody knows
@@ -21,12 +22,11 @@ if TYPE_CHECKING:
     from stagewire.config.differences import difference
     from stagewire.config.keys import decode_key, encode_key, generate_private_key, public_key
     from stagewire.config.loader import interface_name, load, load_text, parse_text
+    from stagewire.config.mistakes import ConfigError, Mistake
     from stagewire.config.model import (
-        ConfigError,
         HostPort,
         Interface,
         InterfaceConfig,
-        Mistake,
         Network,
         PeerConfig,
         Table,
@@ -38,8 +38,9 @@ _MODULES: Final = {
     "differences": ("difference",),
     "keys": ("decode_key", "encode_key", "generate_private_key", "public_key"),
     "loader": ("interface_name", "load", "load_text", "parse_text"),
+    "mistakes": ("ConfigError", "Mistake"),
     "model": (
-        "ConfigError", "HostPort", "Interface", "InterfaceConfig", "Mistake", "Network", "PeerConfig", "Table",
+        "HostPort", "Interface", "InterfaceConfig", "Network", "PeerConfig", "Table",
     ),
     "parser": ("parse",),
     "write": ("merge", "save"),

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from stagewire.config.model import Mistake
+from stagewire.config.mistakes import Mistake
 
 MAX_MISTAKES: Final = 1000
 """Reading stops here: a large file that is no configuration must cost neither time nor memory."""

@@ -4,11 +4,14 @@ import os
 import stat
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from stagewire import files
-from stagewire.config.model import ConfigError, InterfaceConfig, Mistake
+from stagewire.config.mistakes import ConfigError, Mistake
 from stagewire.environment import valid_interface_name
+
+if TYPE_CHECKING:
+    from stagewire.config.model import InterfaceConfig
 
 MAX_SIZE: Final = 32 * 1024 * 1024
 """Bytes: room for some 170,000 peers."""
@@ -25,7 +28,7 @@ def interface_name(path: Path) -> str:
     return name
 
 
-def load(path: Path, *, strict: bool = False) -> InterfaceConfig:
+def load(path: Path, *, strict: bool = False) -> "InterfaceConfig":
     """Reads a configuration file. Raises ConfigError: one mistake about the file itself, else as `parse`.
 
     Follows symbolic links. Reads only a regular file of at most MAX_SIZE; a FIFO can't make the reader wait. Refuses a
@@ -47,7 +50,7 @@ def load_text(path: Path) -> str:
     return _text(path)[0]
 
 
-def parse_text(text: str, path: Path, *, strict: bool = False) -> InterfaceConfig:
+def parse_text(text: str, path: Path, *, strict: bool = False) -> "InterfaceConfig":
     """Parses the text of a file. Raises ConfigError as `parse`."""
     from stagewire.config.lookups import of_this_host
     from stagewire.config.parser import parse

@@ -1,9 +1,10 @@
 """Describes a configuration, and the mistakes in one."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Literal
+
+from stagewire.config.mistakes import Mistake
 
 Network = IPv4Network | IPv6Network
 Interface = IPv4Interface | IPv6Interface
@@ -130,27 +131,4 @@ class InterfaceConfig:
     isolation: bool = False
     open_firewall: bool = False
     access: Access = Access()
-    warnings: tuple["Mistake", ...] = field(default=(), compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """Describes one mistake. `line` counts from 1; None when the mistake concerns the whole file."""
-
-    path: str
-    line: int | None
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.message}" if self.line is None else f"{self.path}:{self.line}: {self.message}"
-
-
-class ConfigError(Exception):
-    """Refuses a configuration. `mistakes` has every mistake, in the file's order.
-
-    `str()` is one line per mistake. No message holds a key, nor 20 characters of one, so all of it may be logged.
-    """
-
-    def __init__(self, mistakes: Iterable[Mistake]) -> None:
-        self.mistakes = tuple(mistakes)
-        super().__init__("\n".join(str(mistake) for mistake in self.mistakes))
+    warnings: tuple[Mistake, ...] = field(default=(), compare=False, repr=False)

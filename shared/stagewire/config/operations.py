@@ -14,7 +14,8 @@ from typing import Final
 from stagewire.config import keys, peer_checks, peer_names, roster, settings, values
 from stagewire.config.differences import difference, rotation, switched, title
 from stagewire.config.free import free_addresses
-from stagewire.config.model import ConfigError, InterfaceConfig, Network, PeerConfig
+from stagewire.config.mistakes import ConfigError
+from stagewire.config.model import InterfaceConfig, Network, PeerConfig
 from stagewire.config.roster import Refused, Roster
 from stagewire.config.settings import Setting
 from stagewire.config.write import merge

@@ -19,9 +19,9 @@ from stagewire.config import claims, gateway, keys, known, marks, peer_names, pl
 from stagewire.config.drafts import InterfaceDraft, Names, PeerDraft
 from stagewire.config.findings import Findings, TooManyMistakes
 from stagewire.config.known import SPACES, Key
+from stagewire.config.mistakes import ConfigError
 from stagewire.config.model import (
     Access,
-    ConfigError,
     Forward,
     Interface,
     InterfaceConfig,

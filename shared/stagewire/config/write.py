@@ -18,7 +18,8 @@ from stagewire.config.keys import encode_key
 from stagewire.config.known import SectionName
 from stagewire.config.loader import load, printable
 from stagewire.config.lookups import of_this_host
-from stagewire.config.model import ClientSettings, ConfigError, InterfaceConfig, Mistake, PeerConfig, PeerLimits
+from stagewire.config.mistakes import ConfigError, Mistake
+from stagewire.config.model import ClientSettings, InterfaceConfig, PeerConfig, PeerLimits
 from stagewire.config.parser import parse
 from stagewire.config.text import BOM, LISTS, Line, Section, Text
 from stagewire.config.tidy import key_of_peer, tidy
