@@ -26,6 +26,8 @@ ROOT: Final = Path(__file__).parents[2]
 GROWN: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stagewire-fuzz"
 """Folder of the corpora that grow, and of the report."""
 REPORT: Final = "report.jsonl"
+INTERRUPTED: Final = 72
+"""Exit status of a process of libFuzzer's that ^C has ended."""
 HANGS_AFTER: Final = 60
 """s for one input before libFuzzer ends the process, on a busy machine."""
 STARTS_WITHIN: Final = 600
@@ -94,7 +96,7 @@ class Run:
         for inputs, edges, _, corpus in _LINE.findall(said):
             result.inputs, result.edges, result.corpus = int(inputs), int(edges), int(corpus)
         result.failures = self._keep_failures()
-        if self._process.returncode and not result.failures:
+        if self._process.returncode not in (0, INTERRUPTED) and not result.failures:
             result.failures = 1
             print(f"{self.door.name}: ended with {self._process.returncode}\n{said[-2000:]}", file=sys.stderr)
         shutil.rmtree(self._scratch)
