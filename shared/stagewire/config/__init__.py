@@ -39,12 +39,10 @@ _MODULES: Final = {
     "keys": ("decode_key", "encode_key", "generate_private_key", "public_key"),
     "loader": ("interface_name", "load", "load_text", "parse_text"),
     "mistakes": ("ConfigError", "Mistake"),
-    "model": (
-        "HostPort", "Interface", "InterfaceConfig", "Network", "PeerConfig", "Table",
-    ),
+    "model": ("HostPort", "Interface", "InterfaceConfig", "Network", "PeerConfig", "Table"),
     "parser": ("parse",),
     "write": ("merge", "save"),
-}  # fmt: skip
+}
 _MODULE_OF: Final = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [

@@ -47,7 +47,7 @@ class Asking(Generic[T]):
 
     def __init__(self, environment: Environment, pipe: Pipe, question: object, answer: type[T]) -> None:
         self._question, self._kind = question, answer
-        self._sent = False
+        self._sent: bool | None = None
         self._context = zmq.Context()
         self._line = zmq_ends.connect(self._context, environment.run, pipe)
 
@@ -59,10 +59,11 @@ class Asking(Generic[T]):
         self._context.term()
 
     def send(self) -> bool:
-        """Sends the question; says whether the service took it within TIMEOUT_MS."""
-        if not self._sent and self._line.poll(TIMEOUT_MS, zmq.POLLOUT):
-            self._line.send(_QUESTIONS.pack(self._question))
-            self._sent = True
+        """Sends the question, once; says whether the service took it within TIMEOUT_MS."""
+        if self._sent is None:
+            self._sent = bool(self._line.poll(TIMEOUT_MS, zmq.POLLOUT))
+            if self._sent:
+                self._line.send(_QUESTIONS.pack(self._question))
         return self._sent
 
     def answer(self) -> T | None:
