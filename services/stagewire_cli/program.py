@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def _end(status: object) -> None:
-    """Ends the process without Python's tidying of memory, which takes a quarter of a short command's time.
+    """Ends the process without Python's tidying of memory, which an operator would wait for.
 
     Returns where something else is left to do: a thread works on, or an output takes no more.
     """
