@@ -14,7 +14,8 @@ import pytest
 import zmq
 
 from lab.wait import until
-from stagewire.loop import FINISH_WITHIN, IDLE_INTERVAL, LOOK_INTERVAL, Every, Loop, Paced, boot_time
+from stagewire.deadlines import Every
+from stagewire.loop import FINISH_WITHIN, LOOK_INTERVAL, Loop, boot_time
 
 
 class Once:
@@ -336,50 +337,6 @@ def test_a_wait_is_rounded_up_and_does_not_spin(pipe: tuple[int, int]) -> None:
     assert turns <= 20
 
 
-def test_every_calls_at_once_then_at_its_interval_and_makes_up_for_nothing() -> None:
-    calls: list[float] = []
-    every = Every(10.0, calls.append)
-    start = every.next_deadline()
-    assert start <= boot_time()
-    every.act(start)
-    assert calls == [start]
-    assert every.next_deadline() == start + 10
-    every.act(start + 35)  # late: the calls missed are not made up for
-    assert every.next_deadline() == start + 45
-
-
-def test_what_is_paced_comes_rarely_without_work_and_soon_with_it() -> None:
-    calls, worked = list[float](), 0
-    paced = Paced(lambda: worked, 0.5, calls.append, phase=0.25)
-    paced.act(100.0)
-    assert paced.next_deadline() == 100.25
-    paced.act(100.25)
-    assert paced.next_deadline() == 100.25 + IDLE_INTERVAL
-    paced.act(100.0)
-    worked += 1
-    assert paced.next_deadline() == 100.5
-    paced.act(103.0)
-    assert paced.next_deadline() == 105.25
-    paced.at(104.0)
-    paced.at(104.5)
-    assert paced.next_deadline() == 104.0
-    paced.act(104.0)
-    assert paced.next_deadline() == 105.25
-    assert calls == [100.0, 100.25, 100.0, 103.0, 104.0]
-
-
-def test_an_action_may_bring_about_work_for_its_next_call() -> None:
-    loop = Loop()
-
-    def act(_now: float) -> None:
-        loop.worked += 1
-
-    paced = loop.add_paced(0.5, act)
-    assert paced.next_deadline() < boot_time()  # first at once
-    paced.act(100.0)
-    assert paced.next_deadline() == 100.5
-
-
 def test_only_what_is_no_routine_counts_as_work(pipe: tuple[int, int]) -> None:
     loop = Loop()
     loop.add(pipe[0], lambda _now: None, routine=True)
@@ -401,7 +358,8 @@ def test_only_what_is_no_routine_counts_as_work(pipe: tuple[int, int]) -> None:
 
 PROGRAM = """
 import sys
-from stagewire.loop import LOOK_INTERVAL, FINISH_WITHIN, Every, Loop
+from stagewire.deadlines import Every
+from stagewire.loop import LOOK_INTERVAL, FINISH_WITHIN, Loop
 loop = Loop()
 loop.add_timed(Every(0.01, lambda now: None))
 print("running", flush=True)

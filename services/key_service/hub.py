@@ -28,9 +28,9 @@ from stagewire.control.messages import (
 )
 from stagewire.control.questions import HandshakeNow, Scale, StatusQuery
 from stagewire.control.speakers import Speaker, Speakers
+from stagewire.deadlines import IDLE_INTERVAL
 from stagewire.limits import MAX_WORKERS
 from stagewire.linux.uids import Place
-from stagewire.loop import IDLE_INTERVAL
 from stagewire.pipe.names import CONTROL
 from stagewire.process.stage import Stage
 from stagewire.proto import prefix

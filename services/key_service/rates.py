@@ -2,8 +2,8 @@
 
 from typing import Final
 
+from stagewire.deadlines import IDLE_INTERVAL
 from stagewire.limits import MAX_COUNT
-from stagewire.loop import IDLE_INTERVAL
 from stagewire.proto.constants import TRANSPORT_OVERHEAD
 from stagewire.proto.peer import Peer
 

@@ -49,8 +49,9 @@ from stagewire.control.questions import HandshakeBegun, HandshakeNow, Scale, Sta
 from stagewire.control.session_keys import SessionsGiver
 from stagewire.control.status import GatewayStatus
 from stagewire.control.telemetry import LastReport
+from stagewire.deadlines import Every
 from stagewire.limits import DEFAULT_MTU
-from stagewire.loop import Every, Handler, boot_time
+from stagewire.loop import Handler, boot_time
 from stagewire.pipe.names import SESSIONS
 from stagewire.process import worker_count
 from stagewire.process.stage import Stage

@@ -32,8 +32,8 @@ from stagewire_cli.priorities import NICE
 _APART: Final = "key-service"
 _SERVICES: Final = tuple(stage for stage in STAGES if f"{stage}-service" != _APART)
 _LATER: Final = (
-    "host_service.service", "stagewire.linux.tun_trains", "stagewire.linux.udp_batch", "stagewire.linux.udp_trains",
-    "stagewire.proto.kernel.admission", "stagewire.proto.kernel.macs",
+    "host_service.service", "stagewire.linux.pipe_trains", "stagewire.linux.tun_trains", "stagewire.linux.udp_batch",
+    "stagewire.linux.udp_trains", "stagewire.proto.kernel.admission", "stagewire.proto.kernel.macs",
 )  # fmt: skip
 """Modules that a service's `main` imports."""
 _ACT_AT_START: Final = ("GLIBC_TUNABLES", "LD_", "MALLOC_", "OPENSSL_", "PYTHON")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from stagewire.control.telemetry import GatewayReport, PeerReport
-from stagewire.loop import IDLE_INTERVAL
+from stagewire.deadlines import IDLE_INTERVAL
 from stagewire.proto.constants import KEY_LENGTH, REJECT_AFTER_TIME
 from status_service import bounded
 

@@ -12,8 +12,8 @@ from typing import Final
 
 from stagewire.control.status import CountedStatus, CountersStatus, ReasonStatus
 from stagewire.control.telemetry import CaptureReport, Counters, QueueReport, WaitReport
+from stagewire.deadlines import IDLE_INTERVAL
 from stagewire.limits import MAX_COUNT, MAX_WORKERS
-from stagewire.loop import IDLE_INTERVAL
 from stagewire.pipe.names import PIPES
 from stagewire.pipe.waits import BOUNDS
 from stagewire.reasons import KEY_LENGTH, OF_STRANGERS, Incident, shown

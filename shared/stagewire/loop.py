@@ -17,26 +17,24 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import zmq
+
+from stagewire.deadlines import HEARTBEAT_INTERVAL, AllPaced, Paced, Timed
 
 Source = zmq.Socket[bytes] | int
 Handler = Callable[[float], None]
 
-HEARTBEAT_INTERVAL = 0.05
-"""s that a turn waits at most without sleep: a spare must be able to tell an idle holder from a hung one."""
 MAX_SLEEP = 5.0
 """s that a turn waits at most."""
 LOOK_INTERVAL = 0.001
 """s between two looks at the deadlines while there is always something to read: a look costs as much as a short train."""
 REST = 0.0001
 """s; a loop that has waited so long will most likely wait again after what it found."""
-IDLE_INTERVAL = 5.0
-"""s between two calls of what is done now and then (`Paced`) while there is no work."""
 FINISH_WITHIN = 0.2
 """s that pipes may still have something to read after the order to stop, and as long for the answers to last words."""
 _IN: Final = select.EPOLLIN
@@ -49,16 +47,6 @@ _WRITABLE: Final = int(zmq.POLLOUT)
 
 boot_time: Final[Callable[[], float]] = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 """s since boot, suspended time included; ages are measured by this clock."""
-
-
-class Timed(Protocol):
-    """Has deadlines at which the loop calls it."""
-
-    def next_deadline(self) -> float | None:
-        """Returns the time (s) of the next call, or None."""
-
-    def act(self, now: float) -> None:
-        """Does all that is due."""
 
 
 class Loop:
@@ -95,7 +83,9 @@ class Loop:
         self._pipes: dict[Source, set[Source]] = {}
         """Descriptors that lead to other stages; with each, the sources added `along` it."""
         self._pipe_pauses: dict[Source, int] = {}
-        self._timed: list[Timed] = []
+        self._paced = AllPaced(self)
+        self._timed: Sequence[Timed] = (self._paced,)
+        """Replaced by each change, since an action may make one while the loop passes over all."""
         self._looked = -math.inf
         """Time (s) of the last look at the deadlines."""
         self._due: float | None = None
@@ -138,17 +128,18 @@ class Loop:
 
     def add_timed(self, timed: Timed) -> None:
         """Calls `timed.act` at its deadlines."""
-        self._timed.append(timed)
+        self._timed = (*self._timed, timed)
         self._due = None
 
-    def add_paced(self, interval: float, action: Handler) -> "Paced":
+    def add_paced(self, interval: float, action: Handler) -> Paced:
         """Calls `action` every `interval` s while this loop has work, and rarely otherwise."""
-        paced = Paced(lambda: self.worked, interval, action, self._phase)
-        self.add_timed(paced)
+        paced = Paced(self, interval, action, self._phase)
+        self._paced.add(paced)
+        self._due = None
         return paced
 
     def remove_timed(self, timed: Timed) -> None:
-        self._timed.remove(timed)
+        self._timed = tuple(each for each in self._timed if each is not timed)
 
     def pause(self, source: Source) -> None:
         """Leaves a source unread until `resume` has been called as often."""
@@ -260,7 +251,7 @@ class Loop:
                 due = when
                 continue
             acted = True
-            self.worked += not isinstance(timed, Paced)
+            self.worked += timed is not self._paced
             timed.act(now)
         if rested and not acted:
             self._due = due
@@ -341,70 +332,6 @@ class Loop:
             self._unsure.pop(source, None)
         with suppress(OSError):  # closed already
             self._epoll.unregister(descriptor)
-
-
-class Every:
-    """Calls `action` every `interval` s, first at once."""
-
-    def __init__(self, interval: float, action: Handler) -> None:
-        self._interval = interval
-        self._action = action
-        self._next = boot_time()
-
-    def next_deadline(self) -> float:
-        return self._next
-
-    def act(self, now: float) -> None:
-        """Calls the action once, however many calls were missed."""
-        self._next = now + self._interval
-        self._action(now)
-
-
-class Paced:
-    """Calls `action` every `interval` s while there is work, and every IDLE_INTERVAL otherwise; first at once.
-
-    The first work after a rest has the action called in the same turn, if `interval` has passed.
-    """
-
-    def __init__(self, worked: Callable[[], int], interval: float, action: Handler, phase: float = 0.0) -> None:
-        """Takes `worked`, which returns another number after work. The action may bring about work for its next call.
-
-        An idle call comes `phase` s after a multiple of IDLE_INTERVAL.
-        """
-        self._worked, self._interval, self._action, self._phase = worked, interval, action, phase
-        self._seen = -1
-        self._last = -math.inf
-        self._latest = math.inf
-
-    def next_deadline(self) -> float:
-        soon = self._last + self._interval
-        if self._seen != self._worked() or soon == -math.inf:
-            return min(soon, self._latest)
-        after = self._last + min(self._interval, HEARTBEAT_INTERVAL)
-        return min(math.ceil((after - self._phase) / IDLE_INTERVAL) * IDLE_INTERVAL + self._phase, self._latest)
-
-    def at(self, when: float) -> None:
-        """Has the next call come at `when` (s) at the latest."""
-        self._latest = min(self._latest, when)
-
-    def act(self, now: float) -> None:
-        self._last, self._latest, self._seen = now, math.inf, self._worked()
-        self._action(now)
-
-
-class Once:
-    """Calls `action` once, at time `when` (s)."""
-
-    def __init__(self, when: float, action: Handler) -> None:
-        self._when: float | None = when
-        self._action = action
-
-    def next_deadline(self) -> float | None:
-        return self._when
-
-    def act(self, now: float) -> None:
-        self._when = None
-        self._action(now)
 
 
 MUCH: Final = 8_000_000

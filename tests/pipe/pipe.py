@@ -4,7 +4,7 @@ import mmap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import zmq
@@ -105,27 +105,38 @@ class DirectBench(Bench):
         return cast("tuple[DirectReader, DirectSender]", super().connected())
 
 
+DIRECT = ("plain", "compiled")
+TRANSPORTS = (*DIRECT, "libzmq")
+
+
+def compiled_for(transport: str) -> Any:
+    """What `Pipes.compiled` is for one of TRANSPORTS. Skips the test where it isn't built."""
+    return pytest.importorskip("stagewire.linux.pipe_trains") if transport == "compiled" else None
+
+
 @contextmanager
-def pipes_at(folder: Path, monkeypatch: pytest.MonkeyPatch, *, libzmq: bool = False) -> Iterator[Pipes]:
-    """The pipes of a run folder that has room for conn-service's."""
+def pipes_at(folder: Path, monkeypatch: pytest.MonkeyPatch, transport: str = "plain") -> Iterator[Pipes]:
+    """The pipes of a run folder that has room for conn-service's, by one of TRANSPORTS."""
     monkeypatch.chdir(folder)  # a Unix socket's name has 107 bytes, which pytest's folders don't leave
     (folder / "conn").mkdir()
     with zmq.Context() as context:
-        yield Pipes(context, Path(), libzmq=libzmq)
+        yield Pipes(context, Path(), libzmq=transport == "libzmq", compiled=compiled_for(transport))
 
 
-@pytest.fixture(name="bench")
-def direct_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DirectBench]:
-    with pipes_at(tmp_path, monkeypatch) as pipes:
+@pytest.fixture(name="bench", params=DIRECT)
+def direct_bench(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DirectBench]:
+    with pipes_at(tmp_path, monkeypatch, request.param) as pipes:
         bench = DirectBench(pipes)
         yield bench
         bench.close()
 
 
-@pytest.fixture(params=["direct", "libzmq"])
+@pytest.fixture(params=TRANSPORTS)
 def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """A Bench of each transport in turn."""
-    with pipes_at(tmp_path, monkeypatch, libzmq=request.param == "libzmq") as pipes:
+    with pipes_at(tmp_path, monkeypatch, request.param) as pipes:
         bench = Bench(pipes)
         yield bench
         bench.close()

@@ -6,6 +6,7 @@ import socket
 import zmq
 from tests.pipe.pipe import PIPE, Bench, Reader
 
+from stagewire.pipe.direct.shared_memory import SLOTS
 from stagewire.pipe.names import MAX_TRAIN
 from stagewire.pipe.pipes import Pipes
 
@@ -89,7 +90,7 @@ def test_a_successor_that_inherits_the_listening_socket_is_found(bench: Bench) -
     reader.close()
     bench.pipes.close_listeners()
     with zmq.Context() as context:
-        after = Pipes(context, bench.pipes.run, left, libzmq=bench.pipes.libzmq)
+        after = Pipes(context, bench.pipes.run, left, libzmq=bench.pipes.libzmq, compiled=bench.pipes.compiled)
         successor = Reader(after, bench.loop)
 
         def arrived() -> bool:
@@ -149,7 +150,7 @@ def test_a_turn_takes_a_bounded_part_of_what_waits(bench: Bench) -> None:
     begun = reader.turns
     bench.loop.resume(reader.receiver.source)
     bench.turn(lambda: reader.turns > begun, "a turn")
-    assert len(reader.trains) - 1 <= 8
+    assert len(reader.trains) - 1 <= SLOTS + 1
 
 
 def test_the_pushers_of_a_paused_pipe_wait_those_that_come_later_as_well(bench: Bench) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from tests.pipe.pipe import pipes_at
+from tests.pipe.pipe import TRANSPORTS, pipes_at
 from tests.turning import turn_until
 
 from stagewire.loop import Loop, boot_time
@@ -65,9 +65,9 @@ class Bench:
             opened.close()
 
 
-@pytest.fixture(params=["direct", "libzmq"])
+@pytest.fixture(params=TRANSPORTS)
 def pipes(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipes]:
-    with pipes_at(tmp_path, monkeypatch, libzmq=request.param == "libzmq") as made:
+    with pipes_at(tmp_path, monkeypatch, request.param) as made:
         yield made
 
 
@@ -168,7 +168,7 @@ def test_several_trains_that_are_offered_together_wait_their_turn_or_count(pipes
 def test_without_patience_it_waits_for_ever(pipes: Pipes) -> None:
     with bench(pipes) as made:
         made.offer(0)
-        assert made.queue.next_deadline() is None
+        assert made.queue._patience_ends.next_deadline() is None
         assert made.paused()
         with reader(pipes) as pull:
             assert take_all(made, pull, 1) == [0]
@@ -180,7 +180,7 @@ def test_patience_ends_and_a_reader_that_is_gone_holds_nobody_up(pipes: Pipes) -
         made.offer(0, weight=5)
         made.offer(1, weight=6)
         assert made.paused()
-        deadline = made.queue.next_deadline()
+        deadline = made.queue._patience_ends.next_deadline()
         assert deadline is not None
         made.turn(lambda: made.drops, "patience to end")
         assert boot_time() >= deadline
@@ -228,11 +228,11 @@ def test_a_slow_reader_is_not_gone(pipes: Pipes) -> None:
         for number in range(offered, offered + 20):
             made.offer(number)
         arrived = list[int]()
-        first = made.queue.next_deadline()
+        first = made.queue._patience_ends.next_deadline()
         assert first is not None
         while boot_time() < first + 0.1 and len(arrived) < offered + 20:
             arrived += take_all(made, pull, 1)
-            made.turn(lambda: not made.queue._held or made.queue._deadline != first, "progress")
+            made.turn(lambda: not made.queue._held or made.queue._patience_ends.next_deadline() != first, "progress")
         assert not made.drops
         arrived += take_all(made, pull, offered + 20 - len(arrived))
         assert arrived == list(range(offered + 20))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from tests.pipe.pipe import pipes_at
+from tests.pipe.pipe import TRANSPORTS, pipes_at
 from tests.turning import turn_until
 
 from stagewire.loop import Loop, boot_time
@@ -24,9 +24,9 @@ ITEM = bytes(fields.VNET_HEADER) + b"a packet"
 class Feed:
     """tun-service's end of `plain-out`, and every worker's."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, libzmq: bool) -> None:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
         self.stack = ExitStack()
-        pipes = self.stack.enter_context(pipes_at(folder, monkeypatch, libzmq=libzmq))
+        pipes = self.stack.enter_context(pipes_at(folder, monkeypatch, transport))
         (folder / "device").mkdir()
         self.loop, self.counters = Loop(), Reasons()
         self.workers = ToWorkers(self.loop, pipes, PLAIN_OUT, PlainBuilder, self.counters)
@@ -52,9 +52,9 @@ class Feed:
         return len(trains.unpack_plain_untrusted(pull.recv(), boot_time()))
 
 
-@pytest.fixture(params=["direct", "libzmq"])
+@pytest.fixture(params=TRANSPORTS)
 def feed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Feed]:
-    made = Feed(tmp_path, monkeypatch, libzmq=request.param == "libzmq")
+    made = Feed(tmp_path, monkeypatch, request.param)
     with made.stack:
         yield made
 

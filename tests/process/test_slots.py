@@ -16,7 +16,8 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from stagewire import logs
-from stagewire.loop import Every, Loop
+from stagewire.deadlines import Every
+from stagewire.loop import Loop
 from stagewire.process.spare import Spare
 log = logs.set_up("test", "info")
 slot, _ = Spare(Path(sys.argv[1]), "test", lambda: (int(sys.argv[2]),), lambda _: 0, log).wait()

@@ -28,7 +28,8 @@ import os, socket, sys, time
 from pathlib import Path
 from stagewire import logs
 from stagewire.process.hand_down import Bequest
-from stagewire.loop import Every, Loop
+from stagewire.deadlines import Every
+from stagewire.loop import Loop
 from stagewire.process.slots import SlotLost
 from stagewire.process import slots, spare
 from stagewire.process.spare import Spare

@@ -131,7 +131,9 @@ def test_a_peer_that_moves_with_each_datagram_is_told_of_at_once_and_then_ten_ti
         if (due := service.next_deadline()) is not None and due <= now:
             service.act(now)
         events: list[WorkerEvent] = [EndpointMoved(b"peer", b"%d" % number, 0.0)]
-        service._emit(Output(events=[*events, other] if number == 500 else events), now)
+        out = Output()
+        out.events = [*events, other] if number == 500 else events
+        service._emit(out, now)
     due = service.next_deadline()
     assert due is not None
     service.act(due)

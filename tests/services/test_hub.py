@@ -28,7 +28,8 @@ from stagewire.control.messages import (
 )
 from stagewire.control.questions import Scale, StatusQuery
 from stagewire.control.telemetry import PeerTraffic, Traffic
-from stagewire.loop import IDLE_INTERVAL, boot_time
+from stagewire.deadlines import IDLE_INTERVAL
+from stagewire.loop import boot_time
 from stagewire.pipe.names import CONTROL, MAX_CONTROL, Limits
 from stagewire.process.slots import Slot
 from stagewire.process.stage import MAX_VERSIONS

@@ -1,7 +1,7 @@
 """How fast a peer's bytes come and go, as key-service tells the commands."""
 
 from key_service import rates
-from stagewire.loop import IDLE_INTERVAL
+from stagewire.deadlines import IDLE_INTERVAL
 from stagewire.proto.cookie import MacSealer
 from stagewire.proto.peer import Peer
 from stagewire.proto.timers import HandshakeTimers

@@ -88,9 +88,9 @@ class Pipe:
         return self.path
 
 
-_DATA: Final = Limits(MAX_TRAIN, 4, read=128 * 1024, queue=416 * 1024, memory=True)
-"""A turn takes one long train, or many short ones, and what lies in memory. Beside that seven of 64 KB may wait, as
-net.core.wmem_max lets any process have."""
+_DATA: Final = Limits(MAX_TRAIN, 4, read=128 * 1024, queue=96 * 1024, memory=True)
+"""A turn takes one long train, or many short ones, and what lies in memory. Long trains wait in memory, so little waits
+beside it."""
 _HANDSHAKES: Final = Limits(MAX_TRAIN, 64, read=4 * 1024, queue=80 * 1024)
 """A turn takes 18 messages, a few milliseconds of key-service's work, and 64 wait."""
 _INITIATIONS: Final = Limits(MAX_TRAIN, 64, read=4 * 1024, queue=24 * 1024)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import zmq
 
@@ -46,6 +46,8 @@ class Pipes:
     inherited: dict[str, int] = field(default_factory=dict)
     """Listening sockets of the process that was at work before, owned here from now on."""
     libzmq: bool = False
+    compiled: Any = None
+    """`linux.pipe_trains`; with None, Python does all work."""
     listeners: dict[str, int] = field(default_factory=dict)
     """Listening sockets of the bound pipes, by names that say to which file they belong."""
     doormen: list[Doorman] = field(default_factory=list)
@@ -94,8 +96,9 @@ class Pipes:
         listener = sockets.socket(fileno=os.dup(self._listener(path)))
         listener.listen(_BACKLOG)
         return DirectReceiver(
-            loop, listener, limits, handler, drop, (self.pushers, path.name), self.admission(pipe), waits, of_place
-        )
+            loop, listener, limits, handler, drop, (self.pushers, path.name), self.admission(pipe), waits, of_place,
+            self.compiled,
+        )  # fmt: skip
 
     def _of_uid(self, pipe: Pipe, of_place: OfPlace) -> Callable[[int], Handler]:
         place = self.admission(pipe).place
@@ -112,8 +115,9 @@ class Pipes:
     def _direct(self, loop: Loop, pipe: Pipe, number: int | None) -> DirectSender:
         owns = self._own_stages_at(pipe)
         return DirectSender(
-            loop, self.path(pipe, number), zmq_ends.limits(pipe), lambda line: is_of(line, pipe, number, owns)
-        )
+            loop, self.path(pipe, number), zmq_ends.limits(pipe), lambda line: is_of(line, pipe, number, owns),
+            self.compiled,
+        )  # fmt: skip
 
     def admission(self, pipe: Pipe, each: int = 1) -> Admission:
         """Returns what admits connections to a pipe: `each` from every place that may connect."""

@@ -9,6 +9,7 @@ train again.
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
+from stagewire.deadlines import Alarm
 from stagewire.loop import Loop, Source
 from stagewire.pipe.contract import Sender
 from stagewire.pipe.trains import Part
@@ -50,8 +51,7 @@ class SendQueue:
         """Bytes held."""
         self._paused = False
         self._gone = not expected
-        self._deadline: float | None = None
-        loop.add_timed(self)
+        self._patience_ends = Alarm(loop, self._give_up)
 
     def offer(self, train: Part, weight: int, now: float) -> None:
         """Sends a train of `weight` packets, now or when there is room. It is the caller's again at once."""
@@ -67,7 +67,7 @@ class SendQueue:
                 self._drop(b"".join(parts), weight)
                 return
             self._sender.when_room(self._on_room)
-            self._deadline = None if self._patience is None else now + self._patience
+            self._wait_on(now)
         if len(self._held) < MAX_HELD:
             train = b"".join(parts)
             self._held.append((train, weight))
@@ -92,7 +92,6 @@ class SendQueue:
         """Closes the sender, and resumes the sources."""
         if self._held:
             self._release()
-        self._loop.remove_timed(self)
         self._sender.close()
 
     def throttle(self, sources: Sequence[Source]) -> None:
@@ -104,12 +103,12 @@ class SendQueue:
                 self._loop.pause(source)
         self._sources = sources
 
-    def next_deadline(self) -> float | None:
-        """Returns when patience ends."""
-        return self._deadline
+    def _wait_on(self, now: float) -> None:
+        if self._patience is not None:
+            self._patience_ends.set(now + self._patience)
 
-    def act(self, _now: float) -> None:
-        """Drops what is held: patience has ended."""
+    def _give_up(self, _now: float) -> None:
+        """Drops what is held."""
         self._gone = True
         for train, weight in self._held:
             self._drop(train, weight)
@@ -124,7 +123,7 @@ class SendQueue:
     def _on_room(self, now: float) -> None:
         while self._held:
             if not self._sender.send(self._held[0][0]):
-                self._deadline = None if self._patience is None else now + self._patience
+                self._wait_on(now)
                 return
             self._size -= len(self._held.popleft()[0])
         self._release()
@@ -132,7 +131,7 @@ class SendQueue:
     def _release(self) -> None:
         self._held.clear()
         self._size = 0
-        self._deadline = None
+        self._patience_ends.set(None)
         self._sender.when_room(None)
         if self._paused:
             self._paused = False

@@ -156,7 +156,10 @@ class ControlLine:
         return self._stage.fault, self._stage.bequest.spares
 
     def _has_news(self) -> bool:
-        return self._key_generation is not None and self._told is not None and self._told != self._state()
+        told, stage = self._told, self._stage
+        if told is None or (told[0] == stage.fault and told[1] == stage.bequest.spares):
+            return False
+        return self._key_generation is not None
 
     def _on_line(self, now: float) -> None:
         self._stage.loop.when_writable(self._socket, None)

@@ -68,6 +68,7 @@ class Slot:
             os.close(self._file)
             raise
         self._look = 0.0
+        self._sleeps = False
 
     def take(self, now: float) -> bool:
         """Takes the lock if it is free and the file is still in place. `now` is in s on the boot-time clock."""
@@ -105,7 +106,9 @@ class Slot:
     def beat(self, now: float) -> None:
         """Notes that the loop turns. Raises SlotLost. Hot."""
         self._page[0] = self._shown[0] = now
-        self._page[2] = self._shown[2] = 0.0
+        if self._sleeps:
+            self._page[2] = self._shown[2] = 0.0
+            self._sleeps = False
         if now >= self._look:
             self._page[1] = self._shown[1] = 0.0
             # After a long stop this comes before any packet: another process may hold the slot by now.
@@ -116,6 +119,7 @@ class Slot:
     def sleep(self, until: float) -> None:
         """Announces that the loop waits for work, with nothing left unread, until a time (s). The next beat ends it. Hot."""
         self._page[2] = self._shown[2] = until
+        self._sleeps = True
 
     def expect_silence(self, seconds: float, now: float) -> None:
         """Announces work during which the loop stands still."""

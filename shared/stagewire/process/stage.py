@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any, Final
 
 import zmq
 
@@ -23,11 +24,12 @@ from stagewire.control import messages, questions
 from stagewire.control.codec import BadControl
 from stagewire.control.messages import Hello
 from stagewire.control.telemetry import CaptureReport, Counters, GatewayReport, LastReport, QueueReport, WaitReport
+from stagewire.deadlines import IDLE_INTERVAL, Alarm
 from stagewire.environment import Environment, EnvironmentMistake
 from stagewire.linux import privileges, sandbox, uids
 from stagewire.linux.peer_credentials import Credentials
 from stagewire.linux.uids import UidsRefused
-from stagewire.loop import IDLE_INTERVAL, Loop, Once, boot_time
+from stagewire.loop import Loop, boot_time
 from stagewire.pipe import trains
 from stagewire.pipe.contract import Sender
 from stagewire.pipe.names import TELEMETRY, Pipe
@@ -38,9 +40,11 @@ from stagewire.process.bell import Bell
 from stagewire.process.hand_down import Bequest
 from stagewire.process.slots import SlotLocks, SlotLost
 from stagewire.process.spare import Spare
+from stagewire.proto.kernel import rule
 from stagewire.reasons import Reasons
 from stagewire.stages import PACKET_STAGES, WORKER
 
+PIPES_MODULE: Final = "stagewire.linux.pipe_trains"
 LINGER_MS = 100
 """ms that messages have to leave after the loop's end."""
 RETRY = 1.0
@@ -101,8 +105,15 @@ class Stage:
         self._refused: set[tuple[str, int]] = set()
         self.pipes = Pipes(
             zmq.Context(), self.environment.run, inherited, libzmq=libzmq, own_stages=self.environment.own_stages,
-            contest=SlotLocks(self.slot).holds, refused=self.refuse,
+            compiled=self._compiled_pipes(), contest=SlotLocks(self.slot).holds, refused=self.refuse,
         )  # fmt: skip
+
+    def _compiled_pipes(self) -> Any:
+        try:
+            return rule.load(self.environment.kernel, PIPES_MODULE)[0]
+        except ImportError as error:
+            self.log.error("cannot work", reason=f"STAGEWIRE_KERNEL: {rule.CANNOT}: {error}")
+            sys.exit(EXIT_MISTAKE)
 
     def _wait_for_slot(self, only: int | None) -> None:
         """Waits before the process opens or reads anything, since two processes must never do one slot's work."""
@@ -195,7 +206,7 @@ class Stage:
                 self.log.error("cannot work", reason=why(error))
                 return EXIT_MISTAKE
             self._give_up(lambda: sandbox.lock(self.name))
-            self.loop.add_timed(Once(boot_time() + SETTLED, self._settle))
+            Alarm(self.loop, self._settle).set(boot_time() + SETTLED)
             if self._keeper is not None:
                 self.loop.add(self._keeper, self._on_keepers_end)
             denied = {"without": ", ".join(self._denied)} if self._denied else {}

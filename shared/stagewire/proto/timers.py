@@ -150,6 +150,11 @@ class SessionTimers(_Timers):
     _on = _steps(SESSION)
     _at_packet_sent = _on["any_sent"] + _on["data_sent"]
     _at_packet_received = _on["any_received"] + _on["data_received"]
+    # Without an interval, `persistent` stays as it is: never due.
+    _at_packet_sent_alone, _at_packet_received_alone = (
+        tuple(step for step in steps if SESSION[step[0]].why != "persistent")
+        for steps in (_at_packet_sent, _at_packet_received)
+    )
 
     def __init__(self, jitter: Jitter) -> None:
         super().__init__(jitter)
@@ -166,11 +171,11 @@ class SessionTimers(_Timers):
 
     def packet_sent(self, now: float) -> None:
         """Does what `any_sent` and `data_sent` do. Hot, once per peer of a train."""
-        self._take_steps(self._at_packet_sent, now)
+        self._take_steps(self._at_packet_sent if self.persistent_interval else self._at_packet_sent_alone, now)
 
     def packet_received(self, now: float) -> None:
         """Does what `any_received` and `data_received` do. Hot, once per peer of a train."""
-        self._take_steps(self._at_packet_received, now)
+        self._take_steps(self._at_packet_received if self.persistent_interval else self._at_packet_received_alone, now)
 
     def any_sent(self, now: float) -> None:
         """Notes any sent authenticated packet."""

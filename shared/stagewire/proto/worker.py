@@ -92,7 +92,7 @@ class Worker:
 
     # --- trains --------------------------------------------------------------------------------------------
 
-    def seal(self, packets: Iterable[Packet], now: float) -> Output:
+    def seal(self, packets: Sequence[Packet], now: float) -> Output:
         """Seals all trains that `sealing` has taken, then a train of packets. hot: bench Worker.outbound"""
         out = Output()
         sealing = self.sealing
@@ -102,7 +102,8 @@ class Worker:
                 out.sealed, out.born = sealing.finish(now), sealing.born
             finally:
                 sealing.clear()
-        self._outbound(packets, now, out)
+        if packets:
+            self._outbound(packets, now, out)
         return self._settle(out)
 
     def _seal_groups(self, sealing: "Sealing", now: float, out: Output) -> list[Packet]:
@@ -122,14 +123,14 @@ class Worker:
                 self._divert(tunnel)
             self._agenda.enter(tunnel, tunnel.next_deadline())
         found: list[Packet] = []
-        for _, header, packet in sorted(back):
+        for _, header, packet in sorted(back) if back else ():
             try:
                 found.append(split.open_untrusted(header, packet))
             except BadSuperPacket:
                 self.drops.note("outbound_malformed", virtio.count(header, len(packet)), size=len(packet))
         return found
 
-    def open(self, runs: Iterable[Run], now: float) -> Output:
+    def open(self, runs: Sequence[Run], now: float) -> Output:
         """Opens all trains that `opening` has taken, then a train of runs. hot: bench Worker.inbound"""
         out = Output()
         opening = self.opening
@@ -143,11 +144,13 @@ class Worker:
                 for reason, owner, place, size, count in opening.refused():
                     peer = b"" if owner is None else owner.public_key
                     self.drops.note(reason, count, peer=peer, place=place, size=size)
-                self._limit(opening.aside(), now, out)
+                if aside := opening.aside():
+                    self._limit(aside, now, out)
                 out.opened, out.born = opening.finish(now, self.takes), opening.born
             finally:
                 opening.clear()
-        self._inbound(runs, now, out)
+        if runs:
+            self._inbound(runs, now, out)
         return self._settle(out)
 
     # --- packets -------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def _cut(data: bytes, cuts: list[int], *, ready: bool) -> tuple[list[bytes], boo
     """Returns the messages of a stream before its first mistake, and whether there is one."""
     memory = _memory()
     for slot in range(SLOTS):
-        memory._map[slot] = 1
+        memory.map[slot] = 1
     stream, found, at = Stream(400, ready=ready, memory=memory), list[bytes](), 0
     for cut in [*cuts, len(data)]:
         try:

@@ -1,6 +1,7 @@
 """Long trains, which lie in memory that both ends of a pipe share: in order, unchanged, and without it if need be."""
 
 import errno
+import gc
 import mmap
 import os
 import socket
@@ -158,6 +159,7 @@ def test_memory_of_one_who_goes_without_a_greeting_goes_with_him(bench: DirectBe
     """Or a reader could be made to run out of descriptors."""
     reader = bench.reader()
     memory = Memory.make()
+    gc.collect()  # of earlier tests
     held = _memory_files()
     for _ in range(3):
         with socket.socket(socket.AF_UNIX) as stranger:

@@ -4,11 +4,11 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import zmq
-from tests.pipe.pipe import PIPE, DirectReader
+from tests.pipe.pipe import DIRECT, PIPE, DirectReader, compiled_for
 from tests.turning import turn_until
 
 from stagewire.loop import Loop
@@ -22,17 +22,18 @@ from stagewire.pipe.pipes import Pipes
 class Lives:
     """One reader after another in one place, each with what the one before left; and one who sends."""
 
-    def __init__(self) -> None:
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
         self.loop = Loop()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.left: dict[str, int] = {}
         """Copies, as a spare has them."""
         self._life: tuple[Pipes, DirectReader] | None = None
         self.reader = self.begin()
-        self.sender = cast("DirectSender", Pipes(self.context, Path()).sender(self.loop, PIPE))
+        self.sender = cast("DirectSender", Pipes(self.context, Path(), compiled=compiled).sender(self.loop, PIPE))
 
     def begin(self) -> DirectReader:
-        pipes = Pipes(self.context, Path(), self._inherit())
+        pipes = Pipes(self.context, Path(), self._inherit(), compiled=self.compiled)
         reader = DirectReader(pipes, self.loop)
         pipes.close_inherited()
         pipes.leave_to(self._copy)
@@ -78,11 +79,11 @@ class Lives:
         self.context.destroy(linger=0)
 
 
-@pytest.fixture
-def lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lives]:
+@pytest.fixture(params=DIRECT)
+def lives(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lives]:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "conn").mkdir()
-    made = Lives()
+    made = Lives(compiled_for(request.param))
     yield made
     made.close()
 
@@ -206,7 +207,8 @@ def test_who_died_while_it_read_leaves_nothing_to_be_read_on(lives: Lives, monke
     lives.send(b"first")
     lives.turn(lambda: lives.reader.trains, "the train")
     connection = lives.sender._socket
-    lives.send(b"in hand")
+    assert connection is not None
+    connection.send(zmtp.front(7) + b"in hand" + b"\4\5\4PING")  # a command that only Python passes over
     (descriptor,) = lives.reader.receiver._pushers
     with monkeypatch.context() as broken:
         broken.setattr("stagewire.pipe.direct.zmtp._FRONT", None)

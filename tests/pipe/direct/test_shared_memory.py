@@ -112,7 +112,7 @@ def test_a_slot_is_taken_once_a_turn_whatever_its_pusher_makes_of_the_state(ends
     ends.reader.begin()
     assert ends.lay(bytes(5000)) == 0
     assert ends.take(0, 5000) is not None
-    ends.pusher._map[0] = 1
+    ends.pusher.map[0] = 1
     assert ends.take(0, 5000) is None
     ends.reader.release()
     assert ends.lay(bytes(5000)) == 0

@@ -22,6 +22,7 @@ DRIVEN = (
     "tests/proto/kernel/test_symmetric.py",
     "tests/proto/kernel/test_macs.py",
     "tests/proto/kernel/test_admission.py",
+    "tests/linux/test_pipe_trains.py",
     "tests/linux/test_tun_trains.py",
     "tests/linux/test_udp_batch.py",
     "tests/linux/test_udp_trains.py",
@@ -47,7 +48,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=copy, env=os.environ | flags, capture_output=True, text=True, check=False,
     )  # fmt: skip
     modules = list(copy.glob("shared/stagewire/**/*.so"))
-    assert len(modules) == 9, made.stderr
+    assert len(modules) == 10, made.stderr
     assert all(b"__asan_init" in module.read_bytes() for module in modules)
     return copy
 

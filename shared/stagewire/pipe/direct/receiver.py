@@ -3,11 +3,12 @@
 import socket as sockets
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from stagewire.linux.peer_credentials import credentials
 from stagewire.loop import Loop
-from stagewire.pipe.contract import Handler, OfPlace
+from stagewire.pipe.contract import Frame, Handler, OfPlace
 from stagewire.pipe.direct import zmtp
 from stagewire.pipe.direct.inherited import MOST, Pushers, hang_up, let_go
 from stagewire.pipe.direct.shared_memory import BadMemory, Memory
@@ -19,6 +20,7 @@ from stagewire.pipe.waits import Waits
 
 MAX_WELCOMES: Final = 16
 """Pushers that a turn welcomes or refuses."""
+Deliver = Callable[[list[Frame], float], None]
 
 
 class DirectReceiver:
@@ -38,12 +40,14 @@ class DirectReceiver:
         admission: Admission,
         waits: Waits,
         of_place: OfPlace | None = None,
+        compiled: Any = None,
     ) -> None:
         """Welcomes from now on. `handler` gets at least one train; `drop` hears of a pusher that makes no sense.
 
         `kept`: where connections are kept for a successor, and the pipe's name there. `of_place` returns the handler of
-        each pusher instead.
+        each pusher instead. Takes `linux.pipe_trains` as `compiled`; with None, Python does all work.
         """
+        self._compiled = compiled
         self._loop = loop
         self._listener = listener
         self._limits = limits
@@ -88,47 +92,78 @@ class DirectReceiver:
             self._begin(pusher, Stream(self._limits.message))
 
     def _begin(self, pusher: sockets.socket, stream: Stream) -> None:
-        descriptor, receive, most = pusher.fileno(), pusher.recv, self._limits.read
-        take, handler, marks, numbers = stream.take_untrusted, self._handler_of(pusher), self._kept.marks, self._marks
-        shares, first, gathering = self._limits.memory, self._receive_first, self._loop.gathering
-        waits = self._waits
+        descriptor, marks = pusher.fileno(), self._kept.marks
         self._pushers[descriptor] = pusher
         if stream.ready:
             marks[self._enter(pusher, stream)] = 0
-            if shares and stream.memory is None:  # it was welcomed by an older version
+            if self._limits.memory and stream.memory is None:  # it was welcomed by an older version
                 with suppress(OSError):
                     pusher.send(zmtp.SHARING)
+        handler, gathering, waits = self._handler_of(pusher), self._loop.gathering, self._waits
+
+        def deliver(frames: list[Frame], now: float) -> None:
+            for _, start, end in frames:
+                gathering.carried += end - start
+            if now >= waits.due:
+                waits.note(frames[0])
+            handler(frames, now)
+            if stream.memory is not None:
+                stream.memory.release()
+
+        plain = partial(self._read, pusher, stream, deliver)
+        read = plain if self._compiled is None else self._ordinary_reader(pusher, stream, deliver, plain)
+        self._loop.add(descriptor, read, along=self.source)
+
+    def _ordinary_reader(
+        self, pusher: sockets.socket, stream: Stream, deliver: Deliver, plain: Callable[..., None]
+    ) -> Callable[[float], None]:
+        """Returns what reads ordinary messages, compiled, and leaves all else to `plain`."""
+        receive, descriptor = self._compiled.receive, pusher.fileno()
+        most, limit = self._limits.read, self._limits.message
+        marks, numbers, shares = self._kept.marks, self._marks, self._limits.memory
 
         def read(now: float) -> None:
-            number = numbers.get(descriptor, MOST)
-            marks[number] = 1  # first: a death in the middle must leave nothing to be read on
-            try:
-                data = first(pusher, stream) if shares and stream.memory is None else receive(most)
-                frames = take(data)
-            except BlockingIOError:
-                marks[number] = stream.begun
+            memory = stream.memory
+            if not stream.between or (memory is None and shares):
+                plain(now)
                 return
-            except BadStream:
-                self._drop(BadTrain("train_malformed"))
-                data = b""
-            except OSError:
-                data = b""
-            if not data:
-                self._hang_up(descriptor)
-                return
-            if number == MOST and stream.ready and descriptor not in numbers:
-                number = self._enter(pusher, stream)
-            marks[number] = stream.begun
-            if frames:
-                for _, start, end in frames:
-                    gathering.carried += end - start
-                if now >= waits.due:
-                    waits.note(frames[0])
-                handler(frames, now)
-                if stream.memory is not None:
-                    stream.memory.release()
+            shared, in_hand = (None, []) if memory is None else (memory.map, memory.in_hand)
+            found = receive(descriptor, most, limit, marks, numbers[descriptor], shared, in_hand)
+            if not isinstance(found, list):
+                plain(now, found)
+            elif found:
+                deliver(found, now)
 
-        self._loop.add(descriptor, read, along=self.source)
+        return read
+
+    def _read(
+        self, pusher: sockets.socket, stream: Stream, deliver: Deliver, now: float, data: bytes | None = None
+    ) -> None:
+        """Takes what a pusher says; `data` if it is received already."""
+        descriptor, marks = pusher.fileno(), self._kept.marks
+        number = self._marks.get(descriptor, MOST)
+        marks[number] = 1  # first: a death in the middle must leave nothing to be read on
+        try:
+            if data is None:
+                first = self._limits.memory and stream.memory is None
+                data = self._receive_first(pusher, stream) if first else pusher.recv(self._limits.read)
+            frames = stream.take_untrusted(data)
+        except BlockingIOError:
+            marks[number] = stream.begun
+            return
+        except BadStream:
+            self._drop(BadTrain("train_malformed"))
+            data = b""
+        except OSError:
+            data = b""
+        if not data:
+            self._hang_up(descriptor)
+            return
+        if number == MOST and stream.ready and descriptor not in self._marks:
+            number = self._enter(pusher, stream)
+        marks[number] = stream.begun
+        if frames:
+            deliver(frames, now)
 
     def _handler_of(self, pusher: sockets.socket) -> Handler:
         if self._of_place is None:

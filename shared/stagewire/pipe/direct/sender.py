@@ -1,13 +1,15 @@
 """Connects a pusher to the reader of a pipe, which may come and go."""
 
 import fcntl
+import mmap
 import socket as sockets
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from stagewire.deadlines import Alarm
 from stagewire.loop import Loop, boot_time
 from stagewire.pipe.direct import zmtp
 from stagewire.pipe.direct.shared_memory import LEAST, BadMemory, Memory
@@ -25,15 +27,25 @@ WELCOME_WITHIN: Final = 1.0
 _FLAGS: Final = sockets.MSG_NOSIGNAL
 _SIOCOUTQ: Final = 0x5411
 _INT: Final = struct.Struct("@i")
+_NO_ENDS: Final[tuple[int, mmap.mmap | None, list[int]]] = (-1, None, [])
 
 
 class DirectSender:
     """Sends trains over a socket, long ones in shared memory."""
 
     def __init__(
-        self, loop: Loop, path: Path, limits: Limits, is_reader: Callable[[sockets.socket], bool] = lambda _: True
+        self,
+        loop: Loop,
+        path: Path,
+        limits: Limits,
+        is_reader: Callable[[sockets.socket], bool] = lambda _: True,
+        compiled: Any = None,
     ) -> None:
-        """Connects at once. `is_reader` tells whether the reader may be at the other end."""
+        """Connects at once. `is_reader` tells whether the reader may be at the other end.
+
+        Takes `linux.pipe_trains` as `compiled`; with None, Python does all work.
+        """
+        self._send_ordinary = None if compiled is None else compiled.send
         self.most_held = 0
         self._loop = loop
         self._is_reader = is_reader
@@ -47,10 +59,12 @@ class DirectSender:
         """Of a train that the kernel took a part of."""
         self._memory: Memory | None = None
         """Shared with the reader."""
+        self._ends = _NO_ENDS
+        """The socket's descriptor, the memory, and the lengths of the trains there, as `pipe_trains.send` takes them."""
         self._waiter: Callable[[float], None] | None = None
         self._pause = RECONNECT
-        self._retry: float | None = None
-        loop.add_timed(self)
+        self._retry = Alarm(loop, self._lost)
+        """When to look for the reader again."""
         self._connect()
 
     @property
@@ -60,18 +74,25 @@ class DirectSender:
 
     @property
     def waiting(self) -> int:
-        """Counts the bytes in the socket and in shared memory."""
+        """Counts the bytes in the socket, behind it, and in shared memory."""
         if self._socket is None:
             return 0
-        queued = 0
+        queued = len(self._rest)
         with suppress(OSError):  # the reader has just gone
-            [queued] = _INT.unpack(fcntl.ioctl(self._socket, _SIOCOUTQ, bytes(_INT.size)))
+            queued += _INT.unpack(fcntl.ioctl(self._socket, _SIOCOUTQ, bytes(_INT.size)))[0]
         return queued + (self._memory.laid() if self._memory is not None else 0)
 
     def send(self, *parts: Part) -> bool:
         """Sends a train, all of it or nothing; tells which. hot: bench traffic"""
         if self._socket is None or self._rest or not self._greeting.ready:
             return False
+        if self._send_ordinary is not None:
+            size, rest = self._send_ordinary(*self._ends, parts)
+            if size >= 0:
+                self._gathering.carried += size
+                if rest:
+                    self._keep(self._socket, rest)
+                return bool(size)
         length = size = sum(map(len, parts))
         slot = self._memory.lay(parts, length) if self._memory is not None and length >= LEAST else None
         if slot is not None:
@@ -97,9 +118,12 @@ class DirectSender:
             self._lost()
             return False
         if sent < length:
-            self._rest = memoryview(b"".join(parts))[sent:]
-            self._loop.when_writable(socket.fileno(), self._on_room)
+            self._keep(socket, b"".join(parts)[sent:])
         return True
+
+    def _keep(self, socket: sockets.socket, rest: bytes) -> None:
+        self._rest = memoryview(rest)
+        self._loop.when_writable(socket.fileno(), self._on_room)
 
     def send_each(self, trains: Sequence[bytes]) -> int:
         """Sends all of the trains by one call of the kernel, or none. Returns how many."""
@@ -120,16 +144,8 @@ class DirectSender:
 
     def close(self) -> None:
         """Hangs up. The reader still gets what was sent."""
-        self._loop.remove_timed(self)
+        self._retry.set(None)
         self._disconnect()
-
-    def next_deadline(self) -> float | None:
-        """Returns when to look for the reader again."""
-        return self._retry
-
-    def act(self, _now: float) -> None:
-        """Connects to the reader anew."""
-        self._lost()
 
     def _connect(self) -> None:
         socket = None
@@ -143,12 +159,12 @@ class DirectSender:
         except OSError:  # no reader, or no descriptor left
             if socket is not None:
                 socket.close()
-            self._retry = boot_time() + self._pause
+            self._retry.set(boot_time() + self._pause)
             self._pause = min(2 * self._pause, RECONNECT_MAX)
             return
         self._pause = RECONNECT
-        self._retry = boot_time() + WELCOME_WITHIN
-        self._socket = socket
+        self._retry.set(boot_time() + WELCOME_WITHIN)
+        self._socket, self._ends = socket, (socket.fileno(), None, [])
         self._greeting = Stream(0)
         self._loop.add(socket.fileno(), self._listen, pipe=True)
 
@@ -167,8 +183,8 @@ class DirectSender:
         elif self._greeting.ready:
             if self._greeting.shares and self._memory is None and not self._rest:
                 self._share(self._socket)
-            if self._retry is not None:
-                self._retry = None
+            if self._retry.next_deadline() is not None:
+                self._retry.set(None)
                 self.when_room(self._waiter)
 
     def _share(self, socket: sockets.socket) -> None:
@@ -177,17 +193,18 @@ class DirectSender:
             memory = Memory.make()
             try:
                 sockets.send_fds(socket, [zmtp.MEMORY], [memory.descriptor], _FLAGS)
-                self._memory = memory
+                self._memory, self._ends = memory, (socket.fileno(), memory.map, memory.lengths)
             finally:
                 memory.close()
 
-    def _lost(self) -> None:
+    def _lost(self, _now: float = 0.0) -> None:
+        """Connects to the reader anew."""
         self._disconnect()
         self._connect()
 
     def _disconnect(self) -> None:
         socket, self._socket = self._socket, None
-        self._rest, self._memory = memoryview(b""), None
+        self._rest, self._memory, self._ends = memoryview(b""), None, _NO_ENDS
         if socket is not None:
             self._loop.remove(socket.fileno())
             socket.close()

@@ -20,8 +20,8 @@ from typing import Final
 
 from stagewire.pipe.trains import Data, Part
 
-SLOTS: Final = 4
-"""Eight carry no more, and two carry less (docs/performance/LIMITS.md)."""
+SLOTS: Final = 8
+"""With four, a fifth of all long trains found none free (docs/performance/LIMITS.md)."""
 SLOT: Final = 192 * 1024
 """Bytes; a train has no more than `trains.MAX_FRAME` and its headers."""
 LEAST: Final = 4096
@@ -43,13 +43,15 @@ class Memory:
         """Maps a memory file, and owns its descriptor from now on. Raises BadMemory."""
         self.descriptor = descriptor
         try:
-            self._map = _mapped_untrusted(descriptor)
+            self.map: Final = _mapped_untrusted(descriptor)
         except (OSError, ValueError) as error:
             self.close()
             raise BadMemory(str(error)) from None
-        self._view = memoryview(self._map)
-        self._in_hand: list[int] = []
-        self._lengths = [0] * SLOTS
+        self._view = memoryview(self.map)
+        self.in_hand: Final[list[int]] = []
+        """Slots that the reader has."""
+        self.lengths: Final = [0] * SLOTS
+        """Bytes of the train that was last laid in each slot."""
 
     @classmethod
     def make(cls) -> "Memory":
@@ -74,7 +76,7 @@ class Memory:
 
     def lay(self, parts: Sequence[Part], length: int) -> int | None:
         """Lays a train of so many bytes and returns its slot; None if it can't. hot: bench traffic"""
-        slot = self._map.find(b"\0", 0, SLOTS)
+        slot = self.map.find(b"\0", 0, SLOTS)
         if slot < 0 or length > SLOT:
             return None
         view, at = self._view, _start(slot)
@@ -82,40 +84,40 @@ class Memory:
             end = at + len(part)
             view[at:end] = part
             at = end
-        self._map[slot] = _TOLD
-        self._lengths[slot] = length
+        self.map[slot] = _TOLD
+        self.lengths[slot] = length
         return slot
 
     def laid(self) -> int:
         """Counts the bytes of all trains that the reader has not done with."""
-        return sum(length for slot, length in enumerate(self._lengths) if self._map[slot] in {_TOLD, _IN_HAND})
+        return sum(length for slot, length in enumerate(self.lengths) if self.map[slot] in {_TOLD, _IN_HAND})
 
     def take_back(self, slot: int) -> None:
         """Frees a slot of which the reader could not be told."""
-        self._map[slot] = _FREE
+        self.map[slot] = _FREE
 
     # --- the reader's --------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Lets the pusher lay trains. What was in hand of a reader that died is lost with it."""
         for slot in range(SLOTS):
-            if self._map[slot] in {_IN_HAND, _NEW}:  # the pusher may be changing the others
-                self._map[slot] = _FREE
+            if self.map[slot] in {_IN_HAND, _NEW}:  # the pusher may be changing the others
+                self.map[slot] = _FREE
 
     def take_untrusted(self, slot: int, length: int) -> tuple[Data, int, int] | None:
         """Returns (memory, start, end) of a train, in hand until `release`; None if there can't be one."""
         # Once until `release`, whatever the byte says: a pusher could set it again and again.
-        if slot >= SLOTS or length > SLOT or self._map[slot] != _TOLD or slot in self._in_hand:
+        if slot >= SLOTS or length > SLOT or self.map[slot] != _TOLD or slot in self.in_hand:
             return None
-        self._map[slot] = _IN_HAND
-        self._in_hand.append(slot)
+        self.map[slot] = _IN_HAND
+        self.in_hand.append(slot)
         start = _start(slot)
-        return self._map, start, start + length
+        return self.map, start, start + length
 
     def release(self) -> None:
         """Gives the pusher back all that was in hand."""
-        while self._in_hand:
-            self._map[self._in_hand.pop()] = _FREE
+        while self.in_hand:
+            self.map[self.in_hand.pop()] = _FREE
 
 
 def _mapped_untrusted(descriptor: int) -> mmap.mmap:

@@ -96,6 +96,11 @@ class Stream:
         """Tells whether a part of a message is still to come."""
         return bool(self._rest)
 
+    @property
+    def between(self) -> bool:
+        """Tells whether the other end's next bytes begin a message."""
+        return self.ready and not self._rest
+
     def take_untrusted(self, data: bytes) -> list[Frame]:
         """Returns the messages that are whole with what came now. Raises BadStream. hot: bench traffic"""
         if self._rest:
