@@ -13,7 +13,7 @@ import mmap
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, errno
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
@@ -73,7 +73,7 @@ def receive(int descriptor, Py_ssize_t most, Py_ssize_t limit, marks not None, i
             raise IndexError("no byte has this number")
         (<uint8_t *>page.buf)[number] = 1  # first: a death in the middle must leave nothing to be read on
         got = recv(descriptor, _read, <size_t>min(max(most, 0), READ), MSG_DONTWAIT)
-        if got < 0 and errno == EAGAIN:
+        if got < 0 and errno in (EAGAIN, EINTR):
             (<uint8_t *>page.buf)[number] = 0
             return []
         if got <= 0:
@@ -246,7 +246,7 @@ cdef object _push(
         return size, joined[sent:]
     if slot >= 0:
         memory[slot] = FREE
-    return _NO_ROOM if errno == EAGAIN else _NOTHING
+    return _NO_ROOM if errno in (EAGAIN, EINTR) else _NOTHING
 
 
 cdef inline void _write_big_endian(uint8_t *place, uint64_t number, int count) noexcept nogil:

@@ -17,9 +17,11 @@ from stagewire.pipe.direct.shared_memory import SLOT, SLOTS, BadMemory, Memory, 
 from stagewire.pipe.direct.zmtp import BadStream, Stream
 from stagewire.pipe.trains import BadTrain
 from stagewire.proto.endpoint import LENGTH
+from stagewire.proto.kernel.rule import load
 from stagewire.proto.packets.merge import Merged
 
 NOW = 1000.0
+PIPES = load("", "stagewire.linux.pipe_trains")[0]
 PLACE = bytes([4]) + bytes(range(1, LENGTH))
 
 
@@ -112,6 +114,35 @@ def _cut(data: bytes, cuts: list[int], *, ready: bool) -> tuple[list[bytes], boo
 @cache
 def _memory() -> Memory:
     return Memory.make()
+
+
+@door(seeds=lambda: (bytes([1] * SLOTS) + stream[4:] for stream in _streams() if not stream.startswith(b"\0")))
+def pipes_receive(data: bytes) -> None:
+    """Receives a stream compiled: what is ordinary, Python cuts alike, and what isn't comes back as it was."""
+    given, memory, near = Given(data), _memory(), _sockets()[0]
+    states, stream = bytes(each % 5 for each in given.take(SLOTS).ljust(SLOTS, b"\0")), given.rest()
+    if PIPES is None or not stream:
+        return
+    marks = bytearray(1)
+    _sockets()[1].sendall(stream)
+    memory.map[:SLOTS] = states
+    found = PIPES.receive(near.fileno(), 1 << 17, 400, marks, 0, memory.map, memory.in_hand)
+    after, in_hand = memory.map[:SLOTS], [*memory.in_hand]
+    memory.in_hand.clear()
+    memory.map[:SLOTS] = states
+    if isinstance(found, bytes):
+        assert (found, bytes(marks), after, in_hand) == (stream, b"\1", states, [])
+        return
+    plain = Stream(400, ready=True, memory=memory)
+    assert plain.take_untrusted(stream) == found
+    assert (bytes(marks), after, in_hand) == (b"\0", memory.map[:SLOTS], memory.in_hand)
+    assert plain.between
+    memory.release()
+
+
+@cache
+def _sockets() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair()
 
 
 @door(_mapped_untrusted, seeds=lambda: (bytes([kind]) for kind in range(8)), longest=64)
