@@ -17,8 +17,8 @@ from stagewire.config.model import ClientSettings
 BOM: Final = "\ufeff"
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _OURS = re.compile(rf"[{SPACES}]*#[ \t]*stagewire[ \t]*:", re.IGNORECASE)
-_WORD = re.compile(r"[^\s,]+")
-_SPACED_WORD = re.compile(r"[^\s,](?:[^,]*[^\s,])?")
+_WORD = re.compile(r"[^\s,]+", re.ASCII)
+_SPACED_WORD = re.compile(r"[^\s,](?:[^,]*[^\s,])?", re.ASCII)
 
 LISTS: Final[dict[str, Callable[[str], str]]] = {
     "Address": lambda word: str(tolerant.address(word)),
