@@ -130,9 +130,9 @@ class Stream:
                 break
             if not flags & _COMMAND:
                 found.append((data, start, end))
-            elif data.startswith(_TRAIN_NAME, start):
+            elif data.startswith(_TRAIN_NAME, start, end):
                 found.append(self._in_memory(data[start:end]))
-            elif data.startswith(_READY, start):
+            elif data.startswith(_READY, start, end):
                 self.ready = True
                 self.shares = data.find(_SHARES, start, end) >= 0
             offset = end
