@@ -81,6 +81,18 @@ def test_what_is_paced_comes_rarely_without_work_and_soon_with_it() -> None:
     assert calls == [100.0, 100.25, 100.0, 103.0, 104.0]
 
 
+def test_an_action_may_bring_about_work_for_its_next_call() -> None:
+    loop = Loop()
+
+    def act(_now: float) -> None:
+        loop.worked += 1
+
+    paced = loop.add_paced(0.5, act)
+    assert paced.next_deadline() < boot_time()  # first at once
+    paced.act(100.0)
+    assert paced.next_deadline() == 100.5
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("work"), st.integers(1, 3)),

@@ -111,6 +111,7 @@ class Slot:
             self._sleeps = False
         if now >= self._look:
             self._page[1] = self._shown[1] = 0.0
+            self._page[2] = self._shown[2] = 0.0  # a former holder may have written it last
             # After a long stop this comes before any packet: another process may hold the slot by now.
             self._look = now + LOOK_INTERVAL
             if not self.in_place():

@@ -21,7 +21,7 @@ from typing import Final
 from stagewire.pipe.trains import Data, Part
 
 SLOTS: Final = 8
-"""With four, a fifth of all long trains found none free (docs/performance/LIMITS.md)."""
+"""With four, up to a quarter of all trains found none free (docs/performance/LIMITS.md)."""
 SLOT: Final = 192 * 1024
 """Bytes; a train has no more than `trains.MAX_FRAME` and its headers."""
 LEAST: Final = 4096
