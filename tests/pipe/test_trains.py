@@ -403,3 +403,31 @@ def test_a_mark_is_no_train_and_no_train_is_a_mark() -> None:
     )
     for other in others:
         assert trains.mark_untrusted(other, 0, len(other)) is None
+
+
+@pytest.mark.parametrize("born", [-math.inf, -1e308, -1e9])
+def test_a_birth_that_its_sender_changes_meanwhile_has_an_age(born: float) -> None:
+    assert trains.age_of(born, NOW) == 255
+
+
+class Changing(bytes):
+    """Memory in which another process clears a virtio_net_hdr once it was judged."""
+
+    looks = 0
+
+    def __getitem__(self, place: object) -> bytes:  # type: ignore[override]
+        found = super().__getitem__(place)  # type: ignore[call-overload]
+        if isinstance(place, slice) and len(found) == fields.VNET_HEADER:
+            self.looks += 1
+            return found if self.looks <= 2 else virtio.NONE
+        return bytes(found)
+
+
+def test_a_super_packet_that_its_sender_makes_a_lone_one_meanwhile_is_refused() -> None:
+    header = struct.pack("=BBHHHH", 1, fields.GSO_UDP_L4, 0, 30_000, 20, fields.UDP_CHECKSUM)
+    item = trains.LENGTH.pack(trains.MAX_ITEM) + header + bytes(trains.MAX_ITEM - fields.VNET_HEADER)
+    count = virtio.count(header, trains.MAX_ITEM - fields.VNET_HEADER)
+    frame = Changing(trains.HEADER.pack(trains.VERSION, trains.PLAIN, 0, count, NOW) + item)
+    with pytest.raises(BadTrain):
+        trains.unpack_plain_untrusted(frame, NOW)
+    assert frame.looks == 3

@@ -39,3 +39,11 @@ def test_a_stamp_that_is_no_time_is_not_counted(stamp: float) -> None:
     waits.note((b"short", 0, 5))
     waits.note((struct.pack("<BBBxId", 2, 1, 0, 1, 0.0), 1, 16))
     assert (sum(waits.counts), waits.total) == (0, 0.0)
+
+
+@pytest.mark.parametrize("age", [61.0, 1e9, 1.5e308])
+def test_a_false_time_does_not_spoil_the_sum(age: float) -> None:
+    waits = Waits()
+    for _ in range(3):
+        waits.note(train(boot_time() - age))
+    assert (waits.total, sum(waits.counts)) == (0.0, 0)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from stagewire.linux.descriptors import close
 from stagewire.pipe.direct.shared_memory import Memory
-from stagewire.process import hand_down, handed
+from stagewire.process import hand_down
 
 Make = Callable[[Path, ExitStack], int]
 
@@ -166,4 +167,4 @@ def test_a_socket_that_lingers_holds_nobody_up(stack: ExitStack) -> None:
         with suppress(BlockingIOError):
             while client.send(bytes(1 << 16)):
                 pass
-        handed.close(client.detach())
+        close(client.detach())

@@ -12,12 +12,14 @@ from stagewire.loop import Loop
 from stagewire.pipe.contract import Frame, Handler
 from stagewire.pipe.doorman import Doorman
 from stagewire.pipe.names import Limits
-from stagewire.pipe.trains import Part
+from stagewire.pipe.trains import HEADER, Part
 from stagewire.pipe.waits import Waits
 
 _EVENTS = int(zmq.EVENTS)
 _WRITABLE = int(zmq.POLLOUT)
 _DONTWAIT = int(zmq.DONTWAIT)
+_LEAST = HEADER.size
+"""Bytes that each message counts at least: a turn that takes empty messages must end as well."""
 
 
 class LibzmqSender:
@@ -102,7 +104,7 @@ class LibzmqReceiver:
                 train = receive(_DONTWAIT)
             except zmq.Again:
                 break
-            size += len(train)
+            size += max(len(train), _LEAST)
             frames.append((train, 0, len(train)))
         if frames:
             self._loop.gathering.carried += size
@@ -120,7 +122,7 @@ class LibzmqReceiver:
             except zmq.Again:
                 break
             train = message.bytes
-            size += len(train)
+            size += max(len(train), _LEAST)
             frame: Frame = (train, 0, len(train))
             if now >= self._waits.due:
                 self._waits.note(frame)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import zmq
 
 from stagewire import files
-from stagewire.linux import privileges, uids
+from stagewire.linux import descriptors, privileges, uids
 from stagewire.linux.peer_credentials import Credentials
 from stagewire.linux.uids import Place
 from stagewire.loop import Loop
@@ -150,6 +150,7 @@ class Pipes:
         path = self.path(pipe, number)
         listener = os.dup(self._listener(path))
         with sockets.socket(fileno=listener) as listening:
+            descriptors.allow(listening, allowed=False)
             listening.listen(_BACKLOG)
             listening.detach()
         socket.set(zmq.USE_FD, listener)  # ZeroMQ closes its own, and leaves the file where it is

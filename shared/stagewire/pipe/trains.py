@@ -143,7 +143,7 @@ def weight(packets: Iterable[Item]) -> int:
 
 def age_of(born: float, now: float) -> int:
     """Returns the age (ms) of what was born then, as a header has it."""
-    return min(int((now - born) * 1000), _MAX_AGE_MS) if born < now - 0.001 else 0
+    return int(min((now - born) * 1000, _MAX_AGE_MS)) if born < now - 0.001 else 0  # even if infinite
 
 
 def born_of(frame: Data, begin: int) -> float:
@@ -183,10 +183,13 @@ def unpack_plain_untrusted(frame: Data, now: float, begin: int = 0, end: int | N
     whole = memoryview(frame)
     for start, over, packets in spans_untrusted(frame, now, begin, end):
         packet = start + fields.VNET_HEADER
-        if frame[start:packet] == virtio.NONE:
+        header = frame[start:packet]
+        if header != virtio.NONE:
+            found.append(Merged(header, whole[packet:over], packets))
+        elif over - packet <= MAX_INNER:
             found.append(frame[packet:over])
-        else:
-            found.append(Merged(frame[start:packet], whole[packet:over], packets))
+        else:  # its sender has changed the header meanwhile
+            raise BadTrain("train_malformed")
     return found
 
 

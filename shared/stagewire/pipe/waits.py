@@ -4,7 +4,6 @@ A sample compares the clock with the time at which the sender made the train. A 
 """
 
 from bisect import bisect_left
-from math import isfinite
 from typing import Final
 
 from stagewire.loop import boot_time
@@ -12,6 +11,8 @@ from stagewire.pipe.trains import HEADER, Data, sent_of
 
 INTERVAL: Final = 0.01
 """s between two samples of a pipe."""
+LONGEST: Final = 60.0
+"""s; whatever is said to have waited longer bears a false time, which would spoil the sum for ever."""
 BOUNDS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 """s; the upper bound of each count but the last."""
 
@@ -35,6 +36,6 @@ class Waits:
         if end - start < HEADER.size:
             return
         waited = now - sent_of(data, start)
-        if isfinite(waited) and waited >= 0:
+        if 0 <= waited <= LONGEST:
             self.counts[bisect_left(BOUNDS, waited)] += 1
             self.total += waited

@@ -19,6 +19,7 @@ from typing import Final
 
 from stagewire import files
 from stagewire.control.codec import BadControl, Codec
+from stagewire.linux.descriptors import close
 from stagewire.linux.peer_credentials import peer_uid
 from stagewire.loop import Loop
 from stagewire.process import handed
@@ -149,7 +150,7 @@ def sound(received: dict[str, int], run: Path, stage: str, uid: int) -> dict[str
 def close_all(descriptors: Iterable[int]) -> None:
     """Closes descriptors, also sockets that would linger."""
     for descriptor in descriptors:
-        handed.close(descriptor)
+        close(descriptor)
 
 
 _SAID_LENGTH: Final = struct.Struct("=I")

@@ -11,7 +11,6 @@ import re
 import select
 import socket
 import stat
-import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +32,6 @@ WAITS: Final = "waits"
 CONFIGURATION: Final = "configuration"
 """Names the memory file of the accepted configuration, for the case that the run folder is wiped."""
 _ENDED: Final = select.POLLHUP | select.POLLRDHUP
-_NO_LINGER: Final = struct.pack("ii", 0, 0)
 
 
 class _Claim(NamedTuple):
@@ -61,17 +59,6 @@ def is_sound(name: str, descriptor: int, folder: Path, uid: int) -> bool:
 def brings_work(name: str) -> bool:
     """Tells whether packets or pushers come by the descriptor of this name: it is readable while they wait."""
     return name in {tun.DESCRIPTOR, WAITS, *TUNNEL} or name.startswith(("pipe:", inherited.PREFIX, inherited.SHARER))
-
-
-def close(descriptor: int) -> None:
-    """Closes a descriptor. A socket that lingers would hold us up (socket(7), SO_LINGER)."""
-    with suppress(OSError):
-        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            with _socket(descriptor) as opened:
-                opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-                opened.detach()
-    with suppress(OSError):
-        os.close(descriptor)
 
 
 def _socket(descriptor: int) -> socket.socket:

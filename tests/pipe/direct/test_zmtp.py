@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stagewire.pipe import trains
 from stagewire.pipe.direct import zmtp
 from stagewire.pipe.direct.zmtp import BadStream, Stream
+from stagewire.pipe.names import PIPES
 
 LIMIT = 1000
 
@@ -75,3 +77,14 @@ def test_whatever_comes_is_taken_or_refused(pieces: list[bytes], greeted: bool) 
                 assert end - start <= LIMIT
     except BadStream:
         pass
+
+
+@pytest.mark.parametrize("frame", [b"\0\0", b"\4\0", zmtp.front(0)])
+def test_a_turn_cuts_no_more_frames_than_trains_can_be(frame: bytes) -> None:
+    """Each costs its reader work, however short it is."""
+    stream = Stream(LIMIT, ready=True)
+    assert len(stream.take_untrusted(frame * (zmtp.MOST_AT_ONCE - 1))) in {0, zmtp.MOST_AT_ONCE - 1}
+    with pytest.raises(BadStream):
+        stream.take_untrusted(frame * (zmtp.MOST_AT_ONCE + 1))
+    read = max(pipe.limits.read for pipe in PIPES if pipe.limits)
+    assert read // (trains.HEADER.size + 2) < zmtp.MOST_AT_ONCE

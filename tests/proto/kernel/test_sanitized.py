@@ -91,7 +91,7 @@ def test_nothing_is_said_about_what_fuzzing_keeps(built: Path) -> None:
         "from stagewire.proto.kernel import sealing; from tests.fuzz.doors import DOORS\n"
         "print(sealing.__file__)\n"
         "for name, door in DOORS.items():\n"
-        "    if name.startswith(('kernels_', 'noise_')):\n"
+        "    if name.startswith(('kernels_', 'noise_', 'pipes_')):\n"
         "        for data in (b'', *door.seeds(), *door.kept()):\n"
         "            door.take(data)\n",
     )  # fmt: skip

@@ -6,6 +6,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+from stagewire.linux import descriptors
 from stagewire.linux.peer_credentials import credentials
 from stagewire.loop import Loop
 from stagewire.pipe.contract import Frame, Handler, OfPlace
@@ -20,6 +21,8 @@ from stagewire.pipe.waits import Waits
 
 MAX_WELCOMES: Final = 16
 """Pushers that a turn welcomes or refuses."""
+_MOST_QUEUED: Final = 512 * 1024
+"""Bytes; more can't have come, with descriptors, before they were no longer allowed (net.core.wmem_max)."""
 Deliver = Callable[[list[Frame], float], None]
 
 
@@ -62,6 +65,7 @@ class DirectReceiver:
         """Numbers that connections are kept under, by descriptor."""
         self._memories: dict[int, Memory] = {}
         """Memory that pushers share, by descriptor."""
+        descriptors.allow(listener, allowed=limits.memory)
         self.source = listener.fileno()
         loop.add(self.source, self._welcome, pipe=True)
         for pusher, memory in self._kept.of(self._name):
@@ -95,6 +99,7 @@ class DirectReceiver:
         descriptor, marks = pusher.fileno(), self._kept.marks
         self._pushers[descriptor] = pusher
         if stream.ready:
+            descriptors.allow(pusher, allowed=self._limits.memory and stream.memory is None)
             marks[self._enter(pusher, stream)] = 0
             if self._limits.memory and stream.memory is None:  # it was welcomed by an older version
                 with suppress(OSError):
@@ -177,12 +182,26 @@ class DirectReceiver:
         return number
 
     def _receive_first(self, pusher: sockets.socket, stream: Stream) -> bytes:
-        """Receives while the pusher may still hand over memory. Raises OSError."""
-        data, descriptors, _, _ = sockets.recv_fds(pusher, self._limits.read, 1)
-        for each in descriptors:
+        """Receives while the pusher may still hand over memory, the first descriptor that comes. Raises OSError."""
+        data = self._receive_all(pusher, self._limits.read, stream)
+        if stream.memory is not None:
+            descriptors.allow(pusher, allowed=False)
+            with suppress(OSError):  # that was all, or the end comes to be read again
+                while len(data) < _MOST_QUEUED and (more := self._receive_all(pusher, self._limits.read, stream)):
+                    data += more
+            self._share(pusher.fileno(), stream)
+        return data
+
+    @staticmethod
+    def _receive_all(pusher: sockets.socket, most: int, stream: Stream) -> bytes:
+        """Receives up to `most` bytes, and takes all descriptors that come with them. Raises OSError."""
+        data, handed, _, _ = sockets.recv_fds(pusher, most, descriptors.MOST)
+        for each in handed:
+            if stream.memory is not None:
+                descriptors.close(each)
+                continue
             with suppress(BadMemory):
                 stream.memory = Memory(each)
-                self._share(pusher.fileno(), stream)
         return data
 
     def _share(self, descriptor: int, stream: Stream) -> None:

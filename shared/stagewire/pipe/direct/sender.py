@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stagewire.deadlines import Alarm
+from stagewire.linux import descriptors
 from stagewire.loop import Loop, boot_time
 from stagewire.pipe.direct import zmtp
 from stagewire.pipe.direct.shared_memory import LEAST, BadMemory, Memory
@@ -151,6 +152,7 @@ class DirectSender:
         socket = None
         try:
             socket = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_NONBLOCK)
+            descriptors.allow(socket, allowed=False)
             socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, self._queue // 2)  # Linux doubles it
             socket.connect(self._path)
             if not self._is_reader(socket):

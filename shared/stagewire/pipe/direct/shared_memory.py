@@ -18,6 +18,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
+from stagewire.linux import descriptors
 from stagewire.pipe.trains import Data, Part
 
 SLOTS: Final = 8
@@ -69,7 +70,7 @@ class Memory:
     def close(self) -> None:
         """Closes the descriptor, which only hand-down needs; mmap keeps its own until no view is left."""
         if self.descriptor >= 0:
-            os.close(self.descriptor)
+            descriptors.close(self.descriptor)  # a pusher's may be anything
             self.descriptor = -1
 
     # --- the pusher's --------------------------------------------------------------------------------------
@@ -124,6 +125,8 @@ def _mapped_untrusted(descriptor: int) -> mmap.mmap:
     """Raises OSError if it is no memory file, ValueError if it is too short or may become so."""
     if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
         raise ValueError("not sealed")
+    if os.fstatvfs(descriptor).f_bsize != mmap.PAGESIZE:
+        raise ValueError("of huge pages")  # they may run out at any touch, which ends the reader (SIGBUS)
     return mmap.mmap(descriptor, MEMORY_SIZE)
 
 

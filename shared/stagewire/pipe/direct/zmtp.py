@@ -31,6 +31,8 @@ _GREETING: Final = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\x00" + b"NULL".ljust(20, b"\
 _READY: Final = b"\x05READY"
 _MAX_COMMAND: Final = 512
 """Bytes; a READY has some 30."""
+MOST_AT_ONCE: Final = 8192
+"""Frames in what a turn reads: in 128 KiB each has 16 bytes, and no train has fewer. Each frame costs its reader work."""
 
 _MEMORY: Final = b"\x06MEMORY"
 _TRAIN: Final = struct.Struct(">6sBI")
@@ -114,7 +116,9 @@ class Stream:
                 raise BadStream("no greeting of ZMTP 3 without security")
             self._greeted, offset = True, _GREETING_LENGTH
         found: list[Frame] = []
-        while offset + 2 <= total:
+        for _ in range(MOST_AT_ONCE):
+            if offset + 2 > total:
+                break
             flags = data[offset]
             if flags & _LONG:
                 start = offset + _FRONT.size
@@ -136,6 +140,8 @@ class Stream:
                 self.ready = True
                 self.shares = data.find(_SHARES, start, end) >= 0
             offset = end
+        else:
+            raise BadStream("more frames at once than trains can be")
         self._rest = data[offset:] if offset < total else b""
         return found
 

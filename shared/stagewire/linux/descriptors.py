@@ -1,0 +1,36 @@
+"""Keeps descriptors from harm that other processes hand over through Unix sockets (unix(7), SCM_RIGHTS)."""
+
+import socket
+import stat
+import struct
+from contextlib import suppress
+from os import close as close_now
+from os import fstat
+from typing import Final
+
+MOST: Final = 253
+"""Descriptors that one message can carry."""
+_SO_PASSRIGHTS: Final = 83
+"""Linux 6.16."""
+_NO_LINGER: Final = struct.pack("ii", 0, 0)
+
+
+def close(descriptor: int) -> None:
+    """Closes a descriptor. A socket that lingers would hold us up (socket(7), SO_LINGER)."""
+    with suppress(OSError):
+        if stat.S_ISSOCK(fstat(descriptor).st_mode):
+            with socket.socket(fileno=descriptor) as opened:
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+                opened.detach()
+    with suppress(OSError):
+        close_now(descriptor)
+
+
+def allow(opened: socket.socket, *, allowed: bool) -> None:
+    """Says whether the other end may attach descriptors; a connection that is accepted does as its listener did.
+
+    The kernel itself closes those that nobody takes, and a socket that lingers would hold us up. An older kernel lets all
+    be attached.
+    """
+    with suppress(OSError):
+        opened.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, allowed)
