@@ -230,12 +230,12 @@ def test_each_event_does_with_each_timer_what_its_row_says(kind: type[Any], row:
         timers = timers_of(kind)
         timers._happens(event, T)
         first = row.when(timers, T)
-        assert timers._due[place] == (first if event in (*row.set_by, *row.set_anew_by) else inf), event
+        assert timers.due[place] == (first if event in (*row.set_by, *row.set_anew_by) else inf), event
         timers = timers_of(kind)
         timers._happens((*row.set_by, *row.set_anew_by)[0], T)
         timers._happens(event, T + 1)
         expected = row.when(timers, T + 1) if event in row.set_anew_by else inf if event in row.ended_by else first
-        assert timers._due[place] == expected, event
+        assert timers.due[place] == expected, event
 
 
 @pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.__name__)

@@ -17,7 +17,8 @@ class Agenda(Generic[K]):
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, K]] = []
-        self._when: dict[K, float] = {}
+        self.standing: dict[K, float] = {}
+        """Each owner's entry."""
         self._sequence = 0
 
     def enter(self, owner: K, when: float | None) -> None:
@@ -27,20 +28,20 @@ class Agenda(Generic[K]):
         """
         if when is None:
             return
-        standing = self._when.get(owner)
+        standing = self.standing.get(owner)
         if standing is not None and standing <= when:
             return
-        self._when[owner] = when
+        self.standing[owner] = when
         self._sequence += 1  # so that the heap never compares owners
         heapq.heappush(self._heap, (when, self._sequence, owner))
 
     def forget(self, owner: K) -> None:
         """Drops the entry of an owner that is gone."""
-        self._when.pop(owner, None)
+        self.standing.pop(owner, None)
 
     def next_deadline(self) -> float | None:
         """Returns the earliest deadline (s), or None."""
-        heap, standing = self._heap, self._when
+        heap, standing = self._heap, self.standing
         while heap and standing.get(heap[0][2]) != heap[0][0]:
             heapq.heappop(heap)
         return heap[0][0] if heap else None
@@ -50,6 +51,6 @@ class Agenda(Generic[K]):
         owners: list[K] = []
         while (when := self.next_deadline()) is not None and when <= now:
             owner = heapq.heappop(self._heap)[2]
-            del self._when[owner]
+            del self.standing[owner]
             owners.append(owner)
         return owners

@@ -83,13 +83,13 @@ HANDSHAKE: Final = (
     ),
 )
 
-_Step = tuple[int, Callable[[Any, float], float] | None, bool]
+Step = tuple[int, Callable[[Any, float], float] | None, bool]
 """(row, deadline function or None if the event ends the timer, whether a set timer is set again)"""
 
 
-def _steps(table: tuple[Timer, ...]) -> dict[str, tuple[_Step, ...]]:
+def _steps(table: tuple[Timer, ...]) -> dict[str, tuple[Step, ...]]:
     """Returns the steps of each event, in the order of the rows."""
-    found: dict[str, list[_Step]] = {}
+    found: dict[str, list[Step]] = {}
     for row, timer in enumerate(table):
         for event in timer.set_by:
             found.setdefault(event, []).append((row, timer.when, False))
@@ -103,19 +103,20 @@ def _steps(table: tuple[Timer, ...]) -> dict[str, tuple[_Step, ...]]:
 class _Timers:
     """Runs one table. Times are in s on the boot-time clock."""
 
-    __slots__ = ("_due", "jitter")
+    __slots__ = ("due", "jitter")
     _table: ClassVar[tuple[Timer, ...]]
-    _on: ClassVar[dict[str, tuple[_Step, ...]]]
+    _on: ClassVar[dict[str, tuple[Step, ...]]]
 
     def __init__(self, jitter: Jitter) -> None:
         self.jitter = jitter
-        self._due = [inf] * len(self._table)
+        self.due = [inf] * len(self._table)
+        """When each row of the table is due (s); `inf` for a timer that isn't set."""
 
     def _happens(self, event: str, now: float) -> None:
         self._take_steps(self._on.get(event, ()), now)
 
-    def _take_steps(self, steps: tuple[_Step, ...], now: float) -> None:
-        due = self._due
+    def _take_steps(self, steps: tuple[Step, ...], now: float) -> None:
+        due = self.due
         for row, when, anew in steps:
             if when is None:
                 due[row] = inf
@@ -124,12 +125,12 @@ class _Timers:
 
     def soonest(self) -> float:
         """Returns the earliest deadline, `inf` for none. Hot, once per peer of a train."""
-        return min(self._due)
+        return min(self.due)
 
     def next_deadline(self) -> Deadline | None:
         """Returns the earliest deadline and its reason."""
-        when = min(self._due)
-        return None if when == inf else (when, self._why(self._due.index(when)))
+        when = min(self.due)
+        return None if when == inf else (when, self._why(self.due.index(when)))
 
     def _why(self, row: int) -> str:
         timer = self._table[row]
@@ -137,7 +138,7 @@ class _Timers:
 
     def _take(self, row: int, now: float) -> str:
         why = self._why(row)
-        self._due[row] = inf
+        self.due[row] = inf
         self._happens(why, now)
         return why
 
@@ -145,7 +146,7 @@ class _Timers:
 class SessionTimers(_Timers):
     """Runs the session timers of one peer, in its home worker."""
 
-    __slots__ = ("persistent_interval",)
+    __slots__ = ("at_packet_received", "at_packet_sent", "persistent_interval")
     _table = SESSION
     _on = _steps(SESSION)
     _at_packet_sent = _on["any_sent"] + _on["data_sent"]
@@ -160,6 +161,10 @@ class SessionTimers(_Timers):
         super().__init__(jitter)
         self.persistent_interval = 0
         """s; 0 is off."""
+        self.at_packet_sent: tuple[Step, ...] = self._at_packet_sent_alone
+        """Steps of `packet_sent`."""
+        self.at_packet_received: tuple[Step, ...] = self._at_packet_received_alone
+        """Steps of `packet_received`."""
 
     def data_sent(self, now: float) -> None:
         """Notes a sent transport message with a packet in it."""
@@ -171,11 +176,11 @@ class SessionTimers(_Timers):
 
     def packet_sent(self, now: float) -> None:
         """Does what `any_sent` and `data_sent` do. Hot, once per peer of a train."""
-        self._take_steps(self._at_packet_sent if self.persistent_interval else self._at_packet_sent_alone, now)
+        self._take_steps(self.at_packet_sent, now)
 
     def packet_received(self, now: float) -> None:
         """Does what `any_received` and `data_received` do. Hot, once per peer of a train."""
-        self._take_steps(self._at_packet_received if self.persistent_interval else self._at_packet_received_alone, now)
+        self._take_steps(self.at_packet_received, now)
 
     def any_sent(self, now: float) -> None:
         """Notes any sent authenticated packet."""
@@ -197,14 +202,14 @@ class SessionTimers(_Timers):
         """Changes the persistent keepalive (s, 0 is off); returns whether one is to be sent at once (0 to n)."""
         switched_on = interval > 0 and self.persistent_interval == 0
         self.persistent_interval = interval
+        self.at_packet_sent = self._at_packet_sent if interval else self._at_packet_sent_alone
+        self.at_packet_received = self._at_packet_received if interval else self._at_packet_received_alone
         self._happens("interval_set", now)
         return switched_on
 
     def take_due(self, now: float) -> list[str]:
         """Returns the reasons to act now, each once."""
-        taken = [
-            (self._table[row].included_in, self._take(row, now)) for row, due in enumerate(self._due) if due <= now
-        ]
+        taken = [(self._table[row].included_in, self._take(row, now)) for row, due in enumerate(self.due) if due <= now]
         reasons = [why for _, why in taken]
         return [why for included_in, why in taken if included_in not in reasons]
 
@@ -263,10 +268,10 @@ class HandshakeTimers(_Timers):
 
     def take_due(self, now: float) -> str | None:
         """Returns the earliest due reason of `held`, `retransmit` and `give_up`, once."""
-        when = min(self._due)
+        when = min(self.due)
         if when > now or when == inf:
             return None
-        why = self._take(self._due.index(when), now)
+        why = self._take(self.due.index(when), now)
         if why != "held":
             self.attempts = 0 if why == "give_up" else self.attempts + 1
         return why

@@ -8,6 +8,7 @@ belong to this very peer? -> trimmed to its own length.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -95,10 +96,11 @@ class Worker:
     def seal(self, packets: Sequence[Packet], now: float) -> Output:
         """Seals all trains that `sealing` has taken, then a train of packets. hot: bench Worker.outbound"""
         out = Output()
-        sealing = self.sealing
-        if sealing is not None and sealing.items:
+        sealing, seal = self.sealing, self.kernel.seal
+        if sealing is not None and seal is not None and sealing.items:
             try:
-                packets = [*self._seal_groups(sealing, now, out), *packets]
+                left = seal(sealing, self._agenda, self.settings.rekey_after_time, now)
+                packets = [*self._seal_groups(sealing, left, now, out), *packets]
                 out.sealed, out.born = sealing.finish(now), sealing.born
             finally:
                 sealing.clear()
@@ -106,10 +108,11 @@ class Worker:
             self._outbound(packets, now, out)
         return self._settle(out)
 
-    def _seal_groups(self, sealing: "Sealing", now: float, out: Output) -> list[Packet]:
-        """Seals what is ordinary, peer by peer; returns the rest."""
-        back = sealing.alone()
-        for group, tunnel in enumerate(sealing.owners()):
+    def _seal_groups(self, sealing: "Sealing", groups: Iterable[int], now: float, out: Output) -> list[Packet]:
+        """Seals what may be sealed of these groups, peer by peer; returns the rest, and the packets without a group."""
+        back, owners = sealing.alone(), sealing.owners()
+        for group in groups:
+            tunnel = owners[group]
             count, limits = sealing.packets(group), tunnel.limits
             free = limits is None or not limits.divert(tunnel.traffic)
             session = tunnel.ready(count, now) if free and sealing.ordinary(group) else None
@@ -133,14 +136,10 @@ class Worker:
     def open(self, runs: Sequence[Run], now: float) -> Output:
         """Opens all trains that `opening` has taken, then a train of runs. hot: bench Worker.inbound"""
         out = Output()
-        opening = self.opening
-        if opening is not None and opening.runs:
+        opening, settle = self.opening, self.kernel.settle
+        if opening is not None and settle is not None and opening.runs:
             try:
-                for tunnel, session, endpoint, size, data in opening.open(now):
-                    tunnel.received(session, size, endpoint, now, out, data=data)
-                    if tunnel.limits is not None:
-                        self._divert(tunnel)
-                    self._agenda.enter(tunnel, tunnel.next_deadline())
+                settle(opening.open(now), self._agenda, partial(self._opened, now, out), now)
                 for reason, owner, place, size, count in opening.refused():
                     peer = b"" if owner is None else owner.public_key
                     self.drops.note(reason, count, peer=peer, place=place, size=size)
@@ -152,6 +151,14 @@ class Worker:
         if runs:
             self._inbound(runs, now, out)
         return self._settle(out)
+
+    def _opened(
+        self, now: float, out: Output, tunnel: Tunnel, session: Session, endpoint: bytes, size: int, data: bool
+    ) -> None:
+        tunnel.received(session, size, endpoint, now, out, data=data)
+        if tunnel.limits is not None:
+            self._divert(tunnel)
+        self._agenda.enter(tunnel, tunnel.next_deadline())
 
     # --- packets -------------------------------------------------------------------------------------------
 

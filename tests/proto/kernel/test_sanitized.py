@@ -17,6 +17,7 @@ SANITIZERS = "-fsanitize=address,undefined"
 COMPILER = (sysconfig.get_config_var("CC") or "cc").split()[0]
 DRIVEN = (
     "tests/proto/kernel/test_sealing.py",
+    "tests/proto/kernel/test_steady.py",
     "tests/proto/kernel/test_opening.py",
     "tests/proto/kernel/test_cipher.py",
     "tests/proto/kernel/test_symmetric.py",
@@ -48,7 +49,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=copy, env=os.environ | flags, capture_output=True, text=True, check=False,
     )  # fmt: skip
     modules = list(copy.glob("shared/stagewire/**/*.so"))
-    assert len(modules) == 10, made.stderr
+    assert len(modules) == 11, made.stderr
     assert all(b"__asan_init" in module.read_bytes() for module in modules)
     return copy
 

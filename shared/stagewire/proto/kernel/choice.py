@@ -14,6 +14,7 @@ try:
     from stagewire.proto.kernel.cipher import Cipher, Window, library, quickest, use
     from stagewire.proto.kernel.opening import Opening
     from stagewire.proto.kernel.sealing import Sealing
+    from stagewire.proto.kernel.steady import seal, settle
 
     _LACKING = rule.why_not(None)
 except ImportError as error:
@@ -34,6 +35,10 @@ class Kernel:
     sealing: "type[Sealing] | None" = None
     """None: each packet goes through `Worker.outbound`."""
     opening: "type[Opening] | None" = None
+    seal: Callable[..., list[int]] | None = None
+    """`steady.seal`, where there is `sealing`."""
+    settle: Callable[..., None] | None = None
+    """`steady.settle`, where there is `opening`."""
     library: str = ""
     """The library whose cipher the compiled kernel calls."""
 
@@ -64,4 +69,4 @@ def choose(wanted: str) -> Kernel:
     if name == PLAIN:
         return plain(why)
     use(quickest())
-    return Kernel(COMPILED, why, _compiled_session, Sealing, Opening, library())
+    return Kernel(COMPILED, why, _compiled_session, Sealing, Opening, seal, settle, library())
