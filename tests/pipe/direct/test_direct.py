@@ -3,12 +3,14 @@
 import errno
 import os
 import socket
+from contextlib import suppress
 
 import pytest
 import zmq
 from tests.pipe.pipe import PIPE, DirectBench
 
 from stagewire.pipe.direct import zmtp
+from stagewire.pipe.direct.sender import RECONNECT_MAX
 from stagewire.pipe.direct.shared_memory import SLOTS
 from stagewire.pipe.names import MAX_TRAIN
 from stagewire.pipe.speakers import MAX_ROOTS
@@ -163,21 +165,35 @@ def test_what_a_pusher_sent_before_it_went_is_read(bench: DirectBench) -> None:
     assert reader.trains == [b"its last"]
 
 
+def accepted(bench: DirectBench, listener: socket.socket) -> socket.socket:
+    """Turns the loop until a sender has connected to a listener that doesn't block."""
+    found: list[socket.socket] = []
+
+    def come() -> bool:
+        with suppress(BlockingIOError):
+            found.append(listener.accept()[0])
+        return bool(found)
+
+    bench.turn(come, "a connection")
+    return found[0]
+
+
 def test_a_sender_waits_to_be_welcomed_and_hangs_up_on_nonsense(bench: DirectBench) -> None:
     path = bench.pipes.path(PIPE)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
+        listener.setblocking(False)
         sender = bench.sender()
         for _ in range(2):
-            talker, _ = listener.accept()
+            talker = accepted(bench, listener)
             with talker:
                 assert talker.recv(1000) == zmtp.PUSH
                 assert not sender.send(b"too early")
                 talker.send(bytes(100))
                 talker.setblocking(False)
                 bench.turn(lambda talker=talker: _ended(talker), "the end")  # type: ignore[misc]
-        talker, _ = listener.accept()
+        talker = accepted(bench, listener)
         with talker:
             talker.send(zmtp.PULL[:-1])
             bench.turn(lambda: True, "a turn")
@@ -185,6 +201,29 @@ def test_a_sender_waits_to_be_welcomed_and_hangs_up_on_nonsense(bench: DirectBen
             talker.send(zmtp.PULL[-1:])
             bench.send(sender, b"train")
             assert talker.recv(1000) == zmtp.PUSH + zmtp.front(5) + b"train"
+
+
+def test_a_reader_that_hangs_up_at_once_is_left_alone_for_a_while(bench: DirectBench) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(bench.pipes.path(PIPE)))
+        listener.listen()
+        listener.setblocking(False)
+        sender = bench.sender()
+        for _ in range(6):
+            talker = accepted(bench, listener)
+            sender._since = float("inf")  # however slow the machine is, the connection was brief
+            talker.send(zmtp.PULL)  # a welcome doesn't help
+            talker.close()
+            bench.turn(lambda: sender._socket is None, "the end")
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+        assert sender._pause == RECONNECT_MAX
+        with accepted(bench, listener) as talker:
+            sender._since = 0.0
+            talker.send(zmtp.PULL)
+            bench.send(sender, b"train")
+        bench.turn(lambda: not sender.connected, "the end")
+        listener.accept()[0].close()  # one that had lasted is looked for at once
 
 
 def test_a_sender_that_nobody_welcomes_is_made_anew(bench: DirectBench, monkeypatch: pytest.MonkeyPatch) -> None:

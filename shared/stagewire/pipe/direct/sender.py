@@ -64,6 +64,8 @@ class DirectSender:
         """The socket's descriptor, the memory, and the lengths of the trains there, as `pipe_trains.send` takes them."""
         self._waiter: Callable[[float], None] | None = None
         self._pause = RECONNECT
+        self._since = 0.0
+        """When the connection began (s)."""
         self._retry = Alarm(loop, self._lost)
         """When to look for the reader again."""
         self._connect()
@@ -161,11 +163,10 @@ class DirectSender:
         except OSError:  # no reader, or no descriptor left
             if socket is not None:
                 socket.close()
-            self._retry.set(boot_time() + self._pause)
-            self._pause = min(2 * self._pause, RECONNECT_MAX)
+            self._wait()
             return
-        self._pause = RECONNECT
-        self._retry.set(boot_time() + WELCOME_WITHIN)
+        self._since = boot_time()
+        self._retry.set(self._since + WELCOME_WITHIN)
         self._socket, self._ends = socket, (socket.fileno(), None, [])
         self._greeting = Stream(0)
         self._loop.add(socket.fileno(), self._listen, pipe=True)
@@ -200,9 +201,20 @@ class DirectSender:
                 memory.close()
 
     def _lost(self, _now: float = 0.0) -> None:
-        """Connects to the reader anew."""
+        """Connects to the reader anew; not at once if the reader has just hung up, or both would do nothing else."""
+        lasted = boot_time() - self._since >= RECONNECT_MAX
+        hung_up = self._socket is not None
         self._disconnect()
+        if hung_up and not lasted:
+            self._wait()
+            return
+        if hung_up:
+            self._pause = RECONNECT
         self._connect()
+
+    def _wait(self) -> None:
+        self._retry.set(boot_time() + self._pause)
+        self._pause = min(2 * self._pause, RECONNECT_MAX)
 
     def _disconnect(self) -> None:
         socket, self._socket = self._socket, None
