@@ -5,13 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from lab import stagewire, wait
 
 pytest_plugins = ["side_by_side", "tests.attack.marks"]
 
-settings.register_profile("stagewire", derandomize=True, deadline=None, max_examples=60, database=None)
+settings.register_profile(
+    "stagewire",
+    derandomize=True,
+    deadline=None,  # nothing here is a test of time
+    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=60,
+    database=None,
+)
 settings.load_profile("stagewire")
 
 wait.slack = 3.0
