@@ -5,7 +5,8 @@
     state      new sessions for  at home in  its packets go to  until
     ---------  ----------------  ----------  -----------------  ---------------------------------------------------
     planned    old               old         old                new has been up for SETTLED, and `pace` has a place
-    settling   old               old, new    old                new answers MovedIn
+    settling   old               old, new    old                new answers MovedIn, which it is asked for once
+                                                                tun-service takes the peer's packets from it
     shaking    new               old, new    old                the new session may send | SHAKE_WITHIN
     lingering  new               old, new    new                LINGER: packets to the old session still arrive, and
                                                                 empty packets nudge the peer to the new session
@@ -77,8 +78,9 @@ class MoveOut:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Tells tun-service that no worker delivers these peers' packets but their home, once earlier packets have arrived."""
+    """Calls `settled`, once packets have arrived that a worker judged before it learnt that these peers have left it."""
 
+    worker: int
     public_keys: tuple[bytes, ...]
 
 
@@ -138,6 +140,8 @@ class Moves:
         """s at which a worker may have to retire."""
         self._claims: dict[bytes, float] = {}
         """The newest session of each peer whose home is certain: a worker has claimed it, or we have moved it."""
+        self._left: dict[bytes, set[int]] = {}
+        """Workers that peers have left, and whose packets may be under way."""
         self.earlier: tuple[int, ...] = ()
         """Numbers of workers by which peers may be at home where an earlier key-service had them."""
 
@@ -165,7 +169,7 @@ class Moves:
 
         Before its sessions are known, a peer may be at home where an earlier key-service had it.
         """
-        workers = set(self.homes(public_key))
+        workers = {*self.homes(public_key), *self._left.get(public_key, ())}
         if public_key not in self._claims and public_key not in self._moves:
             workers |= {home_of(public_key, count) for count in self.earlier}
         return tuple(sorted(workers - {self.carrier(public_key)}))
@@ -211,14 +215,14 @@ class Moves:
         for public_key, move in list(self._moves.items()):
             if move.new == worker and move.state != "lingering":
                 self._handshaker.move(public_key, move.old)
-                self._end(public_key)
+                self._end(public_key, worker)
                 settled.append(public_key)
             elif move.old == worker and move.state == "shaking":
                 steps += self._switch(public_key, move, now)
             elif move.old == worker and move.state == "lingering":
-                self._end(public_key)
+                self._end(public_key, worker)
                 settled.append(public_key)
-        return [*steps, Settled(tuple(settled))] if settled else steps
+        return [*steps, Settled(worker, tuple(settled))] if settled else steps
 
     def moved_in(self, worker: int, public_keys: Iterable[bytes], now: float, unix_ns: int) -> list[Step]:
         """Begins new handshakes of peers, after a worker's word that the peers are at home there."""
@@ -276,11 +280,20 @@ class Moves:
             steps += [MoveOut(former, tuple(public_keys)), Carry(worker, tuple(public_keys))]
         return steps
 
+    def settled(self, worker: int, public_keys: Iterable[bytes]) -> None:
+        """Notes that packets of a worker that these peers have left have arrived."""
+        for public_key in public_keys:
+            if (left := self._left.get(public_key)) is not None:
+                left.discard(worker)
+                if not left:
+                    del self._left[public_key]
+
     def forget(self, public_key: bytes) -> None:
         """Forgets a removed peer."""
         for planned in self._planned.values():
             planned.pop(public_key, None)
         self._moves.pop(public_key, None)
+        self._left.pop(public_key, None)
         self._claims.pop(public_key, None)
         self._agenda.forget(public_key)
         self._pace.end(public_key)
@@ -315,15 +328,15 @@ class Moves:
                 self._until(public_key, now + LINGER / (NUDGES + 1))
             elif move.state == "lingering":
                 left.setdefault(move.old, []).append(public_key)
-                self._end(public_key)
+                self._end(public_key, move.old)
             elif move.new == self.home(public_key):
                 again.setdefault(move.new, []).append(public_key)
                 self._until(public_key, now + SETTLE_WITHIN)
             else:
                 left.setdefault(move.new, []).append(public_key)
-                self._end(public_key)
+                self._end(public_key, move.new)
         for worker, public_keys in left.items():
-            steps += [MoveOut(worker, tuple(public_keys)), Settled(tuple(public_keys))]
+            steps += [MoveOut(worker, tuple(public_keys)), Settled(worker, tuple(public_keys))]
         steps += [MoveIn(worker, tuple(public_keys)) for worker, public_keys in again.items()]
         steps += [Nudge(worker, tuple(public_keys)) for worker, public_keys in nudged.items()]
         steps += self._begin(now)
@@ -354,8 +367,9 @@ class Moves:
         self._until(public_key, now + LINGER / (NUDGES + 1))
         return [Carry(move.new, (public_key,))]
 
-    def _end(self, public_key: bytes) -> None:
+    def _end(self, public_key: bytes, left: int) -> None:
         del self._moves[public_key]
+        self._left.setdefault(public_key, set()).add(left)
         self._pace.end(public_key)
         self._agenda.forget(public_key)
         self._plan(public_key)

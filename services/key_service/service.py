@@ -106,7 +106,7 @@ class KeyService:
         )
         self._workers = Workers(
             *(self._announcer, hub, self._giver, self._live, version, self._handshakes.carry_out),
-            *(environment, stage.log, self._quotas),
+            *(environment, stage.log, self._quotas, self._answers),
         )
         self._readiness = Readiness(hub, self._workers, version)
         tell = stage.tell_status if environment.telemetry else None

@@ -1,12 +1,13 @@
 """Tracks which workers are up and how many are wanted, and carries out the steps of `moves`."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 
 from key_service import rates
 from key_service.announce import Announcer
+from key_service.answers import Answers
 from key_service.hub import Hub, Member
 from key_service.live import LiveConfiguration
 from key_service.moves import Carry, Count, MoveIn, MoveOut, Nudge, Retired, Settled, Step
@@ -27,7 +28,6 @@ from stagewire.environment import Environment
 from stagewire.limits import MAX_COUNT, MAX_WORKERS
 from stagewire.logs import Log
 from stagewire.loop import boot_time
-from stagewire.pipe.trains import MAX_AGE
 from stagewire.process import worker_count
 from stagewire.proto.events import Effect, EndpointMoved, SessionConfirmed, WantHandshake
 from stagewire.proto.index import worker_of
@@ -35,8 +35,6 @@ from stagewire.proto.peer import Peer
 
 CLAIMED_WITHIN = 60.0
 """s after a start in which workers' hellos may tell where peers were at home."""
-UNDER_WAY = 2 * MAX_AGE
-"""s for which packets that a worker judged before a peer left it may still pass."""
 CarryOut = Callable[[Iterable[Effect], float], None]
 
 
@@ -54,6 +52,7 @@ class Workers:
         environment: Environment,
         log: Log,
         quotas: Quotas,
+        answers: Answers,
     ) -> None:
         """Takes the `version` of the snapshots. `carry_out` does what the Handshaker returns."""
         self.up: dict[int, int] = {}
@@ -69,6 +68,7 @@ class Workers:
         self._run, self._configured = environment.run, environment.workers
         self._log = log
         self._quotas = quotas
+        self._answers = answers
         quotas.carried, quotas.tell = self.carried, self.tell_again
         live.withheld.tell = self.tell_again
         self._began = boot_time()
@@ -77,8 +77,6 @@ class Workers:
         self.touched: Callable[[bytes], None] = lambda _key: None
         """Hears of each peer with new traffic."""
         self._traffic_before: dict[tuple[bytes, int], tuple[Peer, int, int, int, int]] = {}
-        self._settled: deque[tuple[float, tuple[bytes, ...]]] = deque()
-        """Peers that have moved, and when their last packets from the worker that they left have arrived."""
 
     # --- their number --------------------------------------------------------------------------------------
 
@@ -101,35 +99,29 @@ class Workers:
         return Scaled("", self.moves.moving)
 
     def next_deadline(self) -> float | None:
-        deadlines = (self.moves.next_deadline(), self._settled[0][0] if self._settled else None)
-        return min((each for each in deadlines if each is not None), default=None)
+        return self.moves.next_deadline()
 
     def act(self, now: float) -> None:
         self._do(self.moves.act(now), now)
-        while self._settled and self._settled[0][0] <= now:
-            _, public_keys = self._settled.popleft()
-            self._tell_routes(public_keys)
 
     def _do(self, steps: Iterable[Step], now: float) -> None:
-        hub, announcer = self._hub, self._announcer
+        hub = self._hub
         for step in steps:
             match step:
                 case MoveIn(worker, public_keys):
-                    self._tell_routes(public_keys)  # first: the worker's packets must not come before
-                    for public_key in public_keys:
-                        self._quotas.tunnel_begins(public_key, worker)
-                    for message in announcer.move_in(public_keys, worker):
-                        hub.tell("device", worker, message)
+                    self._tell_routes(public_keys)
+                    # tun-service must apply it before the worker's first packet comes.
+                    self._once_applied(partial(self._move_in, worker, public_keys), public_keys)
                 case Carry(_, public_keys):
                     self._tell_routes(public_keys)
-                case Settled(public_keys):
-                    self._settled.append((now + UNDER_WAY, public_keys))
+                case Settled(worker, public_keys):
+                    self._once_applied(partial(self._settle, worker, public_keys), public_keys)
                 case Nudge(worker, public_keys):
                     hub.tell("device", worker, SendEmpty(public_keys))
                 case MoveOut(worker, public_keys):
                     self._move_out(worker, public_keys)
                 case Count():
-                    hub.tell("tun", 0, TunSettings(announcer.moves.count))
+                    hub.tell("tun", 0, TunSettings(self.moves.count))
                     self._live.tell_conn()
                 case Retired(worker):
                     self._log.info("worker told to retire", worker=worker)
@@ -137,12 +129,25 @@ class Workers:
                 case _:
                     self._carry_out([step], now)
 
+    def _once_applied(self, act: Callable[[], None], public_keys: tuple[bytes, ...]) -> None:
+        """Calls `act` once every stage applies what it was told, and packets that were judged before have passed."""
+        self._answers.hold(act, len(public_keys), host=False)
+
     def _tell_routes(self, public_keys: Iterable[bytes]) -> None:
-        standing = [
-            key for key in public_keys if key in self._handshaker.peers and key in self._announcer.registry.peers
-        ]
-        for routes in self._announcer.routes_of(standing):
+        for routes in self._announcer.routes_of(self._standing(public_keys)):
             self._hub.tell("tun", 0, routes)
+
+    def _standing(self, public_keys: Iterable[bytes]) -> list[bytes]:
+        """Leaves out peers that were removed meanwhile."""
+        return [key for key in public_keys if key in self._handshaker.peers and key in self._announcer.registry.peers]
+
+    def _move_in(self, worker: int, public_keys: Iterable[bytes]) -> None:
+        """Tells a worker of the peers that still move there."""
+        moving = [key for key in self._standing(public_keys) if worker in self.moves.homes(key)]
+        for public_key in moving:
+            self._quotas.tunnel_begins(public_key, worker)
+        for message in self._announcer.move_in(moving, worker):
+            self._hub.tell("device", worker, message)
 
     def _move_out(self, worker: int, public_keys: Iterable[bytes]) -> None:
         for public_key in public_keys:
@@ -151,6 +156,11 @@ class Workers:
             self._traffic.setdefault((public_key, worker), (peer, self.up.get(worker, 0), 0, 0, 0))
         for message in self._announcer.move_out(public_keys, worker):
             self._hub.tell("device", worker, message)
+
+    def _settle(self, worker: int, public_keys: Iterable[bytes]) -> None:
+        """Lets no packets of a worker pass any more that come from peers that have left it."""
+        self.moves.settled(worker, public_keys)
+        self._tell_routes(public_keys)
 
     # --- their lives ---------------------------------------------------------------------------------------
 

@@ -27,6 +27,10 @@ def stamp() -> float:
     return boot_time() + PATIENCE
 
 
+def is_mark(frame: bytes) -> bool:
+    return trains.mark_untrusted(frame, 0, len(frame)) is not None
+
+
 class House:
     """key-service and one worker, and all their pipes."""
 
@@ -69,8 +73,10 @@ class House:
 
     def received(self) -> list[bytes]:
         """The next train for the OS, which takes no super-packets."""
-        assert self.plain.poll(PATIENCE * 1000), "nothing came"
-        return singles(trains.unpack_plain_untrusted(self.plain.recv(), EVER))
+        while self.plain.poll(PATIENCE * 1000):
+            if not is_mark(frame := self.plain.recv()):
+                return singles(trains.unpack_plain_untrusted(frame, EVER))
+        raise AssertionError("nothing came")
 
     def say(self, message: bytes) -> None:
         """A handshake message from the network."""
@@ -114,12 +120,17 @@ class House:
 
         def arrived() -> bool:
             while self.cipher.poll(1):
-                runs = trains.unpack_cipher_untrusted(self.cipher.recv(), EVER)
-                opened.extend(packet for _, datagrams in runs for packet in self.far.opened(datagrams))
+                opened.extend(packet for datagrams in self.datagrams() for packet in self.far.opened(datagrams))
             return len(opened) >= len(packets)
 
         until(arrived, PATIENCE, "the packets at the far end")
         return opened
+
+    def datagrams(self) -> list[Sequence[bytes]]:
+        """The runs of a train for the network; none of a mark."""
+        frame = self.cipher.recv()
+        runs = [] if is_mark(frame) else trains.unpack_cipher_untrusted(frame, EVER)
+        return [datagrams for _, datagrams in runs]
 
     def works(self) -> None:
         """A packet each way."""

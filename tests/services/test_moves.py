@@ -102,6 +102,19 @@ def test_both_homes_of_a_moving_peer_may_deliver_its_packets_and_then_one_alone(
     assert town.sources[key] == {1}
 
 
+def test_a_worker_that_was_left_may_deliver_until_its_last_packets_have_arrived() -> None:
+    town, key = one_mover()
+    grow(town)
+    town.run(SETTLED + 3 * WIRE + LINGER)
+    assert town.moves.homes(key) == (1,)
+    assert town.moves.others(key) == (0,)  # whatever makes key-service tell the routes again meanwhile
+    town.scale(1)  # and the peer may leave again
+    town.run(0)
+    assert town.moves.others(key) == (0,)
+    town.run(WIRE)
+    assert town.moves.others(key) == ()
+
+
 @pytest.mark.parametrize("dead", [0, 1])
 @pytest.mark.parametrize("after", [1.5 * WIRE, 4 * WIRE])
 def test_a_worker_that_died_in_a_move_may_deliver_nothing_for_the_peer_later(dead: int, after: float) -> None:

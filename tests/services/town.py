@@ -147,8 +147,8 @@ class Town:
                         self.routes[key] = worker
                         self.swaps.append((self.now, key, worker))
                     self._tell_sources(keys)
-                case Settled(keys):
-                    self.later(WIRE, lambda keys=keys: self._tell_sources(keys))  # type: ignore[misc]
+                case Settled(worker, keys):
+                    self.later(WIRE, lambda worker=worker, keys=keys: self._arrived(worker, keys))  # type: ignore[misc]
                 case Nudge(worker, keys):
                     self.nudged.append((self.now, worker, keys))
                 case Count(workers):
@@ -160,6 +160,10 @@ class Town:
                     self._send(step)
                 case InstallSession():
                     self._install(step)
+
+    def _arrived(self, worker: int, keys: tuple[bytes, ...]) -> None:
+        self.moves.settled(worker, keys)
+        self._tell_sources(keys)
 
     def _tell_sources(self, keys: tuple[bytes, ...]) -> None:
         for key in keys:
