@@ -73,8 +73,10 @@ class _Commands(click.Group):
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
             sys.stdout.reconfigure(errors="replace")  # a locale may lack letters of ours
         if completion.VARIABLE in os.environ:
+            from stagewire.linux import privileges
             from stagewire_cli import shells
 
+            privileges.hide_memory()  # names of peers stand beside keys, and click calls no group for a completion
             shells.register()
         os.environ["PATH"] = search_path(os.environ.get("PATH"))
         with suppress(ValueError):  # not in the main thread

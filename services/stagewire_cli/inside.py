@@ -289,6 +289,7 @@ def _can_be_read(path: Path) -> bool:
         try:
             from stagewire import config  # costs memory, and is seldom needed
 
+            privileges.hide_memory()
             config.load(path)
             os._exit(0)
         finally:

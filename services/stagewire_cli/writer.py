@@ -22,6 +22,7 @@ from stagewire.config.operations import ExpirePeers, Operation
 from stagewire.control.operations import from_json_untrusted
 from stagewire.control.shapes import BadOperation
 from stagewire.environment import Environment
+from stagewire.linux import privileges
 from stagewire_cli import peers, peers_file
 from stagewire_cli.failures import Failed
 from stagewire_cli.peers_file import PeersFile
@@ -87,6 +88,7 @@ def serve(line: socket.socket, environment: Environment) -> None:
 def main() -> int:
     """Returns the exit status."""
     signal.alarm(_END_WITHIN)
+    privileges.hide_memory()
     with socket.socket(fileno=0) as line:
         try:
             serve(line, Environment.read(os.environ))

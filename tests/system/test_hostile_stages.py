@@ -11,9 +11,11 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -277,6 +279,49 @@ def test_every_thread_at_work_is_locked_up(hub: Hub, stage: str) -> None:
         assert 0 not in map(int, facts["Uid"].split())
     # The kernel gives the files of a process that may be dumped to its uid, those of any other to root.
     assert Path(f"/proc/{pid}/environ").stat().st_uid == 0
+
+
+LOOKS: Final = (
+    lambda pid: os.open(f"/proc/{pid}/mem", os.O_RDONLY),
+    lambda pid: os.open(f"/proc/{pid}/environ", os.O_RDONLY),
+    lambda pid: Path(f"/proc/{pid}/fd/0").readlink(),
+    lambda pid: _libc_checked(_libc.ptrace(0x4206, pid, 0, 0)),  # PTRACE_SEIZE
+)
+"""Ways into another process."""
+
+
+def _libc_checked(result: int) -> None:
+    if result < 0:
+        raise PermissionError(ctypes.get_errno(), "refused")
+
+
+def _ways_into(pid: int, uid: int) -> int:
+    """Counts the ways into a process that are open to another with this uid and no capability."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    found = MISTAKE
+    try:
+        os.setgroups([])
+        os.setresgid(uids.group(), uids.group(), uids.group())
+        os.setresuid(uid, uid, uid)
+        opened = 0
+        for look in LOOKS:
+            with suppress(PermissionError):
+                look(pid)
+                opened += 1
+        found = opened
+    finally:
+        os._exit(found)
+
+
+@pytest.mark.parametrize("stage", [pytest.param(each, marks=pytest.mark.attack(f"hostile-{each}")) for each in STAGES])
+def test_no_process_of_a_stages_uid_looks_into_its_memory(hub: Hub, stage: str) -> None:
+    assert _ways_into(hub.gateway.pid(stage), uids.uid_of(stage)) == 0
+    uid = uids.uid_of(stage)
+    with subprocess.Popen(["sleep", "60"], user=uid, group=uids.group(), extra_groups=[]) as open_to_all:
+        assert _ways_into(open_to_all.pid, uid) == len(LOOKS)
+        open_to_all.kill()
 
 
 def test_key_service_and_workers_have_a_network_of_their_own(hub: Hub) -> None:
