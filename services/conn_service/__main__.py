@@ -13,7 +13,7 @@ def main() -> int:
     try:
         kernel = load(stage.environment.kernel)
     except ImportError as error:
-        stage.log.error("cannot work", reason=f"STAGEWIRE_KERNEL: the compiled kernel can't be loaded: {error}")
+        stage.log.error("cannot work", reason=str(error))
         return EXIT_MISTAKE
     # It keeps no capability: an attacker who takes conn-service over can change nothing of the host.
     return stage.run(ConnService(stage, kernel).set_up)

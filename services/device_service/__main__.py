@@ -25,7 +25,7 @@ def main() -> int:
     try:
         kernel = choose(stage.environment.kernel)
     except ImportError as error:
-        stage.log.error("cannot work", reason=f"STAGEWIRE_KERNEL: the compiled kernel can't be loaded: {error}")
+        stage.log.error("cannot work", reason=str(error))
         return EXIT_MISTAKE
     stage.log.info("kernel chosen", kernel=kernel.name, why=kernel.why, cipher=kernel.library)
     return stage.run(DeviceService(stage, kernel).set_up)

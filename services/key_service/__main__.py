@@ -100,7 +100,7 @@ def _choose_kernel(wanted: str) -> str:
 
 def _refused(stage: Stage, error: config.ConfigError | ImportError | OSError) -> int:
     if isinstance(error, ImportError):
-        stage.log.error("cannot work", reason=f"STAGEWIRE_KERNEL: the compiled kernel can't be loaded: {error}")
+        stage.log.error("cannot work", reason=str(error))
     elif isinstance(error, OSError):
         stage.log.error("cannot work", reason=why(error))
     else:

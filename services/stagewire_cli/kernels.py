@@ -24,9 +24,7 @@ def refuse_unloadable(environment: Environment) -> None:
         try:
             rule.load(environment.kernel, module)
         except ImportError as error:
-            raise Failed(
-                f"STAGEWIRE_KERNEL: the compiled kernel can't be loaded: {error}; unset it, or {MEND}"
-            ) from None
+            raise Failed(f"{error}; unset it, or {MEND}") from None
 
 
 def in_use(status: dict[str, Any]) -> list[str]:

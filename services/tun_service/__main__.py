@@ -16,7 +16,7 @@ def main() -> int:
         kernel = rule.load(stage.environment.kernel, "stagewire.linux.tun_trains")
         device = _device(stage)
     except ImportError as error:
-        stage.log.error("cannot work", reason=f"STAGEWIRE_KERNEL: the compiled kernel can't be loaded: {error}")
+        stage.log.error("cannot work", reason=str(error))
         return EXIT_MISTAKE
     except tun.TunUnavailable as unavailable:
         stage.log.error("cannot work", reason=str(unavailable))

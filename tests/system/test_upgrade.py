@@ -73,11 +73,19 @@ def test_every_process_runs_the_new_code_and_packets_flow_all_the_while(seen: Ov
         ]
         assert not before & {*seen.gateway.processes()}
         seen.settles()
-        logs = "".join(seen.gateway.logs().values())
-        for pid in seen.gateway.held().values():
-            assert [line for line in logs.splitlines() if "started in the new" in line and f"pid={pid} " in f"{line} "]
-        for pid in {*slots.contenders(seen.run)} - {*seen.gateway.held().values()}:
-            assert [line for line in logs.splitlines() if "waits in the new" in line and f"pid={pid} " in f"{line} "]
+        holders = {*seen.gateway.held().values()}
+        assert all(said_by(seen, pid, "started in the new") for pid in holders)
+        # A spare is at its slot before it says so.
+        waiting = {*slots.contenders(seen.run)} - holders
+        until(
+            lambda: all(said_by(seen, pid, "waits in the new") for pid in waiting), BACK_WITHIN, "the spares to say so"
+        )
+
+
+def said_by(seen: Overseen, pid: int, what: str) -> bool:
+    """Whether a process has said in its log what has these words."""
+    logs = "".join(seen.gateway.logs().values())
+    return any(what in line and f"pid={pid} " in f"{line} " for line in logs.splitlines())
 
 
 def others_said(seen: Overseen, stage: str, theirs: int) -> int:

@@ -112,7 +112,7 @@ class Stage:
         try:
             return rule.load(self.environment.kernel, PIPES_MODULE)[0]
         except ImportError as error:
-            self.log.error("cannot work", reason=f"STAGEWIRE_KERNEL: {rule.CANNOT}: {error}")
+            self.log.error("cannot work", reason=str(error))
             sys.exit(EXIT_MISTAKE)
 
     def _wait_for_slot(self, only: int | None) -> None:

@@ -24,7 +24,7 @@ def test_what_is_compiled_is_taken_unless_it_is_lacking_or_unwanted(
 
 
 def test_what_is_wanted_and_lacking_is_an_error_that_says_why() -> None:
-    with pytest.raises(ImportError, match="no compiler"):
+    with pytest.raises(ImportError, match=r"^STAGEWIRE_KERNEL: the compiled kernel can't be loaded: no compiler$"):
         decide(COMPILED, "no compiler")
 
 

@@ -12,13 +12,13 @@ CANNOT: Final = "the compiled kernel can't be loaded"
 def decide(wanted: str, lacking: str) -> tuple[str, str]:
     """Returns PLAIN or COMPILED, and tells the operator why. An empty `wanted` means compiled where it can be loaded.
 
-    `lacking` says why the compiled modules can't be loaded, empty if they can. Raises ImportError with these words if
-    they are wanted.
+    `lacking` says why the compiled modules can't be loaded, empty if they can. If they are wanted, raises ImportError
+    with words for the operator.
     """
     if wanted == PLAIN:
         return PLAIN, "as STAGEWIRE_KERNEL says"
     if lacking and wanted == COMPILED:
-        raise ImportError(lacking)
+        raise ImportError(f"STAGEWIRE_KERNEL: {CANNOT}: {lacking}")
     if lacking:
         return PLAIN, f"{CANNOT}: {lacking}"
     return COMPILED, "as STAGEWIRE_KERNEL says" if wanted == COMPILED else "by default"
