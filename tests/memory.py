@@ -41,3 +41,16 @@ def _in_region(memory: int, start: int, end: int, keys: Mapping[str, bytes]) -> 
         with suppress(OSError):
             found |= names_in(os.pread(memory, min(PIECE + LONGEST, end - at), at), keys)
     return found
+
+
+def resident(pid: int, beginning: str) -> dict[str, int]:
+    """How many bytes of each file whose path begins so a process has mapped and in memory, by the rest of the path."""
+    found: dict[str, int] = {}
+    name = None
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if mapping := re.match(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \S+ *(.*)", line):
+            path = mapping[1].removesuffix(" (deleted)")
+            name = path.removeprefix(beginning) if path.startswith(beginning) else None
+        elif name is not None and (size := re.match(r"Rss: +(\d+) kB", line)):
+            found[name] = found.get(name, 0) + int(size[1]) * 1024
+    return found

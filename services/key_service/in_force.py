@@ -3,6 +3,7 @@
 So an edited file cannot stop a running gateway. `stagewire reload` applies an edited file.
 """
 
+import mmap
 import os
 import time
 from pathlib import Path
@@ -11,11 +12,12 @@ from stagewire import config, files
 from stagewire.config import ConfigError, InterfaceConfig, accepted, operations, unconfirmed
 from stagewire.config.accepted import Accepted
 from stagewire.limits import MAX_ACCEPTED
-from stagewire.linux import privileges
+from stagewire.linux import mapped_pages, privileges
 from stagewire.process import handed
 from stagewire.process.stage import Stage
 
-_left: list[int] = []
+_left: list[tuple[int, mmap.mmap | None]] = []
+"""The memory file for the spares, and its pages."""
 
 
 def accepted_by(stage: Stage) -> tuple[Accepted, InterfaceConfig]:
@@ -64,10 +66,12 @@ def _leave(stage: Stage, kept: Accepted) -> None:
     with open(descriptor, "wb", closefd=False) as file:
         file.write(kept.packed())
     stage.bequest.leave({handed.CONFIGURATION: descriptor}, handed.CONFIGURATION)
-    for earlier in _left:
+    for earlier, pages in _left:
         os.ftruncate(earlier, 0)  # also for a spare that still holds it
         os.close(earlier)
-    _left[:] = [descriptor]
+        if pages is not None:
+            pages.close()
+    _left[:] = [(descriptor, mapped_pages.of(descriptor))]
 
 
 class Kept:

@@ -38,6 +38,8 @@ from key_service.stage_words import StageWords
 from key_service.strangers import Strangers
 from key_service.sweeps import Sweeps
 from key_service.timestamps import FLUSH_INTERVAL, TimestampStore
+from key_service.unswapped import LOOK_INTERVAL as LOOK_AT_FILES
+from key_service.unswapped import Unswapped
 from key_service.wg_events import WgEvents
 from key_service.wg_socket import WgSocket
 from key_service.workers import Workers
@@ -100,6 +102,7 @@ class KeyService:
         self._live = self._configuration(store)
         self._remembered = Remembered(environment.run / "key", registry, handshaker)
         self._remembered.recall()
+        self._unswapped = Unswapped(environment.run / "key")
         self._names = self._known_names()
         self._handshakes = Handshakes(
             *(stage, registry, handshaker, timestamps, self._giver, hub, moves, self._names, self._sweeps)
@@ -148,6 +151,7 @@ class KeyService:
     def set_up(self) -> None:
         """Begins to read. From here on, the loop drives everything."""
         stage = self._stage
+        self._unswapped.look()
         self._giver.serve(self._workers.consider, self._words.on_worker_gone)
         self._hub.serve(self._words.on_hello, self._words.on_message, self._on_query)
         self._handshakes.set_up()
@@ -169,6 +173,7 @@ class KeyService:
         looks: list[tuple[float, Handler]] = [(REPORT_INTERVAL, self._report), (LOOK_FOR_NAMES, self._names.look)]
         looks += [(1.0, self._look_after_stages), (LOOK_INTERVAL, self._nesting.look)]
         looks += [(REMEMBER_INTERVAL, lambda _now: self._remembered.look())]
+        looks += [(LOOK_AT_FILES, lambda _now: self._unswapped.look())]
         for interval, look in looks:
             stage.loop.add_paced(interval, look)
 

@@ -30,6 +30,7 @@ from stagewire_cli import (
     show,
     the_file,
     trials,
+    unprotected,
     way_out,
     why,
 )
@@ -98,6 +99,8 @@ class Facts:
     """Why no traffic can flow, as /readyz says."""
     ipv6_off: bool = False
     """IPv6 is switched off on the interface."""
+    unprotected: list[str] = field(default_factory=list)
+    """What keeps services less apart than they could be."""
 
 
 def gather(environment: Environment) -> Facts:
@@ -126,6 +129,7 @@ def gather(environment: Environment) -> Facts:
         busy=busy.loads(),
         unready=[] if away else readiness.why_not(environment),
         ipv6_off=host_facts.ipv6_off(interface),
+        unprotected=unprotected.found(environment, status),
     )
 
 
@@ -201,6 +205,11 @@ def _kernel(facts: Facts) -> Iterator[Trouble]:
             yield Trouble(
                 "plain_kernel", f"packets cost several times as much CPU: {kernel}", kernels.MEND, wrong=False
             )
+
+
+def _protection(facts: Facts) -> Iterator[Trouble]:
+    for text in facts.unprotected[:_LISTED]:
+        yield Trouble("unprotected", text, "see docs/OPERATING.md, `What root needs`", wrong=False)
 
 
 def _host(facts: Facts) -> Iterator[Trouble]:
@@ -343,7 +352,7 @@ def _overlaps(peers: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     return found
 
 
-_CHECKS: Final[tuple[Callable[[Facts], Iterator[Trouble]], ...]] = (_gateway, _kernel, _host, _peers)
+_CHECKS: Final[tuple[Callable[[Facts], Iterator[Trouble]], ...]] = (_gateway, _kernel, _protection, _host, _peers)
 
 
 # --- the command --------------------------------------------------------------------------------------------

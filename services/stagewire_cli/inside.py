@@ -104,6 +104,10 @@ class Programs:
         self._not_wanted[group][name] = processes.pop(name)
         return True
 
+    def does_without(self) -> str:
+        """Says what this host denies to root's programs now, such as since swap was added; empty for nothing."""
+        return sandbox.does_without()
+
     def killed_by_filter(self) -> dict[str, int]:
         """Returns how many processes of each group the kernel's filter has killed."""
         return dict(self._by_filter.groups)

@@ -125,6 +125,11 @@ class Supervision:
         """Returns the wanted number of spares of each program; 0 when supervisord doesn't answer."""
         return int(self._call("stagewire.spares") or 0)
 
+    def does_without(self) -> str | None:
+        """Says what the host denies to root's programs, empty for nothing; None when no supervisord of ours answers."""
+        answer = self._call("stagewire.does_without")
+        return answer if isinstance(answer, str) else None
+
     def stop(self, process: Process) -> None:
         """Tells a process to end, and doesn't wait for it."""
         self._call("supervisor.stopProcess", f"{process.group}:{process.name}", False)

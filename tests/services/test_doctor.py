@@ -60,6 +60,7 @@ def with_peer(**changes: Any) -> Facts:
         (replace(WELL, masquerades=False), ["no_masquerade"], False),
         (replace(WELL, legacy=["chain FORWARD of iptables-legacy drops"]), ["legacy_rules"], False),
         (replace(WELL, denied=[Denied("10.0.0.2", "10.9.0.1", 7)]), ["not_allowed"], False),
+        (replace(WELL, unprotected=["key-service has no locked memory"]), ["unprotected"], False),
         (replace(WELL, strict_source=True, source_drops=2), ["rp_filter"], False),
         (replace(WELL, now=5.0), ["clock"], True),
         (with_peer(unresolved="a.example: no such name"), ["name_not_resolved"], True),

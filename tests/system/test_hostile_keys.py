@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.memory import in_memory, names_in
+from tests.memory import in_memory, names_in, resident
 
 from key_service.homes import home_of
 from lab.hub import Spoke
@@ -18,6 +18,7 @@ from lab.wg import WgHub
 from lab.wireguard_go import new_key_pair
 from stagewire.config import decode_key
 from stagewire.loop import boot_time
+from stagewire.process import handed
 from stagewire.proto.endpoint import Endpoint
 from stagewire.proto.events import InstallSession, SendHandshake
 from stagewire.proto.handshake import Identity
@@ -78,6 +79,14 @@ def expect_soon(hub: WgHub, keys: Mapping[str, bytes], places: Places) -> None:
     assert in_processes(hub, keys) == places
 
 
+def held(hub: WgHub) -> dict[str, int]:
+    """The files with keys whose pages key-service maps as a whole: its memory is locked where that is allowed."""
+    pid, folder = hub.gateway.pid("key"), hub.gateway.run_directory / hub.name / "key"
+    pages = resident(pid, f"{folder}/")
+    whole = {name for name, size in pages.items() if size >= (folder / name).stat().st_size}
+    return {name: pages[name] for name in whole} | resident(pid, "/memfd:")
+
+
 class Initiator:
     """A peer by hand, whose session keys a test knows."""
 
@@ -131,7 +140,10 @@ def test_live_keys_are_where_they_belong_and_dead_keys_nowhere(network: Topology
         expect_soon(hub, everything, expected)
         assert in_files(hub, everything) == {name: {"accepted"} if name in long_term else set() for name in everything}
 
+        assert {name.partition("-")[0] for name in held(hub)} >= {"accepted", handed.CONFIGURATION}
+
         hub.set("private-key", "/dev/stdin", data=new.private)
+        until(lambda: any(name.startswith("live-") for name in held(hub)), 3, "the journal out of the swap's reach")
         assert in_files(hub, {"old": own, "new": decode_key(new.private)}) == {"old": set(), "new": {"live"}}
         hub.set("peer", STAYS.keys.public, "preshared-key", "/dev/null")
         hub.set("peer", LEAVES.keys.public, "remove")

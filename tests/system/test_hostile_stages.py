@@ -277,6 +277,8 @@ def test_every_thread_at_work_is_locked_up(hub: Hub, stage: str) -> None:
         assert {int(facts[each], 16) for each in ("CapEff", "CapPrm")} == {capabilities}
         assert int(facts["CapInh"], 16) & ~capabilities == 0
         assert 0 not in map(int, facts["Uid"].split())
+        if sandbox.NEEDS[stage].keys and privileges.may_lock_memory():
+            assert facts["VmLck"] != "0 kB"
     # The kernel gives the files of a process that may be dumped to its uid, those of any other to root.
     assert Path(f"/proc/{pid}/environ").stat().st_uid == 0
 

@@ -100,6 +100,25 @@ def test_with_net_admin_alone_everything_runs_under_one_uid(lab_directory: Path,
         works(gateway)
 
 
+def test_memory_that_cannot_be_locked_is_named_at_the_start_and_by_doctor(lab_directory: Path) -> None:
+    """With swap by a file in the place of the kernel's list: no test may add real swap."""
+    swaps = lab_directory / "swaps"
+    swaps.write_text("Filename Type Size Used Priority\n/swapfile file 1048572 0 -2\n")
+    has_swap = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /proc/swaps && exec "$@"', str(swaps))
+    little = ("prlimit", "--memlock=65536:65536", *with_only("net_admin", "net_bind_service", "sys_nice", *OWN_UIDS))
+    with short(lab_directory, *has_swap, *little) as gateway:
+        (warning,) = gateway.warnings()
+        lacking = "locked memory (CAP_SYS_RESOURCE or an unlimited RLIMIT_MEMLOCK lacking): keys may reach the swap"
+        assert lacking in warning
+        assert lacking in gateway.said
+        assert lacking in gateway.command("doctor", "wg0", check=False).stdout
+        for log in ("key-service", "device-service"):
+            said = "".join(text for name, text in gateway.logs().items() if Path(name).name.startswith(log))
+            assert re.search(r"started .*without='?[^=]*locked memory", said)
+        swaps.write_text("Filename Type Size Used Priority\n")
+        assert "locked memory" not in gateway.command("doctor", "wg0", check=False).stdout
+
+
 def test_without_net_admin_that_is_what_is_named(lab_directory: Path) -> None:
     with Namespace("short") as namespace:
         gateway = Short(namespace, lab_directory, *with_only(*OWN_UIDS), spares=0)

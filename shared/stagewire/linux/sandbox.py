@@ -54,6 +54,7 @@ NEEDS: Final = {
     "resolver": Needs(asks_names=True),
 }
 
+LOCKED_MEMORY: Final = "locked memory"
 _CLONE_NEWNET: Final = 0x40000000
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _DNS_PORT: Final = 53
@@ -74,7 +75,7 @@ def prepare(stage: str) -> list[str]:
     if not needs.network and _libc.unshare(_CLONE_NEWNET) != 0:
         failed.append("an empty network namespace")
     if needs.keys and not _lock_memory():
-        failed.append("locked memory")
+        failed.append(LOCKED_MEMORY)
     return failed
 
 
@@ -210,6 +211,14 @@ def does_without() -> str:
     return f"does without {'; without '.join(lacking)}" if lacking else ""
 
 
+def has_swap() -> bool:
+    """Tells whether this host has swap at this moment."""
+    try:
+        return len(_SWAPS.read_text().splitlines()) > 1  # the first line is a heading
+    except OSError:
+        return True  # a container may hide it
+
+
 def _lacking() -> Iterator[str]:
     if not privileges.started_as_root():
         return
@@ -220,7 +229,7 @@ def _lacking() -> Iterator[str]:
             "empty network namespaces (CAP_SYS_ADMIN lacking): only filters of system calls keep key-service and workers "
             "from the network"
         )
-    if not privileges.may_lock_memory() and len(_SWAPS.read_text().splitlines()) > 1:  # the first line is a heading
-        yield "locked memory (CAP_SYS_RESOURCE lacking): keys may reach the swap"
+    if not privileges.may_lock_memory() and has_swap():
+        yield f"{LOCKED_MEMORY} (CAP_SYS_RESOURCE or an unlimited RLIMIT_MEMLOCK lacking): keys may reach the swap"
     if not landlock.abi():
         yield "Landlock (the kernel lacks it, or forbids it here): only owners and modes of files keep stages apart"
