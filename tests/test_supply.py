@@ -74,6 +74,15 @@ def test_a_gateway_and_the_tests_run_the_same_versions(name: str, beside: str) -
         assert tested[str(requirement)] == hashes
 
 
+def test_set_up_installs_by_hashes_or_without_an_index() -> None:
+    installs = [
+        line for line in (ROOT / "deploy/setup").read_text().splitlines() if re.search(r"\bpip\b.* install ", line)
+    ]
+    assert len(installs) >= 2
+    for line in installs:
+        assert re.search(r'--require-hashes -r "deploy/\$2\.lock"$|--no-index --no-deps ', line)
+
+
 def test_this_environment_is_the_locked_one() -> None:
     if (ROOT / ".venv") in Path(sys.prefix).parents or Path(sys.prefix) == ROOT / ".venv":
         for requirement, _ in pins("dev"):

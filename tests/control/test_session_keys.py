@@ -29,6 +29,7 @@ from stagewire.proto.events import InstallSession
 from stagewire.proto.handshake import TransportKeys
 from stagewire.proto.kernel.choice import choose
 from stagewire.proto.session import Session
+from stagewire.stages import STAGES, WORKER
 
 SEND, RECEIVE = bytes(range(32)), bytes(range(100, 132))
 PEER, PLACE = bytes(range(200, 232)), bytes(44)
@@ -212,7 +213,9 @@ def test_what_key_service_gives_is_one_page_with_the_keys_and_nothing_else(line:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
-@pytest.mark.parametrize("uid", [NOBODY, privileges.uid_of("tun"), privileges.uid_of("device", 3)])
+@pytest.mark.parametrize(
+    "uid", [NOBODY, privileges.uid_of("device", 3), *(privileges.uid_of(each) for each in STAGES if each != WORKER)]
+)
 def test_a_process_with_another_uid_than_the_workers_gets_no_session(line: Line, uid: int) -> None:
     giver = line.serve()
     line.path.parent.chmod(0o755)

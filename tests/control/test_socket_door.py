@@ -5,18 +5,22 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
 import pytest
-from tests.speakers import admission
+from tests.speakers import admission, connect_as
 from tests.turning import turn_until
 
 from stagewire.control import socket_door
 from stagewire.control.socket_door import TCP4, UDP4, UDP6, Door, SocketsTaker
+from stagewire.linux import uids
 from stagewire.loop import Loop, boot_time
 from stagewire.pipe.names import SOCKETS
 from stagewire.pipe.speakers import MAX_ROOTS
+from stagewire.stages import STAGES
 
 NOBODY = 65534
 
@@ -201,6 +205,33 @@ def test_a_stranger_gets_nothing(house: House, message: socket_door.Ask | socket
     house.turn(lambda: house.ends(line), "the end of the line")
     assert (house.offers, house.asked) == ([], [])
     line.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_gets_the_sockets_that_are_for_it_and_no_other(house: House, stage: str) -> None:
+    """New ones are resolver-service's, the tunnel's are conn-service's."""
+    house.path.parent.chmod(0o755)
+    house.path.chmod(0o777)
+    got: list[int] = []
+
+    def comes(line: socket.socket) -> bool:
+        with suppress(BlockingIOError):
+            got.extend(socket.recv_fds(line, 4096, 4)[1])
+        return bool(got)
+
+    with udp() as tunnel:
+        house.door.give({UDP4: tunnel.fileno()})
+        for message, whose in ((socket_door.Ask((UDP4,)), "resolver"), (socket_door.Offer(()), "conn")):
+            with connect_as(uids.uid_of(stage), house.path, socket.SOCK_SEQPACKET) as line:
+                line.setblocking(False)
+                with suppress(BrokenPipeError):  # it is hung up on already
+                    line.send(socket_door._TO_HOST.pack(message))
+                house.turn(partial(comes if stage == whose else house.ends, line), "an answer, or the end")
+        ports = {port(each) for each in got}
+        assert ports == {"resolver": {0}, "conn": {tunnel.getsockname()[1]}}.get(stage, set())
+    for each in got:
+        os.close(each)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")

@@ -78,11 +78,11 @@ class Scene:
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(self.abstract)
         self.listener.listen()
-        self.tcp = socket.socket(socket.AF_INET)
+        self.tcp, self.udp = socket.socket(socket.AF_INET), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
     def close(self) -> None:
-        self.listener.close()
-        self.tcp.close()
+        for opened in (self.listener, self.tcp, self.udp):
+            opened.close()
 
 
 def _call(number: int, *arguments: object) -> None:
@@ -109,6 +109,9 @@ ATTEMPTS: Final = {
     "a cipher of the kernel's": Attempt(lambda _: socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET)),
     "a TCP connection": Attempt(lambda scene: scene.tcp.connect(("127.0.0.1", 9)), killed=False),
     "a TCP port": Attempt(lambda scene: scene.tcp.bind(("127.0.0.1", 0)), killed=False),
+    "another mark": Attempt(
+        lambda scene: scene.udp.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 7), ("host",), killed=False
+    ),
     "another's abstract socket": Attempt(lambda scene: _connect(scene.abstract), killed=False),
     "a shell": Attempt(lambda _: os.execv("/bin/sh", ["sh", "-c", "exit 0"])),  # noqa: S606
     "a program": Attempt(lambda _: os.execv("/usr/bin/env", ["env"])),  # noqa: S606
@@ -224,6 +227,38 @@ def _its_part(scene: Scene, stage: str) -> None:
 def test_a_stage_can_do_its_part(scene: Scene, stage: str) -> None:
     sys.modules.pop("colorsys", None)
     assert _in_the_sandbox(scene, stage, lambda scene: _its_part(scene, stage)) == DONE
+
+
+PLAYS: Final = """
+import os, sys
+from pathlib import Path
+from stagewire.process.stage import Stage
+
+def set_up():
+    try:
+        Path(sys.argv[2]).read_text()
+        os._exit(int(sys.argv[3]))
+    except PermissionError:
+        os._exit(int(sys.argv[4]))
+
+Stage(sys.argv[1]).run(set_up)
+"""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_fenced_in_before_it_reads_anything(stage: str, lab_directory: Path) -> None:
+    """As its program starts: any user may read this file."""
+    if not landlock.abi():
+        pytest.skip("this kernel has no Landlock")
+    file = lab_directory / "read-me"
+    file.write_text("of no stage")
+    folders = {f"STAGEWIRE_{each}_DIR": str(lab_directory / each.lower()) for each in ("RUN", "STATE")}
+    played = subprocess.run(
+        [sys.executable, "-c", PLAYS, stage, str(file), str(DONE), str(REFUSED)],
+        env={**os.environ, **folders, "STAGEWIRE_INTERFACE": "wg0", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert played.returncode == REFUSED, played.stderr
 
 
 @pytest.mark.parametrize("stage", NO_NETWORK)

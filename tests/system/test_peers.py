@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.memory import in_memory
 from tests.system.qr import decoded
 
 from lab import wait
@@ -23,6 +24,7 @@ from lab.traffic import ping
 from lab.wait import until
 from lab.wg import WgHub, unique_name
 from lab.wireguard_go import KeyPair, Peer, WireguardGo, new_key_pair
+from stagewire.config import decode_key
 
 pytestmark = pytest.mark.system
 
@@ -122,6 +124,10 @@ def test_what_peer_add_prints_brings_a_client_up(network: Topology, hub: WgHub) 
         assert client.values["PresharedKey"]
         assert files_with(hub, client.values["PrivateKey"]) == []
         assert files_with(hub, client.values["PresharedKey"]), "the search finds what is there"
+        secrets = {each: decode_key(client.values[each]) for each in ("PrivateKey", "PresharedKey")}
+        assert set().union(*(in_memory(pid, secrets) for pid in (hub.gateway.pid(), *hub.gateway.processes()))) == {
+            "PresharedKey"
+        }
         again = Client.read(peer(hub, "config", "Anna"))
         assert again.text == client.text.replace(client.values["PrivateKey"], "PUT-THE-PRIVATE-KEY-HERE")
         row = listed(hub)["Anna's phone"]
