@@ -6,10 +6,10 @@ import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 from stagewire.limits import ROUTE_PROTOCOL
-from stagewire.linux import links, socket_filter
+from stagewire.linux import links, socket_filter, uids
 from stagewire.linux.netlink import Netlink
 from stagewire.loop import Loop, boot_time
 from stagewire.proto.endpoint import Endpoint
@@ -44,12 +44,21 @@ _DROP: Final = 0
 _TAKE: Final = 0xFFFFFFFF
 
 
+class OtherTunnel(NamedTuple):
+    """Describes a tunnel of this host that isn't ours."""
+
+    mtu: int
+    stagewires: bool
+    """It is Stagewire's for certain: it keeps the hop limit of what it carries (`proto.packets.carried`)."""
+
+
 class Egress:
     """Asks the routing table. Calls `on_change` when its answers may have changed."""
 
     def __init__(self, loop: Loop, tunnel: str, on_change: Callable[[], None]) -> None:
         """Takes the name of our own interface as `tunnel`."""
         self._tunnel = tunnel
+        self._is_stagewires = uids.recognise("tun")
         self._on_change = on_change
         self._ask = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._ask.settimeout(1.0)  # the kernel answers at once; a kernel that never does must not stop conn-service
@@ -105,13 +114,15 @@ class Egress:
         except OSError:
             return None
 
-    def mtu_of_other_tunnel(self, number: int) -> int | None:
-        """Returns the MTU of an interface if it is a tunnel other than ours."""
+    def other_tunnel(self, number: int) -> OtherTunnel | None:
+        """Returns what matters of an interface if it is a tunnel other than ours."""
         try:
             link = links.at(self._links, number)
         except OSError:
             return None
-        return link.mtu if link is not None and link.tunnel and link.name != self._tunnel else None
+        if link is None or not link.tunnel or link.name == self._tunnel:
+            return None
+        return OtherTunnel(link.mtu, link.owner is not None and self._is_stagewires(link.owner))
 
     def _on_events(self, _now: float) -> None:
         if _any(self._events):

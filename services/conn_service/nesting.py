@@ -20,6 +20,7 @@ from typing import Final
 from conn_service.egress import Egress
 from stagewire.control.chains import Chain, ChainJudged, Nested
 from stagewire.proto.endpoint import Endpoint, unpack_untrusted, with_limit, without_source
+from stagewire.proto.packets.carried import EACH, HOPS
 
 WAITS_FOR: Final = 1.0
 """s that a datagram waits for a chain, less than REKEY_TIMEOUT: a later handshake message would be of no use."""
@@ -30,6 +31,8 @@ ASK_AGAIN: Final = 0.25
 MAX_CHAINS: Final = 4096
 MAX_CARRIED: Final = 2048
 """Bytes of a packet that one tunnel of this host carries for a second, and that for a third."""
+SHALLOW: Final = HOPS - 2 * EACH
+"""Hop limit of a datagram of three tunnels in one another: it may enter a fourth in pieces, if that is Stagewire's."""
 
 _Waiting = tuple[bytes, Sequence[bytes], float]
 
@@ -84,13 +87,16 @@ class Nesting:
             raise OSError(errno.ELOOP, f"{endpoint} lies behind itself")
         return found
 
-    def room(self, interface: int) -> int | None:
-        """Returns the longest packet that may carry a tunnel's datagram into another tunnel of this host; None elsewhere.
+    def room(self, interface: int, limit: int) -> int | None:
+        """Returns the longest packet that may carry a tunnel's datagram into another tunnel of this host; None if any may.
 
         Such a packet may be on its way round, longer each time. Where it no longer fits, its fragments would multiply.
+        `limit` is its hop limit. Stagewire's tunnels keep it, so it tells which packets are too deep for a way round.
         """
-        mtu = self._egress.mtu_of_other_tunnel(interface)
-        return mtu if mtu is None else min(mtu, MAX_CARRIED)
+        tunnel = self._egress.other_tunnel(interface)
+        if tunnel is None or (tunnel.stagewires and limit >= SHALLOW):
+            return None
+        return min(tunnel.mtu, MAX_CARRIED)
 
     def _leaves(self, packed: bytes) -> bool:
         endpoint = unpack_untrusted(packed)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from conn_service import nesting as conn_nesting
+from conn_service.egress import OtherTunnel
 from conn_service.nesting import ASK_AGAIN, MAX_WAITING, WAITS_FOR, Undecided
 from key_service.nesting import MAX_CHAINS, Nesting
 from key_service.registry import Registry, unconfigured
@@ -15,6 +16,7 @@ from stagewire.config.uapi import Change, PeerChange, PrefixChange
 from stagewire.control.chains import Chain, ChainJudged, ChainsChanged, Nested
 from stagewire.proto.endpoint import Endpoint, unpack_untrusted
 from stagewire.proto.handshaker import Handshaker
+from stagewire.proto.packets.carried import EACH, HOPS
 
 A, B, C, D = (sha256(name.encode()).digest() for name in "abcd")
 TUNNEL, ETHERNET = 7, 2
@@ -153,7 +155,7 @@ class Conn:
 
     def __init__(self) -> None:
         self.ways: dict[str, int | None] = {}
-        self.mtus: dict[int, int] = {}
+        self.tunnels: dict[int, OtherTunnel] = {}
         self.said: list[Any] = []
         self.sent: list[tuple[bytes, Sequence[bytes]]] = []
         self.reachable = True
@@ -165,8 +167,8 @@ class Conn:
     def tunnel(self) -> int | None:
         return TUNNEL
 
-    def mtu_of_other_tunnel(self, number: int) -> int | None:
-        return self.mtus.get(number)
+    def other_tunnel(self, number: int) -> OtherTunnel | None:
+        return self.tunnels.get(number)
 
     def _say(self, message: object) -> bool:
         if self.reachable:
@@ -288,5 +290,14 @@ def test_a_key_service_that_is_away_is_asked_when_it_is_back() -> None:
 
 def test_a_third_tunnel_has_room_for_what_fits_into_it_and_for_no_giants() -> None:
     conn = Conn()
-    conn.mtus = {7: 1420, 8: 65535}
-    assert [conn.nesting.room(number) for number in (ETHERNET, 7, 8)] == [None, 1420, conn_nesting.MAX_CARRIED]
+    conn.tunnels = {7: OtherTunnel(1420, stagewires=False), 8: OtherTunnel(65535, stagewires=False)}
+    for limit in (HOPS - EACH, EACH):
+        room = [conn.nesting.room(number, limit) for number in (ETHERNET, 7, 8)]
+        assert room == [None, 1420, conn_nesting.MAX_CARRIED]
+
+
+def test_stagewires_tunnel_has_room_for_pieces_until_four_are_in_one_another() -> None:
+    conn = Conn()
+    conn.tunnels = {7: OtherTunnel(1420, stagewires=True)}
+    rooms = [conn.nesting.room(7, HOPS - EACH * deep) for deep in (1, 2, 3, 7)]
+    assert rooms == [None, None, 1420, 1420]

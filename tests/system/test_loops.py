@@ -1,6 +1,7 @@
 """Tunnels of one host that lead through one another, each with a session: a packet in them must come to an end.
 
 Wireguard-go's is one of them, or all are ours. The sessions come from a better time, when the endpoints lay outside.
+Tunnels that lead in one another only look like that, and must carry everything.
 """
 
 import time
@@ -122,3 +123,21 @@ def test_one_packet_ends(network: Topology, hubs: dict[int, WgHub], figure: Figu
                 assert carried(network.b, ring) < after + NOISE
         for tunnel in ring:
             tunnel.lead(Topology.A4 if family == 4 else f"[{Topology.A6}]")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_three_in_one_another_carry_packets_of_any_size(network: Topology, hubs: dict[int, WgHub], family: int) -> None:
+    """None has a smaller MTU for that, so what the inner ones seal leaves in pieces, as with wireguard-go."""
+    spokes = [SPOKES[place, family] for place in (1, 2, 3)]
+    host = [f"{spoke.inner[0]}" if family == 4 else f"[{spoke.inner[1]}]" for spoke in spokes]
+    with ExitStack() as stack:
+        for place, spoke in enumerate(spokes, 1):
+            outside = Topology.B4 if place == 1 else None
+            far = stack.enter_context(hubs[place].wireguard_go(spoke, network.a, outside, mtu=MTU))
+            if place == 1:
+                until(lambda: ping(network.a, spokes[0].gateway_inner[0]).received, 10, "the outermost session")
+            else:
+                hubs[place].set("peer", far.keys.public, "endpoint", f"{host[place - 2]}:{spoke.port}")
+        for size in SIZES.values():
+            for address in spokes[2].inner:
+                until(lambda a=address, s=size: ping(network.b, a, size=s, cut=True).received, 10, f"{size} bytes")  # type: ignore[misc]

@@ -6,6 +6,7 @@ one less EACH. Such packets end after HOPS / EACH tunnels of ours, on this host 
 
 Other implementations begin with a new hop limit. For them conn-service has a second rule (`conn_service/nesting.py`): what
 comes from one tunnel of the host and leads into a third must be whole and must fit. A packet in a loop soon doesn't.
+If the third is Stagewire's, that holds only for what is deeper than real tunnels in tunnels are.
 """
 
 from collections.abc import Iterable
