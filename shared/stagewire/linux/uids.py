@@ -162,7 +162,7 @@ def may_be(stage: str, uid: int) -> bool:
 
 
 def recognise(stage: str) -> Callable[[int], bool]:
-    """Returns `may_be` for one stage, which reads nothing later: a sandbox may begin. It knows no uid while all share one."""
+    """Returns `may_be` for one stage. It reads nothing later, in a sandbox, and knows no uid while all stages share one."""
     may_be(stage, ROOT)
     return (lambda _uid: False) if are_shared() else functools.partial(may_be, stage)
 
