@@ -316,7 +316,7 @@ class NoWays:
     def interface(self, _endpoint: Endpoint, _mark: int, _port: int) -> int | None:
         return None
 
-    def room(self, _interface: int) -> int | None:
+    def room(self, _interface: int, _limit: int) -> int | None:
         return None
 
 
