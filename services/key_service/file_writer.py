@@ -11,6 +11,7 @@ from typing import Any, Final
 from stagewire import logs
 from stagewire.config.operations import ExpirePeers
 from stagewire.control.operations import to_json
+from stagewire.linux import descriptors
 from stagewire.loop import boot_time
 from stagewire.pipe.names import WRITER
 from stagewire.process.stage import Stage
@@ -55,6 +56,7 @@ class FileWriter:
             self._ended("root's writer does not answer", now)
             return
         line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        descriptors.allow(line, allowed=False)
         try:
             line.connect(str(self._stage.environment.run / WRITER))
             line.send(json.dumps(to_json(ExpirePeers())).encode() + b"\n")

@@ -18,6 +18,7 @@ from typing import Final
 
 from key_service.live import LiveConfiguration
 from stagewire.config import uapi
+from stagewire.linux import descriptors
 from stagewire.linux.peer_credentials import Credentials, credentials
 from stagewire.logs import Log
 from stagewire.loop import Loop
@@ -48,6 +49,7 @@ def listen(path: Path) -> socket.socket | None:
     fresh = path.with_suffix(".new")
     fresh.unlink(missing_ok=True)
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    descriptors.allow(opened, allowed=False)
     before = os.umask(0o177)
     try:
         opened.bind(str(fresh))

@@ -28,7 +28,7 @@ from stagewire.control import capture, query
 from stagewire.control.capture import Order, Progress
 from stagewire.control.codec import BadControl
 from stagewire.environment import Environment
-from stagewire.linux import uids
+from stagewire.linux import descriptors, uids
 from stagewire.linux.peer_credentials import peer_uid
 from stagewire.pipe.names import CAPTURE
 from stagewire.proto.packets import fields
@@ -304,6 +304,7 @@ def _ordered(environment: Environment, public_key: str, order: Order, pipe: int,
 
 def _connected(environment: Environment, worker: int) -> socket.socket:
     line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    descriptors.allow(line, allowed=False)
     try:
         line.connect(str(environment.run / f"{CAPTURE.path}.{worker}"))
         if peer_uid(line) not in (0, uids.uid_of("device", worker)):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stagewire.config import HostPort, InterfaceConfig, Network, PeerConfig, operations
 from stagewire.config.keys import NO_KEY
+from stagewire.linux import descriptors
 
 TIMEOUT = 10.0
 """s that the `wg` socket gets to answer."""
@@ -22,6 +23,7 @@ def ask(path: Path) -> Lines | None:
     """Returns the lines of a `get`; None without a good answer."""
     try:
         with socket.socket(socket.AF_UNIX) as line:
+            descriptors.allow(line, allowed=False)
             line.settimeout(TIMEOUT)
             line.connect(str(path))
             line.sendall(b"get=1\n\n")

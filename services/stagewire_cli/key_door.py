@@ -12,6 +12,7 @@ from stagewire.config.operations import Operation
 from stagewire.control import requests
 from stagewire.environment import Environment
 from stagewire.limits import MAX_ACCEPTED
+from stagewire.linux import descriptors
 from stagewire.pipe.names import RELOAD
 from stagewire_cli.failures import Failed
 
@@ -139,6 +140,7 @@ def _ask(environment: Environment, question: requests.Request, text: str) -> dic
 def _connected(environment: Environment, question: requests.Request, text: str) -> socket.socket:
     """Connects and asks. Raises OSError."""
     line = socket.socket(socket.AF_UNIX)
+    descriptors.allow(line, allowed=False)
     try:
         line.settimeout(TIMEOUT)
         line.connect(str(environment.run / RELOAD.path))

@@ -109,6 +109,9 @@ ATTEMPTS: Final = {
     "a cipher of the kernel's": Attempt(lambda _: socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET)),
     "a TCP connection": Attempt(lambda scene: scene.tcp.connect(("127.0.0.1", 9)), killed=False),
     "a TCP port": Attempt(lambda scene: scene.tcp.bind(("127.0.0.1", 0)), killed=False),
+    "a socket that lingers": Attempt(
+        lambda scene: scene.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 9)), killed=False
+    ),
     "another mark": Attempt(
         lambda scene: scene.udp.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 7), ("host",), killed=False
     ),

@@ -22,6 +22,7 @@ from typing import Final
 from stagewire import files
 from stagewire.control.codec import BadControl, Codec
 from stagewire.limits import MAX_WORKERS
+from stagewire.linux import descriptors
 from stagewire.linux.peer_credentials import peer_uid
 from stagewire.loop import Loop
 from stagewire.pipe.speakers import Admission
@@ -95,6 +96,7 @@ class SessionsGiver:
         self._pending: dict[int, list[InstallSession]] = {}
         """Sessions by worker, for the turn's end."""
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        descriptors.allow(self._listener, allowed=False)
         files.clear(path)
         self._listener.bind(str(path))
         self._listener.listen(64)
@@ -263,31 +265,31 @@ class SessionsTaker:
     def _read(self, now: float) -> None:
         assert self._connection is not None  # noqa: S101 - it is what became readable
         try:
-            packet, descriptors, _, _ = socket.recv_fds(self._connection, _PACKET, 1)
+            packet, pages, _, _ = socket.recv_fds(self._connection, _PACKET, 1)
         except BlockingIOError:
             return
         except OSError:
-            packet, descriptors = b"", []
+            packet, pages = b"", []
         if not packet:
-            _close(descriptors)
+            _close(pages)
             self._loop.remove(self._connection.fileno())
             self._connection.close()
             self._connection = None
             self._retry = now + self.RETRY
             return
         try:
-            sessions = _sessions(_GRANTS.unpack_untrusted(packet).grants, descriptors[0], self._make)
+            sessions = _sessions(_GRANTS.unpack_untrusted(packet).grants, pages[0], self._make)
         except (BadControl, IndexError, OSError, ValueError):
             self._drops["grant_malformed"] += 1
             return
         finally:
-            _close(descriptors)
+            _close(pages)
         self._on_sessions(sessions)
 
 
-def _close(descriptors: Iterable[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
+def _close(pages: Iterable[int]) -> None:
+    for page in pages:
+        os.close(page)
 
 
 def _sessions(grants: tuple[Grant, ...], page: int, make: SessionMaker) -> list[tuple[Grant, Session]]:

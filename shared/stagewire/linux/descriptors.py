@@ -19,8 +19,10 @@ def close(descriptor: int) -> None:
     """Closes a descriptor. A socket that lingers would hold us up (socket(7), SO_LINGER)."""
     with suppress(OSError):
         if stat.S_ISSOCK(fstat(descriptor).st_mode):
-            with socket.socket(fileno=descriptor) as opened:
+            opened = socket.socket(fileno=descriptor)
+            try:
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            finally:
                 opened.detach()
     with suppress(OSError):
         close_now(descriptor)

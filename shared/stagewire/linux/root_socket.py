@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 from stagewire import files
+from stagewire.linux import descriptors
 
 
 def listen(path: Path, waiting: int, owner: tuple[int, int] | None = None) -> socket.socket:
@@ -15,6 +16,7 @@ def listen(path: Path, waiting: int, owner: tuple[int, int] | None = None) -> so
     fresh = path.with_name(f".{path.name}")
     files.clear(fresh)
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    descriptors.allow(opened, allowed=False)
     before = os.umask(0o177)
     try:
         opened.bind(str(fresh))

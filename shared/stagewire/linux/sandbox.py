@@ -25,7 +25,7 @@ from stagewire.environment import Environment
 from stagewire.history import FOLDER
 from stagewire.linux import landlock, privileges, seccomp
 from stagewire.linux.landlock import CHANGE, EXECUTE, MAKE_SOCKET, READ, READ_DIR, READ_FILE, REMOVE_FILE, WRITE, Rule
-from stagewire.linux.seccomp import ANY, Argument, Call, Calls, fails_with
+from stagewire.linux.seccomp import ALLOW, ANY, Argument, Call, Calls, fails_with
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +182,9 @@ def calls(stage: str) -> Calls:
     found["prlimit64"] = Call(((Argument(2, (0,)), Argument(2, (0,), high=True)),))
     found["prctl"] = Call(((Argument(0, (_PR_SET_NAME,)),),), fails_with(errno.EPERM))
     found["socket"] = found["socketpair"] = Call(((Argument(0, (socket.AF_UNIX,)),),))
+    # A socket that lingers, handed to another process, would hold that up when it closes it.
+    lingers = (Argument(1, (socket.SOL_SOCKET,)), Argument(2, (socket.SO_LINGER,)))
+    found["setsockopt"] = Call((lingers,), ALLOW, fails_with(errno.EPERM))
     commands = (_TCGETS, _FIONBIO, _FIOCLEX, _FIONCLEX, _FIONREAD, _SIOCOUTQ, _SIOCGIFINDEX, _SIOCGIFNAME)
     found["ioctl"] = Call(((Argument(1, commands + (_TUN if stage == "tun" else ())),),))
     for name, flags in (("openat", 2), ("open", 1)):

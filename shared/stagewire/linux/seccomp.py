@@ -15,7 +15,7 @@ from stagewire.linux.system_calls import NUMBERS
 
 KILL: Final = 0x80000000
 """Ends the whole process by SIGSYS."""
-_ALLOW: Final = 0x7FFF0000
+ALLOW: Final = 0x7FFF0000
 _ERRNO: Final = 0x00050000
 _MACHINES: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 """AUDIT_ARCH_* of linux/audit.h, in the order of `system_calls.NUMBERS`."""
@@ -46,10 +46,11 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Allows a system call if all demands of one of the `ways` are met. Otherwise `action` follows."""
+    """Takes the action `met` if all demands of one of the `ways` are met. Otherwise `action` follows."""
 
     ways: tuple[tuple[Argument, ...], ...] = ((),)
     action: int = KILL
+    met: int = ALLOW
 
 
 ANY: Final = Call()
@@ -93,7 +94,7 @@ def _block(call: Call) -> Iterator[_Step]:
             yield from condition[:-1]
             code, met, _, value = condition[-1]
             yield code, met, length, value  # to the next way
-        yield _RETURN, 0, 0, _ALLOW
+        yield _RETURN, 0, 0, call.met
         if not way:
             return
     yield _RETURN, 0, 0, call.action

@@ -13,6 +13,7 @@ from typing import Final
 from weakref import finalize
 
 from stagewire import files
+from stagewire.linux import descriptors
 
 NAME: Final = "bell"
 _MOST: Final = 64
@@ -66,4 +67,6 @@ class Ringer:
 
 
 def _socket() -> socket.socket:
-    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    descriptors.allow(made, allowed=False)
+    return made

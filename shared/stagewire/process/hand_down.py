@@ -19,7 +19,7 @@ from typing import Final
 
 from stagewire import files
 from stagewire.control.codec import BadControl, Codec
-from stagewire.linux.descriptors import close
+from stagewire.linux.descriptors import allow, close
 from stagewire.linux.peer_credentials import peer_uid
 from stagewire.loop import Loop
 from stagewire.process import handed
@@ -55,6 +55,7 @@ class Bequest:
         self._spares: list[socket.socket] = []
         self._left: dict[str, dict[str, int]] = {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        allow(self._listener, allowed=False)
         self.path = _path(folder, number)
         files.clear(self.path)
         self._listener.bind(str(self.path))
