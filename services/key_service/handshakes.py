@@ -51,6 +51,7 @@ class Handshakes:
         self._stage, self._registry, self._handshaker, self._timestamps = stage, registry, handshaker, timestamps
         self._giver, self._hub, self._moves, self._names, self._sweeps = giver, hub, moves, names, sweeps
         self._odd_stamps = OddStamps(stage.log, registry.label)
+        timestamps.on_forget = self._odd_stamps.forget
 
     def set_up(self) -> None:
         """Opens the pipes, and begins to read."""

@@ -35,6 +35,11 @@ class OddStamps:
         if stamp > tai64n.encode(max(unix_ns, 0) + tai64n.MAX_JUMP_NS):
             self._say(TAKEN, public_key, f"its time stamp says {_date(stamp)}", MEND_TAKEN, now)
 
+    def forget(self, public_key: bytes) -> None:
+        """Forgets which lines were logged of a peer: the operator has removed the peer and waits for what happens now."""
+        for event in (REFUSED, TAKEN):
+            self._said.pop((event, public_key), None)
+
     def _say(self, event: str, public_key: bytes, reason: str, mend: str, now: float) -> None:
         if now >= self._said.get((event, public_key), -SAID_AGAIN) + SAID_AGAIN:
             self._said[event, public_key] = now

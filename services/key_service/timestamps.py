@@ -12,7 +12,7 @@ counts as absent. The check also tells our own stamps from a peer's.
 import errno
 import mmap
 import os
-from collections.abc import Container
+from collections.abc import Callable, Container
 from contextlib import suppress
 from hashlib import blake2s
 from pathlib import Path
@@ -50,6 +50,8 @@ class TimestampStore:
         self._slots: dict[bytes, int] = {}
         self._free: list[int] = []
         self._turn: dict[bytes, int] = {}
+        self.on_forget: Callable[[bytes], None] = lambda _key: None
+        """Is told of each public key whose stamps are forgotten."""
         self.lost: files.Suspicious | None = None
         """Why the stamps of earlier lives can't be read."""
         try:
@@ -105,6 +107,7 @@ class TimestampStore:
 
     def forget(self, public_key: bytes) -> None:
         """Forgets a peer's stamps, in the file as well."""
+        self.on_forget(public_key)
         self._stamps.pop(public_key, None)
         self._own.pop(public_key, None)
         self._turn.pop(public_key, None)

@@ -117,6 +117,15 @@ def test_removing_a_peer_forgets_its_stamp_though_key_service_is_killed_at_once(
     until(answered, PATIENCE, "an answer")
 
 
+def test_a_removed_peer_whose_clock_is_still_wrong_is_named_again(house: House) -> None:
+    key = public_key(house.far.private).hex()
+    for count, change in enumerate(("remove=true", "update_only=true\nremove=true"), 1):
+        house.say(initiation(house, IN_2100))
+        until(lambda n=count: house.key.log.count("handshake from the future") == n, PATIENCE, "the line")  # type: ignore[misc]
+        wg(house, f"public_key={key}\n{change}\npublic_key={key}\nallowed_ip=10.9.0.2/32\n")
+        house.far.handshaker._stamper = tai64n.Stamper()
+
+
 def test_removed_and_added_again_in_one_operation(house: House) -> None:
     key = public_key(house.far.private).hex()
     house.say(initiation(house, IN_2100))
