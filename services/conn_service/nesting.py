@@ -31,8 +31,10 @@ ASK_AGAIN: Final = 0.25
 MAX_CHAINS: Final = 4096
 MAX_CARRIED: Final = 2048
 """Bytes of a packet that one tunnel of this host carries for a second, and that for a third."""
-SHALLOW: Final = HOPS - 2 * EACH
-"""Hop limit of a datagram of three tunnels in one another: it may enter a fourth in pieces, if that is Stagewire's."""
+THREE_DEEP: Final = HOPS - 2 * EACH
+"""Hop limit that a datagram of two tunnels exceeds. It may enter a third tunnel in pieces, if that is Stagewire's."""
+FOUR_DEEP: Final = HOPS - 3 * EACH
+"""Hop limit that such a piece exceeds in the third tunnel. It may enter a fourth one whole, if that is Stagewire's."""
 
 _Waiting = tuple[bytes, Sequence[bytes], float]
 
@@ -87,16 +89,23 @@ class Nesting:
             raise OSError(errno.ELOOP, f"{endpoint} lies behind itself")
         return found
 
-    def room(self, interface: int, limit: int) -> int | None:
+    def room(self, interface: int, limit: int, *, cut: bool) -> int | None:
         """Returns the longest packet that may carry a tunnel's datagram into another tunnel of this host; None if any may.
 
         Such a packet may be on its way round, longer each time. Where it no longer fits, its fragments would multiply.
-        `limit` is its hop limit. Stagewire's tunnels keep it, so it tells which packets are too deep for a way round.
+        Stagewire's tunnels keep its hop `limit`, which tells how deep the packet is, and whether it was in pieces. Others
+        begin with a new one: no piece may come to them. `cut` tells whether the datagram carries a fragment itself.
         """
         tunnel = self._egress.other_tunnel(interface)
-        if tunnel is None or (tunnel.stagewires and limit >= SHALLOW):
+        if tunnel is None:
             return None
-        return min(tunnel.mtu, MAX_CARRIED)
+        if tunnel.stagewires:
+            if limit > THREE_DEEP:
+                return None
+            stays = limit > FOUR_DEEP or not cut
+        else:
+            stays = not cut and (limit > THREE_DEEP or limit % EACH == 0)
+        return min(tunnel.mtu, MAX_CARRIED) if stays else 0
 
     def _leaves(self, packed: bytes) -> bool:
         endpoint = unpack_untrusted(packed)

@@ -78,7 +78,7 @@ class Ways(Protocol):
 
     def interface(self, endpoint: Endpoint, mark: int, port: int) -> int | None: ...
 
-    def room(self, interface: int, limit: int) -> int | None: ...
+    def room(self, interface: int, limit: int, *, cut: bool) -> int | None: ...
 
 
 class Way(NamedTuple):
@@ -276,9 +276,10 @@ class Sockets:
         now = self._ways.interface(endpoint, self._fwmark, self.port)
         if now is None:  # without a route, the send will say why
             return found
-        if endpoint.limit and (room := self._ways.room(now, endpoint.limit & ~CUT)) is not None:
+        if endpoint.limit:
+            room = self._ways.room(now, endpoint.limit & ~CUT, cut=bool(endpoint.limit & CUT))
             headers = (V4_HEADER if len(endpoint.address) == 4 else V6_HEADER) + UDP_HEADER
-            found = found._replace(most=-1 if endpoint.limit & CUT else room - headers)
+            found = found if room is None else found._replace(most=room - headers)
         if not endpoint.source or endpoint.source_interface:
             return found
         if len(self._first_way) >= MAX_PLACES:

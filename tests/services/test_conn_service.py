@@ -316,7 +316,7 @@ class NoWays:
     def interface(self, _endpoint: Endpoint, _mark: int, _port: int) -> int | None:
         return None
 
-    def room(self, _interface: int, _limit: int) -> int | None:
+    def room(self, interface: int, limit: int, *, cut: bool) -> int | None:  # noqa: ARG002
         return None
 
 

@@ -288,16 +288,21 @@ def test_a_key_service_that_is_away_is_asked_when_it_is_back() -> None:
     assert conn.said == [Nested(at("10.0.0.1"))] * 2
 
 
-def test_a_third_tunnel_has_room_for_what_fits_into_it_and_for_no_giants() -> None:
+def test_a_third_tunnel_has_room_for_what_is_whole_and_fits_and_for_no_giants() -> None:
     conn = Conn()
     conn.tunnels = {7: OtherTunnel(1420, stagewires=False), 8: OtherTunnel(65535, stagewires=False)}
-    for limit in (HOPS - EACH, EACH):
-        room = [conn.nesting.room(number, limit) for number in (ETHERNET, 7, 8)]
-        assert room == [None, 1420, conn_nesting.MAX_CARRIED]
+    for limit in (HOPS - EACH, HOPS - EACH - 3, EACH):
+        whole, cut = ([conn.nesting.room(each, limit, cut=cut) for each in (ETHERNET, 7, 8)] for cut in (False, True))
+        assert whole == [None, 1420, conn_nesting.MAX_CARRIED]
+        assert cut == [None, 0, 0]
+    was_in_pieces = HOPS - 2 * EACH - 1
+    assert conn.nesting.room(7, was_in_pieces, cut=False) == 0, "its pieces would grow again from the least size"
 
 
-def test_stagewires_tunnel_has_room_for_pieces_until_four_are_in_one_another() -> None:
+def test_three_of_stagewires_tunnels_have_room_for_anything_and_a_fourth_for_pieces_that_fit() -> None:
     conn = Conn()
     conn.tunnels = {7: OtherTunnel(1420, stagewires=True)}
-    rooms = [conn.nesting.room(7, HOPS - EACH * deep) for deep in (1, 2, 3, 7)]
-    assert rooms == [None, None, 1420, 1420]
+    for was_cut in (0, 1):
+        limits = [HOPS - EACH * deep - was_cut for deep in (1, 2, 3, 7)]
+        rooms = [[conn.nesting.room(7, limit, cut=cut) for limit in limits] for cut in (False, True)]
+        assert rooms == [[None, 1420, 1420, 1420], [None, 1420, 0, 0]]

@@ -37,6 +37,12 @@ NOISE: Final = 1000
 """Bytes that hosts say of themselves meanwhile."""
 THEIRS: Final = 4
 """The place of wireguard-go's."""
+KINDS: Final = {
+    "two of ours": (1, 2),
+    "ours and wireguard-go's": (1, THEIRS),
+    "three of ours": (1, 2, 3),
+    "three of ours and wireguard-go's": (1, 2, 3, THEIRS),
+}
 MTU: Final = 1420
 SIZES: Final = {"small": 56, "full": MTU - 28, "cut": 4000}
 
@@ -100,9 +106,9 @@ def carried(here: Namespace, ring: list[Tunnel]) -> int:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("kind", ["two of ours", "ours and wireguard-go's", "three of ours"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_packet_ends(network: Topology, hubs: dict[int, WgHub], figure: Figure, kind: str, family: int) -> None:
-    places = {"two of ours": (1, 2), "ours and wireguard-go's": (1, THEIRS), "three of ours": (1, 2, 3)}[kind]
+    places = KINDS[kind]
     spokes = [SPOKES[place, family] for place in places]
     with ExitStack() as stack:
         ring = [

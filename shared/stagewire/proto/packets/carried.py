@@ -6,7 +6,7 @@ one less EACH. Such packets end after HOPS / EACH tunnels of ours, on this host 
 
 Other implementations begin with a new hop limit. For them conn-service has a second rule (`conn_service/nesting.py`): what
 comes from one tunnel of the host and leads into a third must be whole and must fit. A packet in a loop soon doesn't.
-If the third is Stagewire's, that holds only for what is deeper than real tunnels in tunnels are.
+If the third is Stagewire's, that holds only for what is deeper than most real tunnels in tunnels are.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,9 @@ from stagewire.proto.packets import fields as f
 HOPS: Final = 64
 """Hop limit of a datagram that carries no other."""
 EACH: Final = 8
-"""Hops that each tunnel takes: tunnels may be 8 deep, and 3 deep leave 48 hops, more than any way on the internet has."""
+"""Hops that each tunnel takes: tunnels may be 8 deep, and 3 deep leave 48 hops, more than any way on the internet has.
+
+A tunnel takes one more from a fragment, so that later tunnels know of it."""
 TOO_DEEP: Final = -1
 CUT: Final = 0x80
 """Bit that is added to the hop limit if the packet is a fragment."""
@@ -92,10 +94,11 @@ class Carried:
             if len(self._heads) >= MAX_HEADS:
                 del self._heads[next(iter(self._heads))]
             self._heads[_name(packet)] = None
-        limit = min(hops, HOPS) - EACH
+        piece = cut or later
+        limit = min(hops, HOPS) - EACH - piece
         if limit <= 0:
             return TOO_DEEP
-        return limit | CUT if cut or later else limit
+        return limit | CUT if piece else limit
 
 
 def _name(fragment: bytes | memoryview) -> bytes:
