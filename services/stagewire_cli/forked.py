@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple
 
 from supervisor import events
 
+from stagewire.process.giving_back import SHARER
 from stagewire.stages import STAGES
 from stagewire_cli import afresh
 from stagewire_cli.priorities import NICE
@@ -127,6 +128,8 @@ class Imported:
         scripts = {script for script, _ in self._services.values()}
         self._files = {file: _stamp(file) for file in scripts | _files()}
         self._looked = time.monotonic()
+        with suppress(ImportError, OSError):
+            import_module(SHARER).share()
         gc.freeze()  # a collection would write to each object, and so give each process pages of its own
 
     def _import(self, name: str, module: str) -> None:

@@ -115,8 +115,8 @@ def shared_pages(hub: WgHub, stage: str) -> int:
     (spare,) = contenders(hub, stage) - {holder}
     with Path(f"/proc/{holder}/pagemap").open("rb") as has, Path(f"/proc/{spare}/pagemap").open("rb") as lacks:
         return sum(
-            len(own_pages.lacking(lacks.fileno(), has.fileno(), begin, end))
-            for begin, end in own_pages.writable(Path(f"/proc/{spare}/maps"))
+            len(own_pages.lacking(lacks.fileno(), has.fileno(), begin, end, of_file=of_file))
+            for begin, end, of_file in own_pages.writable(Path(f"/proc/{spare}/maps"))
         )
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
-_PRESENT, _EXCLUSIVE = 1 << 63, 1 << 56
-"""Bits of an entry of /proc/PID/pagemap: the page is in memory; no other process has it."""
+_PRESENT, _OF_FILE, _EXCLUSIVE = 1 << 63, 1 << 61, 1 << 56
+"""Bits of an entry of /proc/PID/pagemap: the page is in memory; it is a file's, not a copy; no other process has it."""
 _POPULATE_WRITE: Final = 23
 """Advice of madvise(2) since Linux 5.14: make these pages as a write would."""
 _MOST: Final = 1 << 28
@@ -33,8 +33,8 @@ def make_own(like: int) -> int:
     except OSError:  # such as in a container that may not look at processes
         return done
     try:
-        for begin, end in writable(Path("/proc/self/maps")):
-            for first, count in _runs(lacking(ours, theirs, begin, end)):
+        for begin, end, of_file in writable(Path("/proc/self/maps")):
+            for first, count in _runs(lacking(ours, theirs, begin, end, of_file=of_file)):
                 place, size = ctypes.c_void_p(begin + first * _PAGE), ctypes.c_size_t(count * _PAGE)
                 if _libc.madvise(place, size, _POPULATE_WRITE):
                     return done
@@ -47,26 +47,30 @@ def make_own(like: int) -> int:
     return done
 
 
-def writable(maps: Path) -> Iterator[tuple[int, int]]:
-    """Yields the limits of each private mapping that a process may write to. `maps` is its file in /proc."""
+def writable(maps: Path) -> Iterator[tuple[int, int, bool]]:
+    """Yields the limits of each private mapping that a process may write to, and whether it is a file's.
+
+    `maps` is the process's file in /proc.
+    """
     for line in maps.read_text().splitlines():
-        limits, rights, *_ = line.split(maxsplit=2)
+        limits, rights, _, _, inode, *_ = line.split(maxsplit=5)
         begin, end = (int(limit, 16) for limit in limits.split("-"))
         if rights == "rw-p" and end - begin <= _MOST:
-            yield begin, end
+            yield begin, end, inode != "0"
 
 
-def lacking(lacks: int, has: int, begin: int, end: int) -> list[int]:
+def lacking(lacks: int, has: int, begin: int, end: int, *, of_file: bool = False) -> list[int]:
     """Lists the pages, counted from `begin`, that are shared in one process and another's own.
 
-    `lacks` and `has` are descriptors of their pagemaps. Raises OSError.
+    `lacks` and `has` are descriptors of their pagemaps. A file's page is shared even where it isn't in memory yet.
+    Raises OSError.
     """
-    own = _PRESENT | _EXCLUSIVE
-    shared = _entries(lacks, begin, end)
+    own, mask = _PRESENT | _EXCLUSIVE, _PRESENT | _EXCLUSIVE | _OF_FILE
+    ours = _entries(lacks, begin, end)
     return [
         page
         for page, entry in enumerate(_entries(has, begin, end))
-        if entry & own == own and shared[page] & own == _PRESENT
+        if entry & mask == own and ours[page] & mask != own and (of_file or ours[page] & _PRESENT)
     ]
 
 

@@ -34,7 +34,7 @@ from stagewire.linux.peer_credentials import peer_process, pid_of
 from stagewire.logs import Log
 from stagewire.loop import MAX_SLEEP, boot_time
 from stagewire.pipe.pipes import prepare_folders
-from stagewire.process import hand_down, handed, holders, signals, slots
+from stagewire.process import giving_back, hand_down, handed, holders, signals, slots
 from stagewire.process.holders import Presence
 from stagewire.process.slots import Slot
 
@@ -139,15 +139,17 @@ class Spare:
             taken = self._look()
             if taken is None and not said:
                 said = True
+                giving_back.give_back()  # with the low priority of a start: it takes as long as some packets
                 # The costly part is done: waiting takes next to no CPU, and a take-over must not be slow.
                 privileges.be_as_nice_as_parent()
                 if self._urgent:
                     privileges.go_first()
                 self._log.info("waits: another process is at work in each slot", pid=os.getpid())
             if taken is None:
-                taken = self._rest() if self._may_rest() else self._listen(LOOK_INTERVAL)
+                resting = self._may_rest()
+                taken = self._rest() if resting else self._listen(LOOK_INTERVAL)
                 if taken is None and self._prepared:
-                    self._prepare(time.monotonic())
+                    self._prepare(time.monotonic(), resting=resting)
             if taken is not None:
                 return taken
 
@@ -158,11 +160,13 @@ class Spare:
             taken = self._on_lines([descriptor for descriptor, _ in self._poll.poll(rest * 1000)])
         return taken
 
-    def _prepare(self, now: float) -> None:
+    def _prepare(self, now: float, *, resting: bool) -> None:
         """Gets the pages that a holder at work has, ever more rarely: a look takes time."""
         if now < self._prepares_at:
             return
         self._prepares_at, self._prepares_after = now + self._prepares_after, 2 * self._prepares_after
+        if resting:  # the holder may have given back, too; under traffic a look must be short
+            giving_back.give_back()
         for watched in self._watched.values():
             if (pid := watched.slot.holder(self._holder_uid(watched.slot.number))) is not None:
                 own_pages.make_own(pid)

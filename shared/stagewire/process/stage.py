@@ -37,6 +37,7 @@ from stagewire.pipe.pipes import Pipes, prepare_folders, take_listeners
 from stagewire.pipe.trains import BadTrain
 from stagewire.process import fd_release, hand_down, handed, holders, signals, worker_count
 from stagewire.process.bell import Bell
+from stagewire.process.giving_back import WhileResting
 from stagewire.process.hand_down import Bequest
 from stagewire.process.slots import SlotLocks, SlotLost
 from stagewire.process.spare import Spare
@@ -262,6 +263,7 @@ class Stage:
             privileges.stop_going_first()
             self.loop.gathering.begin(privileges.let_trains_gather, now)
         fd_release.appoint()
+        WhileResting(self.loop)
 
     def _push_counters(self) -> None:
         self._telemetry = self.pipes.connect(TELEMETRY)
