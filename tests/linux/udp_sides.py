@@ -46,7 +46,7 @@ class Side:
         self.outbound: Any = Outbound(stage, module)
         four = opened(socket.AF_INET)
         descriptors = {UDP4: four.detach(), UDP6: opened(socket.AF_INET6).detach()}
-        ways: Any = SimpleNamespace(interface=lambda *_: 1, room=lambda _: None)
+        ways: Any = SimpleNamespace(interface=lambda *_: 1, room=lambda *_, **__: None)
         self.sockets = udp.Sockets(descriptors, ways, compiled=module)
         stack.callback(self.sockets.close)
         self.sockets.begun = math.inf  # nothing is too old, however slow this machine is

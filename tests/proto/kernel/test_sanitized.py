@@ -49,7 +49,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=copy, env=os.environ | flags, capture_output=True, text=True, check=False,
     )  # fmt: skip
     modules = list(copy.glob("shared/stagewire/**/*.so"))
-    assert len(modules) == 11, made.stderr
+    assert len(modules) == 12, made.stderr
     assert all(b"__asan_init" in module.read_bytes() for module in modules)
     return copy
 
