@@ -135,5 +135,7 @@ class Answers:
                 self._give(answer)
             elif answer.until <= now:
                 names = sorted({" ".join(map(str, each[:2])) for each in answer.awaited})
-                self._log.warning("answered a change that not every stage has confirmed", lacking=", ".join(names))
+                self._log.warning(
+                    "a change counts as applied, though not every stage has confirmed it", lacking=", ".join(names)
+                )
                 self._give(answer)

@@ -131,7 +131,9 @@ class Workers:
 
     def _once_applied(self, act: Callable[[], None], public_keys: tuple[bytes, ...]) -> None:
         """Calls `act` once every stage applies what it was told, and packets that were judged before have passed."""
-        self._answers.hold(act, len(public_keys), host=False)
+        peers = self._announcer.registry.peers
+        prefixes = sum(len(peers[key].allowed_ips) for key in self._standing(public_keys))
+        self._answers.hold(act, prefixes, host=False)
 
     def _tell_routes(self, public_keys: Iterable[bytes]) -> None:
         for routes in self._announcer.routes_of(self._standing(public_keys)):

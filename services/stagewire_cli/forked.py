@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple
 from supervisor import events
 
 from stagewire.process.giving_back import SHARER
+from stagewire.proto.kernel import rule
 from stagewire.stages import STAGES
 from stagewire_cli import afresh
 from stagewire_cli.priorities import NICE
@@ -129,7 +130,9 @@ class Imported:
         self._files = {file: _stamp(file) for file in scripts | _files()}
         self._looked = time.monotonic()
         with suppress(ImportError, OSError):
-            import_module(SHARER).share()
+            sharer, _ = rule.load(os.environ.get("STAGEWIRE_KERNEL", ""), SHARER)
+            if sharer is not None:
+                sharer.share()
         gc.freeze()  # a collection would write to each object, and so give each process pages of its own
 
     def _import(self, name: str, module: str) -> None:

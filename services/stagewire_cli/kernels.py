@@ -8,9 +8,9 @@ from stagewire_cli.failures import Failed
 
 MODULES: Final = (
     "stagewire.proto.kernel.cipher", "stagewire.proto.kernel.sealing", "stagewire.proto.kernel.opening",
-    "stagewire.proto.kernel.symmetric", "stagewire.proto.kernel.macs", "stagewire.proto.kernel.admission",
-    "stagewire.linux.tun_trains", "stagewire.linux.udp_trains", "stagewire.linux.udp_batch",
-    "stagewire.linux.pipe_trains",
+    "stagewire.proto.kernel.steady", "stagewire.proto.kernel.symmetric", "stagewire.proto.kernel.macs",
+    "stagewire.proto.kernel.admission", "stagewire.linux.tun_trains", "stagewire.linux.udp_trains",
+    "stagewire.linux.udp_batch", "stagewire.linux.pipe_trains", "stagewire.linux.common_pages",
 )  # fmt: skip
 """All compiled modules."""
 MEND: Final = "install gcc, python3-dev and libssl-dev, then Stagewire again"

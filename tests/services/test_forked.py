@@ -31,8 +31,8 @@ def asked(*words, **more):
 """
 
 
-def ask(text: str) -> Any:
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PATH": f"{BIN}:{os.environ['PATH']}"}
+def ask(text: str, **more: str) -> Any:
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PATH": f"{BIN}:{os.environ['PATH']}", **more}
     said = subprocess.run([INTERPRETER, "-c", ASKS + text], env=variables, capture_output=True, text=True, check=False)
     assert said.stderr == ""
     return json.loads(said.stdout)
@@ -124,3 +124,11 @@ def start(group):
     except SystemExit as end:
         return end.code
 print(json.dumps([start("tun-service"), start("conn-service")]))""") == ["forked" if again else "executed", "forked"]
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="knows this version's objects alone")
+@pytest.mark.parametrize(("kernel", "shares"), [("plain", False), ("", True)])
+def test_pages_are_shared_by_the_compiled_module_alone(kernel: str, shares: bool) -> None:
+    pytest.importorskip("stagewire.linux.common_pages", reason="no compiled modules here")
+    look = "imported.look(); print(json.dumps('memfd:stagewire' in Path('/proc/self/maps').read_text()))"
+    assert ask(look, STAGEWIRE_KERNEL=kernel, PYTHONMALLOC="") is shares

@@ -265,31 +265,31 @@ class SessionsTaker:
     def _read(self, now: float) -> None:
         assert self._connection is not None  # noqa: S101 - it is what became readable
         try:
-            packet, pages, _, _ = socket.recv_fds(self._connection, _PACKET, 1)
+            packet, handed, _, _ = socket.recv_fds(self._connection, _PACKET, 1)
         except BlockingIOError:
             return
         except OSError:
-            packet, pages = b"", []
+            packet, handed = b"", []
         if not packet:
-            _close(pages)
+            _close(handed)
             self._loop.remove(self._connection.fileno())
             self._connection.close()
             self._connection = None
             self._retry = now + self.RETRY
             return
         try:
-            sessions = _sessions(_GRANTS.unpack_untrusted(packet).grants, pages[0], self._make)
+            sessions = _sessions(_GRANTS.unpack_untrusted(packet).grants, handed[0], self._make)
         except (BadControl, IndexError, OSError, ValueError):
             self._drops["grant_malformed"] += 1
             return
         finally:
-            _close(pages)
+            _close(handed)
         self._on_sessions(sessions)
 
 
-def _close(pages: Iterable[int]) -> None:
-    for page in pages:
-        os.close(page)
+def _close(handed: Iterable[int]) -> None:
+    for each in handed:
+        descriptors.close(each)
 
 
 def _sessions(grants: tuple[Grant, ...], page: int, make: SessionMaker) -> list[tuple[Grant, Session]]:

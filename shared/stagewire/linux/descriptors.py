@@ -1,5 +1,6 @@
 """Keeps descriptors from harm that other processes hand over through Unix sockets (unix(7), SCM_RIGHTS)."""
 
+import ctypes
 import socket
 import stat
 import struct
@@ -13,6 +14,8 @@ MOST: Final = 253
 _SO_PASSRIGHTS: Final = 83
 """Linux 6.16."""
 _NO_LINGER: Final = struct.pack("ii", 0, 0)
+_NOBODY: Final = struct.pack("H14x", socket.AF_UNSPEC)
+_libc: Final = ctypes.CDLL(None)
 
 
 def close(descriptor: int) -> None:
@@ -21,11 +24,20 @@ def close(descriptor: int) -> None:
         if stat.S_ISSOCK(fstat(descriptor).st_mode):
             opened = socket.socket(fileno=descriptor)
             try:
-                opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+                _end_lingering(opened)
             finally:
                 opened.detach()
     with suppress(OSError):
         close_now(descriptor)
+
+
+def _end_lingering(opened: socket.socket) -> None:
+    if not opened.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER):
+        return
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    except PermissionError:  # a stage may not set it (`sandbox.calls`); disconnected, the socket waits for nothing
+        _libc.connect(opened.fileno(), _NOBODY, len(_NOBODY))
 
 
 def allow(opened: socket.socket, *, allowed: bool) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.fuzz.doors.door import open_descriptors
 from tests.pipe.pipe import PIPE, DirectBench
 
-from stagewire.linux import descriptors
+from stagewire.linux import descriptors, sandbox, seccomp
 from stagewire.pipe.direct import zmtp
 from stagewire.pipe.direct.shared_memory import BadMemory, Memory
 from stagewire.pipe.names import HANDSHAKE_IN, Pipe
@@ -139,3 +139,34 @@ def test_memory_of_huge_pages_is_refused() -> None:
     assert os.fstatvfs(made).f_bsize > mmap.PAGESIZE
     with pytest.raises(BadMemory, match="huge"):
         Memory(made)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone may load a filter without more ado")
+def test_a_stage_that_may_not_ask_for_lingering_still_closes_a_socket_that_lingers(stack: ExitStack) -> None:
+    """The lingering socket is of an operator's own stage, which has no filter."""
+    server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    client = stack.enter_context(socket.create_connection(server.getsockname()))
+    stack.enter_context(server.accept()[0]).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    client.setblocking(False)
+    with suppress(BlockingIOError):
+        while client.send(bytes(1 << 16)):
+            pass
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGERS))
+    told, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.close(tell)
+            seccomp.load(seccomp.program(sandbox.calls("tun")))
+            os.read(told, 1)
+            descriptors.close(client.detach())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(told)
+    client.close()
+    os.close(tell)  # now the child's copy is the last
+    begun = time.monotonic()
+    assert os.waitpid(child, 0)[1] == 0
+    assert time.monotonic() - begun < LINGERS / 2
