@@ -1,7 +1,6 @@
 """Judges whether the gateway works, and whether traffic can flow."""
 
 from collections import deque
-from collections.abc import Iterable
 from typing import Final
 
 from status_service.beats import Beats
@@ -46,16 +45,14 @@ class Health:
         """Returns why the gateway doesn't work, a line for each reason."""
         if not self._peers.hears(now):
             return ["key-service does not report"]
-        return self._at_fault([("key", 0)], now)
-
-    def _at_fault(self, places: Iterable[tuple[str, int]], now: float) -> list[str]:
-        return self._beats.at_fault(places, now) if self._beats is not None else []
+        fault = self._beats.fault_of("key", now) if self._beats is not None else ""
+        return [fault] if fault else []
 
     def unready(self, now: float) -> list[str]:
         """Returns why no traffic can flow, a line for each reason."""
         if found := self.unwell(now):
             return found
-        if found := self._at_fault(self._tally.services, now):
+        if self._beats is not None and (found := self._beats.at_fault(now)):
             return found
         if not self._peers.ready(now):
             return ["not every process is at work, or the link is down"]

@@ -21,7 +21,7 @@ def conn(tmp_path: Path) -> Iterator[Slot]:
 
 
 def at_fault(slot: Slot, now: float) -> list[str]:
-    return Beats(slot).at_fault([("conn", 0), ("device", 3), ("status", 0)], now)
+    return Beats(slot).at_fault(now)
 
 
 def test_a_holder_that_beats_sleeps_or_has_announced_a_silence_is_well(conn: Slot) -> None:
@@ -37,8 +37,19 @@ def test_a_holder_that_beats_sleeps_or_has_announced_a_silence_is_well(conn: Slo
 
 
 def test_a_worker_that_was_ended_is_not_missed_but_conn_service_is(conn: Slot, tmp_path: Path) -> None:
-    Slot(tmp_path, "device", 3).close()
+    for stage, number in (("device", 3), ("status", 0)):
+        Slot(tmp_path, stage, number).close()
     conn.release()
     assert at_fault(conn, T) == ["no conn-service is at work"]
     conn.path.unlink()
     assert at_fault(conn, T) == [], "the run folder was wiped, which key-service tells"
+
+
+def test_a_stage_is_looked_for_by_its_slot_alone_even_if_it_never_told_of_itself(conn: Slot, tmp_path: Path) -> None:
+    worker = Slot(tmp_path, "device", 63)
+    assert worker.take(T)
+    worker.beat(T)
+    conn.beat(T + 2)
+    assert at_fault(conn, T + 2) == ["device-service 63 stands still"]
+    worker.close()
+    assert at_fault(conn, T + 2) == []
