@@ -216,6 +216,7 @@ def _start() -> list[Row]:
     return [
         Row("Start", "to the first packet", "start", "first_packet", "s", most=1.0),
         Row("Start", "memory (PSS) after some traffic", "start", "memory", "MB", 1e-6, 0, most=160.0),
+        Row("Start", "memory (PSS), idle", "start", "memory_idle", "MB", 1e-6, 0, most=160.0),
         Row("Idle", "CPU of the gateway, a peer without traffic", "start", "idle_cpu", "% of a core", 100, 2, most=0.5),
         Row("Idle", "wake-ups", "start", "wakes", "/s", 1, 0, most=15.0),
     ]
@@ -284,6 +285,7 @@ _BRIEF: Final = {
     "us/1420/64": ("µs", 1, 2),
     "first_packet": ("s", 1, 2),
     "memory": ("MB", 1e-6, 0),
+    "memory_idle": ("MB", 1e-6, 0),
     "idle_cpu": ("% of a core", 100, 2),
     "wakes": ("/s", 1, 0),
     "setconf": ("s", 1, 2),

@@ -18,8 +18,8 @@ from lab.stagewire import Gateway
 from lab.wait import until
 from lab.wireguard_go import KeyPair, Peer, new_key_pair
 
-QUIET: Final = 3.0
-"""s from the traffic's end until nothing of it goes on."""
+QUIET: Final = 8.0
+"""s from the traffic's end until nothing of it goes on, and a gateway has given back the memory of its work."""
 IDLE: Final = 5.0
 """s that a gateway is watched while nothing passes."""
 
@@ -58,7 +58,10 @@ def places(chosen: Sequence[Entry], directory: Path) -> Iterator[list[Place]]:
 
 
 def measure(place: Place) -> tcp.Values:
-    """Returns `first_packet` in s from the command, `memory` in bytes (PSS) after two seconds of TCP, and `cost.idle`."""
+    """Returns `first_packet` in s from the command, memory in bytes (PSS), and `cost.idle`.
+
+    `memory` is at the end of two seconds of TCP, `memory_idle` after QUIET s without.
+    """
     begun = time.monotonic()
     with end(place.program, place.near, place.directory, 0, place.keys) as ready:
         until(lambda: pings(place.near, INNER4[1]), PATIENCE, "the first packet")
@@ -69,5 +72,6 @@ def measure(place: Place) -> tcp.Values:
         by_program = cost.memory(place.near)
         time.sleep(QUIET)
         values |= cost.idle(place.near, IDLE)
+        values["memory_idle"] = float(sum(cost.memory(place.near).values()))
     values |= {f"memory/{name}": float(size) for name, size in by_program.items()}
     return {**values, "memory": float(sum(by_program.values()))}, {}

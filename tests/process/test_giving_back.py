@@ -44,8 +44,18 @@ def test_pages_are_given_back_only_after_a_rest_and_each_time_after_twice_as_lon
     resting._look(rested)
     assert sharer.times == 1
     for after, times in ((RESTED, 1), (2 * RESTED, 2), (5 * RESTED, 2), (6 * RESTED, 3), (8 * RESTED, 3)):
+        loop.worked += 1
+        resting._look(rested + after - RESTED)
         resting._look(rested + after)
         assert sharer.times == times
+
+
+def test_nothing_is_given_back_twice_without_work_between(sharer: Sharer) -> None:
+    loop = Loop()
+    resting, now = WhileResting(loop), boot_time()
+    for after in (0, RESTED, 100 * RESTED, 1000 * RESTED):
+        resting._look(now + after)
+    assert sharer.times == 1
 
 
 def test_a_loop_that_only_just_came_to_rest_looks_again_when_it_has_rested(sharer: Sharer) -> None:

@@ -9,7 +9,9 @@ from stagewire.loop import Loop
 SHARER: Final = "stagewire.linux.common_pages"
 """Module that supervisord imports before it forks, where it can be built. A process without it shares nothing."""
 RESTED: Final = 2.0
-"""s without work after which pages are given back. Each later time comes after twice as long: work copies them again."""
+"""s without work after which pages are given back. Each later time comes after twice as long: work copies them again.
+
+Nothing is given back twice without work between: a look through all pages has its price, and heartbeats copy few."""
 
 
 def give_back() -> int:
@@ -25,16 +27,19 @@ class WhileResting:
         self._loop = loop
         self._after, self._not_before = RESTED, -math.inf
         self._worked, self._since = -1, -math.inf
+        self._owes = False
+        """Whether this process has worked since it last gave back."""
         self._paced = loop.add_paced(RESTED, self._look)
 
     def _look(self, now: float) -> None:
         if self._loop.worked != self._worked:
-            self._worked, self._since = self._loop.worked, now
-        if now < self._not_before:
+            self._worked, self._since, self._owes = self._loop.worked, now, True
+        if not self._owes or now < self._not_before:
             return
         if now < self._since + RESTED:
             self._paced.at(self._since + RESTED)
             return
         give_back()
+        self._owes = False
         self._after *= 2
         self._not_before = now + self._after
