@@ -10,7 +10,7 @@ import zmq
 from tests.pipe.pipe import PIPE, DirectBench
 
 from stagewire.pipe.direct import zmtp
-from stagewire.pipe.direct.sender import RECONNECT_MAX
+from stagewire.pipe.direct.sender import ABSENT_MAX, ABSENT_PART, RECONNECT_MAX
 from stagewire.pipe.direct.shared_memory import SLOTS
 from stagewire.pipe.names import MAX_TRAIN
 from stagewire.pipe.speakers import MAX_ROOTS
@@ -217,13 +217,29 @@ def test_a_reader_that_hangs_up_at_once_is_left_alone_for_a_while(bench: DirectB
             bench.turn(lambda: sender._socket is None, "the end")
             with pytest.raises(BlockingIOError):
                 listener.accept()
-        assert sender._pause == RECONNECT_MAX
+        assert sender._pause >= RECONNECT_MAX
         with accepted(bench, listener) as talker:
             sender._since = 0.0
             talker.send(zmtp.PULL)
             bench.send(sender, b"train")
         bench.turn(lambda: not sender.connected, "the end")
         listener.accept()[0].close()  # one that had lasted is looked for at once
+
+
+def test_the_longer_a_reader_is_away_the_rarer_it_is_looked_for(
+    bench: DirectBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = now = 1000.0
+    monkeypatch.setattr("stagewire.pipe.direct.sender.boot_time", lambda: now)
+    sender, looks = bench.sender(), [now]
+    while now < begun + 20:
+        now = sender._retry.next_deadline() or begun
+        pause = now - looks[-1]
+        assert pause <= max(RECONNECT_MAX, min(ABSENT_MAX, ABSENT_PART * (now - begun))) + 1e-9
+        looks.append(now)
+        sender._lost()
+    assert looks[-1] - looks[-2] == pytest.approx(ABSENT_MAX)
+    assert sum(look < begun + 0.1 for look in looks) > 10
 
 
 def test_a_sender_that_nobody_welcomes_is_made_anew(bench: DirectBench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,10 @@ from stagewire.pipe.trains import Part
 RECONNECT: Final = 0.001
 RECONNECT_MAX: Final = 0.008
 """s; each further attempt comes twice as late as the one before."""
+ABSENT_PART: Final = 0.05
+"""Of the time for which there has been no reader: the pause may grow to it, so that a lasting absence costs little."""
+ABSENT_MAX: Final = 0.1
+"""s, the longest pause."""
 MAX_PARTS: Final = 32
 """The kernel takes 1,023, but many small ones are quicker joined than told of."""
 WELCOME_WITHIN: Final = 1.0
@@ -64,6 +68,8 @@ class DirectSender:
         """The socket's descriptor, the memory, and the lengths of the trains there, as `pipe_trains.send` takes them."""
         self._waiter: Callable[[float], None] | None = None
         self._pause = RECONNECT
+        self._absent_since: float | None = None
+        """When the first attempt failed (s)."""
         self._since = 0.0
         """When the connection began (s)."""
         self._retry = Alarm(loop, self._lost)
@@ -209,12 +215,16 @@ class DirectSender:
             self._wait()
             return
         if hung_up:
-            self._pause = RECONNECT
+            self._pause, self._absent_since = RECONNECT, None
         self._connect()
 
     def _wait(self) -> None:
-        self._retry.set(boot_time() + self._pause)
-        self._pause = min(2 * self._pause, RECONNECT_MAX)
+        now = boot_time()
+        if self._absent_since is None:
+            self._absent_since = now
+        self._retry.set(now + self._pause)
+        longest = max(RECONNECT_MAX, min(ABSENT_MAX, ABSENT_PART * (now - self._absent_since)))
+        self._pause = min(2 * self._pause, longest)
 
     def _disconnect(self) -> None:
         socket, self._socket = self._socket, None
