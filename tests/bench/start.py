@@ -18,8 +18,8 @@ from lab.stagewire import Gateway
 from lab.wait import until
 from lab.wireguard_go import KeyPair, Peer, new_key_pair
 
-QUIET: Final = 8.0
-"""s from the traffic's end until nothing of it goes on, and a gateway has given back the memory of its work."""
+QUIET: Final = 14.0
+"""s from the traffic's end until nothing of it goes on. A peer's keepalive comes after ten; a gateway rests thereafter."""
 IDLE: Final = 5.0
 """s that a gateway is watched while nothing passes."""
 

@@ -6,7 +6,7 @@ import pytest
 
 from stagewire.loop import Loop, boot_time
 from stagewire.process import giving_back
-from stagewire.process.giving_back import RESTED, WhileResting
+from stagewire.process.giving_back import APART, RESTED, WhileResting
 
 
 class Sharer:
@@ -43,7 +43,7 @@ def test_pages_are_given_back_only_after_a_rest_and_each_time_after_twice_as_lon
     rested = begun + 2 * RESTED
     resting._look(rested)
     assert sharer.times == 1
-    for after, times in ((RESTED, 1), (2 * RESTED, 2), (5 * RESTED, 2), (6 * RESTED, 3), (8 * RESTED, 3)):
+    for after, times in ((RESTED, 1), (APART, 2), (2.9 * APART, 2), (3 * APART, 3), (6.9 * APART, 3), (7 * APART, 4)):
         loop.worked += 1
         resting._look(rested + after - RESTED)
         resting._look(rested + after)

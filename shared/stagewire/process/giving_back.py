@@ -9,9 +9,13 @@ from stagewire.loop import Loop
 SHARER: Final = "stagewire.linux.common_pages"
 """Module that supervisord imports before it forks, where it can be built. A process without it shares nothing."""
 RESTED: Final = 2.0
-"""s without work after which pages are given back. Each later time comes after twice as long: work copies them again.
+"""s without work after which pages are given back, if there was work since the last time."""
+APART: Final = 60.0
+"""s between the first time and the second. Each later time comes after twice as long.
 
-Nothing is given back twice without work between: a look through all pages has its price, and heartbeats copy few."""
+Work copies pages again, and a look through all of them has its price: a gateway with a little work often is not to pay it
+often.
+"""
 
 
 def give_back() -> int:
@@ -25,7 +29,7 @@ class WhileResting:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._after, self._not_before = RESTED, -math.inf
+        self._apart, self._not_before = APART, -math.inf
         self._worked, self._since = -1, -math.inf
         self._owes = False
         """Whether this process has worked since it last gave back."""
@@ -41,5 +45,5 @@ class WhileResting:
             return
         give_back()
         self._owes = False
-        self._after *= 2
-        self._not_before = now + self._after
+        self._not_before = now + self._apart
+        self._apart *= 2
