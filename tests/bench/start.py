@@ -18,8 +18,8 @@ from lab.stagewire import Gateway
 from lab.wait import until
 from lab.wireguard_go import KeyPair, Peer, new_key_pair
 
-QUIET: Final = 14.0
-"""s from the traffic's end until nothing of it goes on. A peer's keepalive comes after ten; a gateway rests thereafter."""
+QUIET: Final = 20.0
+"""s from the traffic's end until nothing of it goes on: a keepalive comes after ten, and spares get ready again."""
 IDLE: Final = 5.0
 """s that a gateway is watched while nothing passes."""
 
