@@ -91,7 +91,6 @@ class DeviceService:
         self._named: set[bytes] | None = None
         """Peers that a snapshot has named so far, or None."""
         self._reported: dict[bytes, tuple[int, int, int]] = {}
-        self._handshake_times: dict[int, float] = {}
         self._moved: dict[bytes, EndpointMoved] = {}
         """Where peers are that have moved since the last report."""
         self._next_moves = -math.inf
@@ -260,7 +259,6 @@ class DeviceService:
                 installed[grant.index] = out
         if installed:
             self._line.say(SessionsInstalled(tuple(installed)))
-            self._handshake_times.update(dict.fromkeys(installed, now))
         for out in installed.values():
             self._emit(out, now)
 
@@ -304,14 +302,9 @@ class DeviceService:
 
     def hello(self) -> list[Hello | LiveSessions]:
         """Names the live sessions, for a key-service that doesn't know them."""
-        live = self._worker.sessions()
-        standing = {session.index for _, session in live}
-        self._handshake_times = {index: at for index, at in self._handshake_times.items() if index in standing}
         sessions = [
-            LiveSession(
-                tunnel.public_key, session.index, tunnel.endpoint or b"", self._handshake_times.get(session.index, 0.0)
-            )
-            for tunnel, session in live
+            LiveSession(tunnel.public_key, session.index, tunnel.endpoint or b"", session.created, session.shaken)
+            for tunnel, session in self._worker.sessions()
         ]
         batches = [tuple(sessions[at : at + SESSION_BATCH]) for at in range(0, len(sessions), SESSION_BATCH)]
         return [

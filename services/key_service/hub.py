@@ -31,11 +31,12 @@ from stagewire.control.speakers import Speaker, Speakers
 from stagewire.deadlines import IDLE_INTERVAL
 from stagewire.limits import MAX_WORKERS
 from stagewire.linux.uids import Place
+from stagewire.loop import boot_time
 from stagewire.pipe.names import CONTROL
 from stagewire.process.stage import Stage
 from stagewire.proto import prefix
 from stagewire.proto.endpoint import unpack_untrusted
-from stagewire.proto.events import EndpointMoved
+from stagewire.proto.events import EndpointMoved, SessionConfirmed
 from stagewire.stages import WORKER
 
 _HELLO_AGAIN = 1.0
@@ -276,7 +277,10 @@ def _makes_sense(message: FromStage) -> bool:
             most = MAX_SESSIONS if stage == WORKER else 0
             return 0 <= number < MAX_WORKERS and 0 <= sessions <= most and len(kernel) <= _MAX_KERNEL
         case LiveSessions(sessions=listed):
-            return all(_is_place(session.endpoint) for session in listed if session.endpoint)
+            times = [at for session in listed for at in (session.created, session.handshake)]
+            return _have_passed(*times) and all(_is_place(session.endpoint) for session in listed if session.endpoint)
+        case SessionConfirmed(at=at):
+            return _have_passed(at)
         case Cleared(worker=worker):
             return 0 <= worker < MAX_WORKERS
         case HostState(mark=mark, unheld=unheld):
@@ -286,6 +290,12 @@ def _makes_sense(message: FromStage) -> bool:
         case Resolved(places=places, error=error):
             return bool(places) != bool(error) and all(map(_is_place, places))
     return True
+
+
+def _have_passed(*times: float) -> bool:
+    """Tells whether times (s since the boot) are no later than now. Infinite times and NaN are not."""
+    now = boot_time()
+    return all(0.0 <= at <= now for at in times)
 
 
 def _is_prefix(packed: bytes) -> bool:

@@ -254,19 +254,19 @@ class Moves:
         """Makes a worker the home of all peers whose sessions an earlier key-service gave this worker.
 
         A worker may be the home of a peer by the wanted number of workers, or by an earlier one if peers were moving.
-        Each session is (public key, its handshake's time in s). If a peer was moving, two workers may claim it: the
+        Each session is (public key, when its keys were made in s). If a peer was moving, two workers may claim it: the
         newer session counts.
         """
         left: dict[int, list[bytes]] = {}
-        for public_key, handshake in sessions:
+        for public_key, created in sessions:
             peer = self._handshaker.peers.get(public_key)
             if peer is None or peer.indices or public_key in self._moves:
                 continue  # this key-service has acted on the peer since, and knows more
             if worker not in {peer.worker, *(home_of(public_key, count) for count in self.earlier)}:
                 continue  # it was never the peer's home: a worker must not get another's peers by its word
-            if handshake < self._claims.get(public_key, 0):
+            if created < self._claims.get(public_key, 0):
                 continue
-            self._claims[public_key] = handshake
+            self._claims[public_key] = created
             if peer.worker != worker:
                 left.setdefault(peer.worker, []).append(public_key)
                 self._planned.get(worker, {}).pop(public_key, None)

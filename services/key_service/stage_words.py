@@ -134,8 +134,8 @@ class StageWords:
                 workers.on_installed(indices, member, now)
             case SessionRefused(index=index):
                 handshaker.refused(index)
-            case SessionConfirmed(public_key=public_key):
-                workers.on_confirmed(public_key, member, now)
+            case SessionConfirmed(public_key=public_key, at=at):
+                workers.on_confirmed(public_key, member, now, at)
             case SessionsEnded(indices=indices):
                 handshaker.ended(member.number, indices)
             case EndpointMoved(public_key=public_key, endpoint=endpoint, at=at):

@@ -170,7 +170,7 @@ class Workers:
         """Takes up the sessions that a worker's hello lists, before the worker gets its snapshot."""
         self._quotas.worker_began(member.number, member.generation)
         if self._giver.generation(member.number) in {None, member.generation}:
-            sessions = ((session.public_key, session.handshake) for session in member.sessions)
+            sessions = ((session.public_key, session.created) for session in member.sessions)
             self._do(self.moves.claim(member.number, sessions), boot_time())
 
     def consider(self, number: int, now: float) -> None:
@@ -248,9 +248,10 @@ class Workers:
         for public_key in usable:
             self._do(self.moves.usable(public_key, member.number, now), now)
 
-    def on_confirmed(self, public_key: bytes, member: Member, now: float) -> None:
-        """Takes a worker's word that the first packet under a session of the peer's initiation has come."""
-        self._handshaker.confirmed(public_key, member.number, now)
+    def on_confirmed(self, public_key: bytes, member: Member, now: float, at: float) -> None:
+        """Takes a worker's word that the first packet under a session of the peer's initiation came `at` that time (s)."""
+        # The worker's time, which it will tell the next key-service, too.
+        self._handshaker.confirmed(public_key, member.number, at)
         self._do(self.moves.usable(public_key, member.number, now), now)
 
     def on_traffic(self, member: Member, message: PeerTraffic, now: float) -> None:

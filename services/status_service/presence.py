@@ -86,7 +86,8 @@ class Presence:
         before, connection.endpoint = connection.endpoint, report.endpoint or connection.endpoint
         if connection.endpoint != before:
             yield connection.event("moved", before=before)
-        if report.last_handshake != connection.shaken:
+        # A key-service that has just begun has heard of none yet.
+        if report.last_handshake and report.last_handshake != connection.shaken:
             connection.shaken = report.last_handshake
             yield connection.event("rekeyed")
 

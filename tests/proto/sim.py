@@ -379,8 +379,8 @@ class Gateway:
                 self._carry_out(self.handshaker.want(public_key, self.world.now, self.world.unix_ns))
             case EndpointMoved(public_key, place, at):
                 self.handshaker.endpoint_moved(public_key, place, at)
-            case SessionConfirmed(public_key):
-                self.handshaker.confirmed(public_key, worker, self.world.now)
+            case SessionConfirmed(public_key, _, at):
+                self.handshaker.confirmed(public_key, worker, at)
             case SessionsEnded(indices):
                 self.handshaker.ended(worker, indices)
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from math import inf, nan
 
 import pytest
 from tests.services.hub_bench import Bench, made_bench
@@ -62,8 +63,12 @@ def test_a_repeated_hello_is_answered_once(bench: Bench) -> None:
     assert line.poll(0) == 0
 
 
+NO_TIMES = [(inf, 0.0), (nan, 0.0), (-1.0, 0.0), (2.0**62, 0.0), (0.0, inf), (0.0, nan), (0.0, -1.0), (0.0, 2.0**62)]
+"""Times of a session and its handshake that can't have passed."""
+
+
 def sessions(count: int) -> tuple[LiveSession, ...]:
-    return tuple(LiveSession(bytes(32), index, b"", 0.0) for index in range(count))
+    return tuple(LiveSession(bytes(32), index, b"", 0.0, 0.0) for index in range(count))
 
 
 def test_a_hello_counts_once_all_its_sessions_are_there(bench: Bench) -> None:
@@ -89,8 +94,10 @@ def test_a_hello_counts_once_all_its_sessions_are_there(bench: Bench) -> None:
     [[Hello("device", 2, 1, 101, 5), LiveSessions(sessions(6))], [Hello("device", 2, 1, 101, MAX_SESSIONS + 1)],
      [Hello("device", 2, 1, 101, -1)], [Hello("conn", 0, 1, 101, 1)],
      [Hello("device", 2, 1, 101, 0, "k" * 301)],
-     [Hello("device", 2, 1, 101, 1), LiveSessions((LiveSession(bytes(32), 1, b"nowhere", 0.0),))]],
-    ids=["more than announced", "too many", "less than none", "of no worker", "a long reason", "at no place"],
+     [Hello("device", 2, 1, 101, 1), LiveSessions((LiveSession(bytes(32), 1, b"nowhere", 0.0, 0.0),))],
+     *([Hello("device", 2, 1, 101, 1), LiveSessions((LiveSession(bytes(32), 1, b"", *times),))] for times in NO_TIMES)],
+    ids=["more than announced", "too many", "less than none", "of no worker", "a long reason", "at no place",
+         *map(str, NO_TIMES)],
 )  # fmt: skip
 def test_impossible_sessions_are_refused(bench: Bench, said: list[FromStage]) -> None:
     line = bench.line()
@@ -102,7 +109,7 @@ def test_impossible_sessions_are_refused(bench: Bench, said: list[FromStage]) ->
 
 def test_the_longest_messages_fit_into_a_pipe_that_holds_little() -> None:
     traffic = PeerTraffic((Traffic(bytes(32), 2**63, 2**63),) * TRAFFIC_BATCH)
-    listed = LiveSessions((LiveSession(bytes(32), 2**31, bytes(44), 2.0**63),) * SESSION_BATCH)
+    listed = LiveSessions((LiveSession(bytes(32), 2**31, bytes(44), 2.0**63, 2.0**63),) * SESSION_BATCH)
     assert CONTROL.limits is not None
     for longest in (traffic, listed):
         assert len(FROM_STAGE.pack(longest)) <= CONTROL.limits.inward

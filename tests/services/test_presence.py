@@ -78,6 +78,9 @@ def test_another_endpoint_and_another_session_are_events_of_a_connected_peer() -
     later = replace(ANNA, endpoint="[2001:db8::1]:7", last_handshake=T + 121)
     assert kinds(presence.take(later, (1, 1), T + 121, BEGUN)) == ["rekeyed"]
     assert presence.take(later, (1, 1), T + 122, BEGUN) == []
+    of_a_new_key_service = replace(later, last_handshake=0.0)
+    assert presence.take(of_a_new_key_service, (1, 1), T + 122, BEGUN) == []
+    assert presence.take(later, (1, 1), T + 122, BEGUN) == []
     after_a_jump = replace(later, last_handshake_unix_s=later.last_handshake_unix_s + 3600)
     assert presence.take(after_a_jump, (1, 1), T + 123, BEGUN + 3600) == []
 

@@ -1,6 +1,9 @@
 """A peer's way at a real gateway: it connects, moves, rekeys and goes. What 180 s of silence do, `test_presence` shows."""
 
 import json
+import re
+import signal
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,13 @@ def events(hub: Hub, kind: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def received(hub: Hub) -> float:
+    """Returns the bytes received from Anna, as status-service tells them."""
+    with hub.namespace.call(lambda: urllib.request.urlopen("http://127.0.0.1:9586/metrics", timeout=5)) as answer:
+        [count] = re.findall(r"^wireguard_received_bytes_total\{.*\} (\S+)$", answer.read().decode(), re.MULTILINE)
+    return float(count)
+
+
 def test_a_peer_connects_moves_rekeys_and_goes(network: Topology, hub: Hub) -> None:
     with hub.wireguard_go(ANNA, network.a, Topology.B4):
         assert works(network.a, ANNA.gateway_inner[0])
@@ -68,3 +78,21 @@ def test_a_peer_connects_moves_rekeys_and_goes(network: Topology, hub: Hub) -> N
         [line] = [line for line in log.splitlines() if f'event="{said}"' in line]
         assert "Anna's phone" in line
         assert "level=info" in line
+
+
+def test_a_killed_key_service_is_no_handshake(network: Topology, hub: Hub) -> None:
+    """The next key-service hears of the handshake from the worker: at the same time, so that no event tells of another."""
+    hub.gateway.command("peer", "enable", "Anna", "-i", hub.name)
+    with hub.wireguard_go(ANNA, network.a, Topology.B4):
+        assert works(network.a, ANNA.gateway_inner[0])
+        until(lambda: len(events(hub, "connected")) == 2, 10, "the connection")
+        shaken = hub.peer(ANNA)["last_handshake_unix_s"]
+        told = len(events(hub, "rekeyed"))
+        killed = hub.gateway.kill("key", signal.SIGKILL)
+        until(lambda: hub.gateway.held().get(("key", 0), killed) != killed, 10, "another key-service")
+        until(lambda: hub.gateway.status()["peers"], 10, "the next key-service's word")
+        before = received(hub)
+        assert works(network.a, ANNA.gateway_inner[0])
+        until(lambda: received(hub) > before, 10, "a report by the next key-service")
+        assert hub.peer(ANNA)["last_handshake_unix_s"] == pytest.approx(shaken, abs=1e-5)
+    assert len(events(hub, "rekeyed")) == told

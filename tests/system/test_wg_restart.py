@@ -38,11 +38,6 @@ def kill_and_wait(hub: WgHub, program: str) -> None:
     until(back, 15, f"{program} to be back")
 
 
-def shaken_at(shown: str) -> list[tuple[str, int]]:
-    """Returns each peer's public key and the time of its last handshake (UNIX s), as `wg show` tells them."""
-    return [(key, int(at)) for key, at in (line.split("\t") for line in shown.splitlines())]
-
-
 def change_everything(hub: WgHub) -> None:
     """By `wg`: each kind of change, of peers of the file and of others."""
     four, six = hub.over(4), hub.over(6)
@@ -75,10 +70,7 @@ def test_key_service_forgets_nothing(network: Topology, both: dict[str, WgHub], 
             kill_and_wait(hub, "key")
             hub.expect_whole(pulse.finish())
         assert hub.wg("showconf", hub.name).stdout == before
-        # Workers tell when they took a session, some ms after the handshake that key-service had seen.
-        for then, now in zip(shaken_at(handshakes), shaken_at(hub.show("latest-handshakes")), strict=True):
-            assert then[0] == now[0]
-            assert abs(then[1] - now[1]) <= 1
+        assert hub.show("latest-handshakes") == handshakes
         # Also the key.
         fresh = new_key_pair()
         hub.set("private-key", "/dev/stdin", data=fresh.private)

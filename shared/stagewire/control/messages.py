@@ -50,12 +50,13 @@ SILENT_AFTER: Final = 3.0
 class LiveSession:
     """Describes a session that runs in a worker.
 
-    `handshake` is when the worker got the session, in s since the boot, 0 if unknown.
+    `created` is when its keys were made, `handshake` when its handshake was complete, 0 before; both in s since the boot.
     """
 
     public_key: bytes
     index: int
     endpoint: bytes
+    created: float
     handshake: float
 
 

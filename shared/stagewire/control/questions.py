@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-VERSION: Final = 12
+VERSION: Final = 13
 """Version of all control messages."""
 
 

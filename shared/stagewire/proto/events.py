@@ -26,6 +26,8 @@ class SessionConfirmed:
 
     public_key: bytes
     index: int
+    at: float = field(default=0.0, compare=False)
+    """When the packet came (s, boot-time clock)."""
 
 
 @dataclass(frozen=True, slots=True)

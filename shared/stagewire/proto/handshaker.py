@@ -226,11 +226,11 @@ class Handshaker:
             if worker_of(index) == worker:
                 self._release(index)
 
-    def confirmed(self, public_key: bytes, worker: int, now: float) -> None:
-        """Completes a handshake that we answered: the first packet under the session has come."""
+    def confirmed(self, public_key: bytes, worker: int, at: float) -> None:
+        """Completes a handshake that we answered: the first packet under the session came `at` that time (s)."""
         peer = self.peers.get(public_key)
         if peer is not None:
-            peer.last_handshake = now
+            peer.last_handshake = max(peer.last_handshake, at)  # one of our own may have been complete since
             peer.unconfirmed = None
             if peer.worker == worker:  # else it has moved: the handshake under way is for its new home
                 self._complete(peer)

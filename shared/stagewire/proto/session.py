@@ -46,11 +46,13 @@ class Window(Protocol):
 class Session:
     """Holds one pair of transport keys.
 
-    `created` is in s on the boot-time clock; indices are those on the wire (32 bits).
+    `created` is in s on the boot-time clock; indices are those on the wire (32 bits). `shaken` is when the handshake was
+    complete, 0 before: a responder's is not before the first authentic packet under the session.
     """
 
     __slots__ = (
-        "asked_for_rekey", "created", "index", "initiator", "receiver", "remote_index", "send_counter", "sender", "window",
+        "asked_for_rekey", "created", "index", "initiator", "receiver", "remote_index", "send_counter", "sender", "shaken",
+        "window",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +63,7 @@ class Session:
         self.remote_index = remote_index
         self.initiator = initiator
         self.created = created
+        self.shaken = created if initiator else 0.0
         self.send_counter = 0
         self.window = window or ReplayWindow()
         self.asked_for_rekey = False

@@ -324,7 +324,8 @@ class Tunnel:
             self.timers.any_received(now)
         if session is self.slots.next:
             self._ended(self.slots.promote(), out)
-            out.events.append(SessionConfirmed(self.public_key, session.index))
+            session.shaken = now
+            out.events.append(SessionConfirmed(self.public_key, session.index, now))
             self.flush(now, out)
         if session is self.slots.current and session.initiator and not session.asked_for_rekey:
             # The last chance before the session expires, for a peer that only receives.
