@@ -42,7 +42,7 @@ from key_service.unswapped import LOOK_INTERVAL as LOOK_AT_FILES
 from key_service.unswapped import Unswapped
 from key_service.wg_events import WgEvents
 from key_service.wg_socket import WgSocket
-from key_service.workers import Workers
+from key_service.workers import HOMES_WITHIN, Workers
 from stagewire.audit import Asker, Audit
 from stagewire.config import InterfaceConfig, PeerConfig, operations
 from stagewire.control.event import Event
@@ -111,6 +111,8 @@ class KeyService:
             *(self._announcer, hub, self._giver, self._live, version, self._handshakes.carry_out),
             *(environment, stage.log, self._quotas, self._answers),
         )
+        if not self._workers.know_homes():
+            self._snapshots.hold(boot_time() + HOMES_WITHIN)
         self._readiness = Readiness(hub, self._workers, version)
         tell = stage.tell_status if environment.telemetry else None
         self._reports = PeerReports(registry, handshaker, tell)

@@ -39,17 +39,28 @@ class Snapshots:
         self._under_way: dict[bytes, Iterator[FromKey]] = {}
         """By the member's identity, the first hello first."""
         self._due = 0.0
+        self._held_until = 0.0
+
+    def hold(self, until: float) -> None:
+        """Sends nothing before that time (s) or `release`. Stages go on with what an earlier key-service told them."""
+        self._held_until = until
+
+    def release(self) -> None:
+        """Ends a `hold`, and sends what has waited."""
+        if self._held_until:
+            self._held_until = 0.0
+            self.act(boot_time())
 
     def begin(self, member: Member) -> None:
         """Sends a snapshot, or a piece of it if it is long or others wait."""
         self._under_way.pop(member.identity, None)
         self._under_way[member.identity] = self._messages(member)
-        if len(self._under_way) == 1:
+        if len(self._under_way) == 1 and boot_time() >= self._held_until:
             self.act(boot_time())
 
     def next_deadline(self) -> float | None:
         """Returns the time (s) of the next piece; None while no snapshot is under way."""
-        return self._due if self._under_way else None
+        return max(self._due, self._held_until) if self._under_way else None
 
     def act(self, now: float) -> None:
         """Sends a piece."""

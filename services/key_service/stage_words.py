@@ -71,6 +71,8 @@ class StageWords:
         self._stage.log.info("stage said hello", stage=member.stage, number=member.number, pid=member.pid)
         if member.stage == WORKER:
             self._workers.on_hello(member)
+            if self._workers.know_homes():
+                self._snapshots.release()
         if member.stage == "conn":
             self._nesting.start_anew()
         if member.stage == "status":

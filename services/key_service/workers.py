@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
+from typing import Final
 
 from key_service import rates
 from key_service.announce import Announcer
@@ -35,6 +36,8 @@ from stagewire.proto.peer import Peer
 
 CLAIMED_WITHIN = 60.0
 """s after a start in which workers' hellos may tell where peers were at home."""
+HOMES_WITHIN: Final = 1.0
+"""s after a start in which the workers that live say hello."""
 CarryOut = Callable[[Iterable[Effect], float], None]
 
 
@@ -172,6 +175,14 @@ class Workers:
         if self._giver.generation(member.number) in {None, member.generation}:
             sessions = ((session.public_key, session.created) for session in member.sessions)
             self._do(self.moves.claim(member.number, sessions), boot_time())
+
+    def know_homes(self) -> bool:
+        """Tells whether every worker has said hello in which peers may still be at home.
+
+        Before, a peer in the middle of a move seems to be at home where it isn't: its session would end.
+        """
+        earlier = self.moves.earlier
+        return not earlier or set(range(max(self.moves.wanted, *earlier))) <= set(self._hub.numbers("device"))
 
     def consider(self, number: int, now: float) -> None:
         """Marks a worker as up once the same process has its snapshot and its line for sessions."""

@@ -1,6 +1,7 @@
 """One real program, and the test in the place of all others: at the other ends of its real pipes."""
 
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -106,6 +107,15 @@ class Program:
         """SIGTERM; returns the exit status."""
         self.process.terminate()
         return self.process.wait(5)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """SIGSTOP, and SIGCONT at the end."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """Whatever state it is in."""

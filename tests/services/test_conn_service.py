@@ -3,7 +3,6 @@
 import json
 import os
 import select
-import signal
 import socket
 import time
 from contextlib import closing
@@ -275,16 +274,13 @@ def test_a_flood_is_answered_by_cookies_from_the_address_that_it_reached(conn: C
 def test_what_has_waited_too_long_is_dropped_and_a_handshake_is_not(conn: Conn) -> None:
     peer = client(conn.namespace, V4[0])
     before = conn.counters.wait_for().get("datagram_too_old", 0)
-    os.kill(conn.program.process.pid, signal.SIGSTOP)
-    try:
+    with conn.program.paused():
         for counter in range(10):
             peer.sendto(transport(counter=counter), (V4[0], PORT))
         peer.sendto(initiation(), (V4[0], PORT))
         sent = time.monotonic()
         until(lambda: time.monotonic() > sent + trains.MAX_AGE, 5, "the datagrams to be old")
         peer.sendto(transport(counter=10), (V4[0], PORT))
-    finally:
-        os.kill(conn.program.process.pid, signal.SIGCONT)
     ((_, datagrams),) = conn.runs()
     assert datagrams == [transport(counter=10)]
     assert conn.handshakes.poll(5000)
@@ -296,14 +292,11 @@ def test_a_train_is_as_old_as_its_oldest_datagram_in_the_kernels_queue(conn: Con
     peer = client(conn.namespace, V4[0])
 
     def came() -> bytes:
-        os.kill(conn.program.process.pid, signal.SIGSTOP)
-        try:
+        with conn.program.paused():
             began = boot_time()
             peer.sendto(transport(counter=1), (V4[0], PORT))
             until(lambda: boot_time() > began + 0.1, 5, "the datagram to wait")
             peer.sendto(transport(counter=2), (V4[0], PORT))
-        finally:
-            os.kill(conn.program.process.pid, signal.SIGCONT)
         frame = conn.workers[0].recv() if conn.workers[0].poll(500) else b""
         return frame if trains.born_of(frame or bytes(16), 0) <= began + 0.09 else b""  # else it was too late
 
@@ -362,12 +355,9 @@ def test_what_the_kernel_drops_from_a_full_queue_is_counted(conn: Conn) -> None:
     names = ("handshake_overflow", "bad_type")
     peer = client(conn.namespace, V4[0])
     before = sum(conn.counters.wait_for().get(name, 0) for name in names)
-    os.kill(conn.program.process.pid, signal.SIGSTOP)
-    try:
+    with conn.program.paused():
         for _ in range(5000):
             peer.sendto(bytes(148), (V4[0], PORT))
-    finally:
-        os.kill(conn.program.process.pid, signal.SIGCONT)
     conn.counters.wait_for(handshake_overflow=1000)
     until(
         lambda: sum(conn.counters.wait_for().get(name, 0) for name in names) == before + 5000, 10, "all to be counted"

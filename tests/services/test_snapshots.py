@@ -53,6 +53,19 @@ def test_a_short_snapshot_goes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sent.next_deadline() is None
 
 
+def test_a_held_one_goes_at_its_time_or_when_it_is_released() -> None:
+    for let_go in (Snapshots.release, lambda sent: sent.act(sent.next_deadline())):
+        hub, sent = one()
+        until = boot_time() + 60
+        sent.hold(until)
+        for stage in ("tun", "conn"):
+            sent.begin(member(stage))
+        assert hub.said == []
+        assert sent.next_deadline() == until
+        let_go(sent)
+        assert hub.said[0] == (b"tun", Welcome(7, 8))
+
+
 def test_long_ones_go_in_pieces_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "PIECE", 0.0)  # each message is a piece
     hub, sent = one()

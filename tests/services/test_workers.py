@@ -221,12 +221,16 @@ def test_an_old_worker_that_dies_in_the_middle_hastens_the_move(rooms: TwoRooms)
     rooms.to_us()
 
 
-def test_a_key_service_that_dies_in_the_middle_leaves_the_peer_where_its_session_is(rooms: TwoRooms) -> None:
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_key_service_that_dies_in_the_middle_leaves_the_peer_where_its_session_is(rooms: TwoRooms, late: int) -> None:
     rooms.scale(2)
     rooms.theirs()
     rooms.key.kill()
     rooms.to_them(0)
-    rooms.key = rooms.around.start("key-service")
+    before = len(rooms.key.log)
+    with rooms.rooms[late].paused():
+        rooms.key = rooms.around.start("key-service")
+        until(lambda: f"number={1 - late}" in rooms.key.log[before:], PATIENCE, "the hello of the other worker")
     rooms.wait_for_worker()
     initiation = rooms.theirs()
     assert rooms.status().workers.wanted == 2
