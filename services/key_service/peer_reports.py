@@ -5,7 +5,7 @@ Tells of the events that key-service brings about, as well.
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Final
 
@@ -32,6 +32,8 @@ MAX_TEXT: Final = 2_048
 """Letters of a peer's allowed-IPs that are shown: some 100 prefixes. A label of a metric must have an end."""
 MAX_EVENTS: Final = 256
 """Events that wait for status-service; the oldest go first."""
+_UNTOLD: Final = ()
+"""Differs from every state."""
 
 
 class PeerReports:
@@ -41,13 +43,17 @@ class PeerReports:
     """
 
     def __init__(
-        self, registry: Registry, handshaker: Handshaker, send: Callable[[GatewayReport], bool] | None
+        self,
+        registry: Registry,
+        handshaker: Handshaker,
+        send: Callable[[GatewayReport], bool] | None,
+        before: Iterable[bytes] = (),
     ) -> None:
-        """Takes None where nobody wants reports."""
+        """Takes None where nobody wants reports, and the peers that an earlier key-service may have told of as `before`."""
         self._registry, self._handshaker = registry, handshaker
         self._send = send or (lambda _report: True)
         self._silent = send is None
-        self._told: dict[bytes, tuple[object, ...]] = {}
+        self._told: dict[bytes, tuple[object, ...]] = dict.fromkeys((*before, *registry.peers), _UNTOLD)
         self._touched: dict[bytes, None] = {}
         """Peers with new traffic."""
         self._next = 0
@@ -66,8 +72,9 @@ class PeerReports:
         self._touched[public_key] = None
 
     def start_anew(self) -> None:
-        """Reports all peers again: status-service has a new life, and knows none."""
-        self._told.clear()
+        """Reports all peers again: status-service has a new life."""
+        # Its former life has kept on disk who is connected, so it must hear of a removed peer too.
+        self._told = dict.fromkeys(self._told, _UNTOLD)
 
     def report_paced(self, loop: Loop, now: float, *, ready: bool) -> None:
         """Sends the next report. After work any peer may have changed: the loop calls soon until all have been looked at."""

@@ -41,19 +41,26 @@ class Remembered:
         self._records: dict[bytes, tuple[bytes, HostPort | None, bytes]] = {}
         """The record of each peer with a session, after the two endpoints that it was made of."""
 
-    def recall(self) -> None:
-        """Tells the Handshaker of the peers that had sessions. Their workers' hellos then take back what lives on."""
-        data = b""
+    def recall(self) -> list[bytes]:
+        """Tells the Handshaker of the peers that had sessions. Their workers' hellos then take back what lives on.
+
+        Returns the public keys of all peers that had sessions, removed peers' too.
+        """
+        data, recalled = b"", []
         with suppress(OSError):
             if abs(time.time() - self._path.lstat().st_mtime) < c.REJECT_AFTER_TIME:
                 data = files.read(self._path, MAX_SIZE)
         for offset in range(0, len(data) - _RECORD + 1, _RECORD):
             body, check = data[offset : offset + _BODY], data[offset + _BODY : offset + _RECORD]
             public_key, place = body[: c.KEY_LENGTH], body[c.KEY_LENGTH : _PLACE_ENDS]
-            if check == _digest(body) and public_key in self._registry.peers:
+            if check != _digest(body):
+                continue
+            recalled.append(public_key)
+            if public_key in self._registry.peers:
                 # What the operator set since the last look precedes.
                 moved = body[_PLACE_ENDS:] == self._configured(public_key)
                 self._handshaker.session_missing(public_key, place if moved else None)
+        return recalled
 
     def look(self) -> None:
         """Writes which peers have sessions, and where they are."""

@@ -101,7 +101,7 @@ class KeyService:
         self._snapshots = Snapshots(hub, self._announcer, stage.generation, version, self._answers.again)
         self._live = self._configuration(store)
         self._remembered = Remembered(environment.run / "key", registry, handshaker)
-        self._remembered.recall()
+        recalled = self._remembered.recall()
         self._unswapped = Unswapped(environment.run / "key")
         self._names = self._known_names()
         self._handshakes = Handshakes(
@@ -111,11 +111,9 @@ class KeyService:
             *(self._announcer, hub, self._giver, self._live, version, self._handshakes.carry_out),
             *(environment, stage.log, self._quotas, self._answers),
         )
-        if not self._workers.know_homes():
-            self._snapshots.hold(boot_time() + HOMES_WITHIN)
         self._readiness = Readiness(hub, self._workers, version)
         tell = stage.tell_status if environment.telemetry else None
-        self._reports = PeerReports(registry, handshaker, tell)
+        self._reports = PeerReports(registry, handshaker, tell, recalled)
         self._last_words = LastWords(hub, self._say_last)
         self._words = self._stage_words()
 
@@ -154,6 +152,8 @@ class KeyService:
         """Begins to read. From here on, the loop drives everything."""
         stage = self._stage
         self._unswapped.look()
+        if not self._workers.know_homes():
+            self._snapshots.hold(boot_time() + HOMES_WITHIN)
         self._giver.serve(self._workers.consider, self._words.on_worker_gone)
         self._hub.serve(self._words.on_hello, self._words.on_message, self._on_query)
         self._handshakes.set_up()

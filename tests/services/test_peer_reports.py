@@ -1,6 +1,7 @@
 """What key-service reports of peers: what has changed, a bounded part at a time, and all again to a new status-service."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -14,7 +15,9 @@ from stagewire.proto.handshaker import Handshaker
 T = 1000.0
 
 
-def made(count: int, prefixes: int = 1) -> tuple[PeerReports, Handshaker, list[GatewayReport]]:
+def made(
+    count: int, prefixes: int = 1, before: Sequence[bytes] = ()
+) -> tuple[PeerReports, Handshaker, list[GatewayReport]]:
     networks = tuple(ip_network(f"10.{number}.0.0/16") for number in range(prefixes))
     peers = tuple(
         PeerConfig(number.to_bytes(32), bytes(32), networks, None, 0, False, 0, f"peer {number}")
@@ -29,7 +32,7 @@ def made(count: int, prefixes: int = 1) -> tuple[PeerReports, Handshaker, list[G
         sent.append(report)
         return True
 
-    return PeerReports(Registry(replace(unconfigured(), peers=peers)), handshaker, send), handshaker, sent
+    return PeerReports(Registry(replace(unconfigured(), peers=peers)), handshaker, send, before), handshaker, sent
 
 
 def test_only_what_changed_is_reported_and_a_report_comes_all_the_same() -> None:
@@ -103,6 +106,19 @@ def test_a_new_status_service_hears_all_again_and_of_a_peer_that_is_gone() -> No
     reports.start_anew()
     reports.report(T, ready=True)
     assert [peer.name for peer in sent[2].peers] == ["peer 1", "peer 2"] or len(sent[2].peers) == 2
+
+
+def test_a_peer_that_goes_before_it_was_told_of_is_reported_as_gone() -> None:
+    """An earlier key-service, or an earlier life of status-service, may know it."""
+    removed = b"\xff" * 32
+    reports, handshaker, sent = made(3, before=[removed])
+    handshaker.remove_peer(bytes(32))
+    reports.report(T, ready=True)
+    assert ({peer.name for peer in sent[0].peers}, {*sent[0].gone}) == ({"peer 1", "peer 2"}, {removed, bytes(32)})
+    reports.start_anew()
+    handshaker.remove_peer((1).to_bytes(32))
+    reports.report(T, ready=True)
+    assert ([peer.name for peer in sent[1].peers], sent[1].gone) == (["peer 2"], ((1).to_bytes(32),))
 
 
 def test_a_label_is_bounded_and_no_peers_are_no_error() -> None:

@@ -81,7 +81,7 @@ def test_only_peers_with_sessions_are_remembered_with_their_places(tmp_path: Pat
     handshaker.adopt_session(key(1), 5 << 8, None, 0)
     before.look()
     after, handshaker = life(tmp_path)
-    after.recall()
+    assert after.recall() == [key(1)]
     assert [peer.session_lost for peer in handshaker.peers.values()] == [True, False, False]
     assert handshaker.peers[key(1)].endpoint == HERE
     handshaker.adopt_session(key(1), 5 << 8, None, 0)

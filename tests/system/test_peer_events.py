@@ -96,3 +96,12 @@ def test_a_killed_key_service_is_no_handshake(network: Topology, hub: Hub) -> No
         until(lambda: received(hub) > before, 10, "a report by the next key-service")
         assert hub.peer(ANNA)["last_handshake_unix_s"] == pytest.approx(shaken, abs=1e-5)
     assert len(events(hub, "rekeyed")) == told
+
+
+def test_a_peer_that_is_disabled_as_key_service_dies_is_seen_to_go(network: Topology, hub: Hub) -> None:
+    with hub.wireguard_go(ANNA, network.a, Topology.B4):
+        assert works(network.a, ANNA.gateway_inner[0])
+        until(lambda: len(events(hub, "connected")) > len(events(hub, "disconnected")), 10, "the connection")
+        hub.gateway.kill("key", signal.SIGKILL)
+        hub.gateway.command("peer", "disable", "Anna", "-i", hub.name)
+        until(lambda: len(events(hub, "disconnected")) == len(events(hub, "connected")), 10, "the end of the connection")
