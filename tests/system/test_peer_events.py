@@ -104,4 +104,6 @@ def test_a_peer_that_is_disabled_as_key_service_dies_is_seen_to_go(network: Topo
         until(lambda: len(events(hub, "connected")) > len(events(hub, "disconnected")), 10, "the connection")
         hub.gateway.kill("key", signal.SIGKILL)
         hub.gateway.command("peer", "disable", "Anna", "-i", hub.name)
-        until(lambda: len(events(hub, "disconnected")) == len(events(hub, "connected")), 10, "the end of the connection")
+        until(
+            lambda: len(events(hub, "disconnected")) == len(events(hub, "connected")), 10, "the end of the connection"
+        )
