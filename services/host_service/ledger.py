@@ -151,6 +151,10 @@ Operation = (
     | Settled
 )
 _T = TypeVar("_T")
+_LEAST: Final = {"suppress": -1}
+_MOST: Final = {"handle": 2**64 - 1, "action": 255, "protocol": 255, "suppress": 0x7FFFFFFF}
+"""Bounds of numbers by the kernel's fields; other numbers have 32 bits."""
+_VERSIONS: Final = frozenset({4, 6})
 _KINDS: Final = {kind.__name__: kind for kind in Operation.__args__}
 
 
@@ -265,14 +269,18 @@ def _operation(entry: dict[str, object]) -> Operation:
         values["rule"] = _made(Rule, values["rule"])
     if kind is Numbered and isinstance(first := values["first"], list):
         values["first"] = tuple(first)
-        if len(first) != 2 or not all(type(each) is int for each in first):
+        if len(first) != 2:
             raise TypeError
+        for each in first:
+            _check("first", each, int)
     made: Operation = _made(kind, values)
     if isinstance(made, GuardAdded):
         ip_network(made.prefix)
     if isinstance(made, AddressAdded):
         ip_interface(made.address)
-    if isinstance(made, ForwardingSet) and made.version not in {4, 6}:
+    if isinstance(made, ForwardingSet) and made.version not in _VERSIONS:
+        raise ValueError
+    if isinstance(made, RuleAdded) and made.rule.version not in _VERSIONS:
         raise ValueError
     if isinstance(made, RouterAdvertisementsKept) and ("/" in made.link or made.link in {"", ".", ".."}):
         raise ValueError
@@ -282,9 +290,16 @@ def _operation(entry: dict[str, object]) -> Operation:
 
 
 def _made(kind: type[_T], values: Any) -> _T:
-    """Makes an instance, each field of its own type. Raises TypeError."""
+    """Makes an instance, each field of its own type and within the kernel's bounds. Raises TypeError and ValueError."""
     made = kind(**values)
     for name, expected in get_type_hints(kind).items():
-        if type(getattr(made, name)) is not (get_origin(expected) or expected):
-            raise TypeError
+        _check(name, getattr(made, name), get_origin(expected) or expected)
     return made
+
+
+def _check(name: str, value: object, expected: type) -> None:
+    """Checks a field. The file is a stage's own: a number that no message to the kernel can hold would end each reader."""
+    if type(value) is not expected:
+        raise TypeError
+    if type(value) is int and not _LEAST.get(name, 0) <= value <= _MOST.get(name, 0xFFFFFFFF):
+        raise ValueError

@@ -26,6 +26,7 @@ BODY: Final = struct.Struct("=BBBBBBBBI")
 """family, bits of destination, of source, service, table, protocol, scope, type, flags"""
 _PROTOCOL_AT: Final = 5
 _RTM_F_CLONED: Final = 0x200
+_RTM_F_FIB_MATCH: Final = 0x2000
 _TABLE_COMPAT: Final = 252
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_TABLE, _RTA_MARK = 1, 4, 5, 6, 8, 15, 16
 _RTA_MULTIPATH, _RTA_VIA, _RTA_NEXTHOP = 9, 18, 30
@@ -222,7 +223,9 @@ class RouteSocket:
         Raises OSError if there is no way.
         """
         family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-        body = BODY.pack(family, 8 * len(address), 0, 0, 0, 0, 0, 0, 0) + netlink.attribute(_RTA_DST, address)
+        # The route itself: what the kernel has learnt of its way since may be a stranger's word, by a forged ICMP message.
+        body = BODY.pack(family, 8 * len(address), 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH)
+        body += netlink.attribute(_RTA_DST, address)
         if mark:
             body += netlink.number(_RTA_MARK, mark)
         return _mtu_of(self._kernel.get(RTM_GETROUTE, body))

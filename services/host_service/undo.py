@@ -4,6 +4,7 @@ The link goes first, with its addresses and routes; then the guard routes hold p
 rules, nftables and sysctls. So no packet of the tunnel leaves in clear meanwhile.
 """
 
+import struct
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -81,6 +82,13 @@ class _Undoing:
                         undo_one(operation)
                     except OSError as error:
                         self._warn(f"cannot undo {operation}: {error.strerror or error}")
+                    except (
+                        ValueError,
+                        KeyError,
+                        OverflowError,
+                        struct.error,
+                    ) as error:  # the rest must go all the same
+                        self._warn(f"cannot undo {operation}: it makes no sense ({error})")
 
     def _evidence(self) -> list[Operation]:
         """Finds changes that the kernel shows to be this interface's: the run folder may have been wiped."""

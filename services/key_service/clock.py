@@ -10,8 +10,9 @@ from typing import Final
 
 from stagewire import files
 from stagewire.logs import Log
+from stagewire.loop import boot_time
 from stagewire.proto.handshaker import Handshaker
-from stagewire.proto.tai64n import Anchor
+from stagewire.proto.tai64n import END_NS, Anchor
 
 NAME: Final = "clock"
 MEND: Final = (
@@ -38,8 +39,9 @@ class Clock:
     def _read(self) -> Anchor | None:
         try:
             boot, unix_ns, boot_s = files.read(self._path, _MOST).decode("ascii").split()
-            if boot == self._boot:
-                return Anchor(int(unix_ns), float(boot_s))
+            anchor = Anchor(int(unix_ns), float(boot_s))
+            if boot == self._boot and 0 <= anchor.boot_s <= boot_time() and 0 <= anchor.unix_ns < END_NS:
+                return anchor
         except files.Suspicious:
             with suppress(OSError):
                 files.clear(self._path)

@@ -31,7 +31,6 @@ _CHECK: Final = 8
 _COPY: Final = c.KEY_LENGTH + 2 * c.TIMESTAMP_LENGTH + _CHECK
 _RECORD: Final = 2 * _COPY
 _SPARE: Final = 64
-_END_NS: Final = 2**61 * 10**9
 _NEVER: Final = bytes(c.TIMESTAMP_LENGTH)
 _OWN: Final = b"own"
 _OWN_KEPT: Final = 64
@@ -81,7 +80,7 @@ class TimestampStore:
         """
         stamp = self.latest(public_key, "own")
         try:
-            return stamp if tai64n.decode_untrusted(stamp) < _END_NS else _NEVER
+            return stamp if tai64n.decode_untrusted(stamp) < tai64n.END_NS else _NEVER
         except BadMessage:
             return _NEVER
 

@@ -142,8 +142,7 @@ def _take_down(
     undoing.run_pre_down()
     undoing.attempt(keep)
     undoing.forget_dns()
-    if left := stop(environment):
-        undoing.complain(left)
+    stop(environment, undoing.complain)
     undoing.run_post_down()
     files.wipe(environment.run)
     return not undoing.failed
@@ -290,8 +289,12 @@ def _look_for_complaints(environment: Environment, supervision: Supervision, log
             raise Failed(f"{process.group}: {complaints.reason(complaint, environment)}")
 
 
-def stop(environment: Environment) -> str:
-    """Stops the services and removes what they made; names processes that don't end. Raises Failed."""
+def _complain(text: str) -> None:
+    sys.stderr.write(f"stagewire: {text}\n")
+
+
+def stop(environment: Environment, complain: Callable[[str], None] = _complain) -> None:
+    """Stops the services and removes what they made. Complains of what stays, such as processes. Raises Failed."""
     socket = WgFile(environment)
     if socket.is_ours:
         socket.remove()  # first, because the next start may want its name
@@ -304,14 +307,14 @@ def stop(environment: Environment) -> str:
             stuck = ending.end_all(environment)
         if network is not None:
             if left := undo_host(environment, network, link_is_gone=link_is_gone):
-                sys.stderr.write(f"stagewire: {environment.interface}: not undone: {logs.cleaned_lines(left)}\n")
+                complain(f"{environment.interface}: not undone: {logs.cleaned_lines(left)}")
         elif noted is not None and noted.is_of_this_boot():
-            text = "its network namespace is gone, with all that was made in it"
-            sys.stderr.write(f"stagewire: {environment.interface}: {text}\n")
+            _complain(f"{environment.interface}: its network namespace is gone, with all that was made in it")
         socket.remove()
         _empty(environment.run)
         uids.give_up(environment)
-    return ending.complaint(stuck) if stuck else ""
+    if stuck:
+        complain(ending.complaint(stuck))
 
 
 def _empty(run: Path) -> None:

@@ -21,7 +21,7 @@ from stagewire import files
 from stagewire.config import decode_key, encode_key
 from stagewire.config.peer_names import NotFoundError, find, label
 from stagewire.environment import Environment
-from stagewire.history import FOLDER, LIFE, MAX_LIFE, NAME, VERSION
+from stagewire.history import FOLDER, LIFE, MAX_LIFE, NAME, VERSION, expect_ours, key_of
 from stagewire.stages import STAGES
 from stagewire_cli import flow, layout
 from stagewire_cli.failures import Failed
@@ -57,6 +57,7 @@ def opened(environment: Environment) -> Iterator[sqlite3.Connection]:
                 db.executescript("PRAGMA trusted_schema = OFF; PRAGMA query_only = ON;")
                 if db.execute("PRAGMA user_version").fetchone()[0] != VERSION:
                     raise Failed(f"{folder / NAME}: another version of Stagewire has written it")
+                expect_ours(db)
                 yield db
             finally:
                 db.close()
@@ -66,6 +67,8 @@ def opened(environment: Environment) -> Iterator[sqlite3.Connection]:
         raise Failed(f"{error.filename or folder}: {error.strerror}" if error.strerror else str(error)) from None
     except sqlite3.Error as error:
         raise Failed(f"{folder / NAME}: {error}") from None
+    except (TypeError, ValueError, OverflowError) as error:  # a column of SQLite may hold anything
+        raise Failed(f"{folder / NAME} holds nonsense: {error}") from None
 
 
 @contextmanager
@@ -87,7 +90,7 @@ def _as_owner_of(folder: Path) -> Iterator[None]:
 def of_peer(environment: Environment, text: str, now: float) -> Found:
     """Returns what is kept of the peer that `text` names, as the JSON object. Raises Failed."""
     with opened(environment) as db:
-        names = {encode_key(bytes(key)): str(name) for key, name in db.execute("SELECT public_key, name FROM peers")}
+        names = {encode_key(key_of(key)): str(name) for key, name in db.execute("SELECT public_key, name FROM peers")}
         try:
             key = find(text, names, "stagewire usage")
         except NotFoundError as error:
@@ -256,7 +259,7 @@ def usage(environment: Environment, month: str | None, now: float) -> Found:
             (at,),
         )
         peers = [
-            {"public_key": encode_key(bytes(key)), "name": str(name), "rx_bytes": rx, "tx_bytes": tx}
+            {"public_key": encode_key(key_of(key)), "name": str(name), "rx_bytes": rx, "tx_bytes": tx}
             for key, name, rx, tx in found
         ]
     return {"version": FORMAT, "interface": environment.interface, "month": text, "peers": peers}

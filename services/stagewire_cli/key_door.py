@@ -172,10 +172,10 @@ def _answer(line: socket.socket) -> dict[str, Any]:
 def _exactly(line: socket.socket, size: object) -> str:
     if not isinstance(size, int) or not 0 <= size <= MAX_ACCEPTED:
         raise ValueError
-    data = bytearray()
+    until, data = time.monotonic() + TIMEOUT, bytearray()
     while len(data) < size:
         piece = line.recv(min(1 << 20, size - len(data)))
-        if not piece:
+        if not piece or time.monotonic() > until:
             raise ValueError
         data += piece
     return data.decode("utf-8", "surrogateescape")

@@ -4,9 +4,10 @@ import http.client
 import json
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -55,14 +56,34 @@ def text(environment: Environment) -> bytes:
         _expect_ours(host)
         line = http.client.HTTPConnection(host, port, timeout=PATIENCE)
         with closing(line):
-            line.request("GET", place.path)
-            answer = line.getresponse()
-            body = _body(answer)
+            line.connect()
+            until = time.monotonic() + WHOLE_WITHIN
+            with _cut_in_time(line.sock):
+                line.request("GET", place.path)
+                answer = line.getresponse()
+                body = _body(answer, until)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise Failed(f"{said}: {logs.cleaned(str(error))}") from None
     if answer.status != http.HTTPStatus.OK:
         raise Failed(f"{said}: answers {answer.status} {logs.cleaned(answer.reason)}")
     return logs.cleaned_output(body)
+
+
+@contextmanager
+def _cut_in_time(connection: socket.socket) -> Iterator[None]:
+    """Cuts a connection WHOLE_WITHIN later: http.client has no bound for a head that comes byte by byte, nor for many."""
+
+    def cut() -> None:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(WHOLE_WITHIN, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _expect_ours(host: str) -> None:
@@ -72,13 +93,15 @@ def _expect_ours(host: str) -> None:
         probe.bind((host, 0))
 
 
-def _body(answer: http.client.HTTPResponse) -> bytes:
-    """Reads the whole answer. Raises ValueError for one that doesn't end."""
-    pieces, size, until = [], 0, time.monotonic() + WHOLE_WITHIN
-    while piece := answer.read1(_PIECE):
+def _body(answer: http.client.HTTPResponse, until: float) -> bytes:
+    """Reads the whole answer. Raises ValueError for one that doesn't end by that time (s)."""
+    pieces, size, is_whole = [], 0, False
+    while not is_whole:
+        piece = answer.read1(_PIECE)
         pieces.append(piece)
         size += len(piece)
-        if size > MOST or time.monotonic() > until:
+        is_whole = not piece
+        if size > MOST or time.monotonic() >= until:
             raise ValueError("the answer does not end")
     return b"".join(pieces)
 

@@ -14,14 +14,16 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from stagewire import files
+from stagewire.control.codec import checked
 from stagewire.control.event import KINDS, Event
-from stagewire.history import NAME, TABLES, VERSION
+from stagewire.history import NAME, TABLES, VERSION, expect_ours, key_of
+from stagewire.limits import MAX_COUNT
 from status_service.history import DAY, HOUR, Batch
 from status_service.peers import Bytes
 from status_service.presence import Connection
@@ -40,6 +42,8 @@ TIDY_EVERY: Final = 600.0
 _PAGE: Final = 4096
 _PART: Final = 8
 """A file at its bound loses an eighth of its rows, the oldest of each table."""
+_LAST_ID: Final = 2**62
+_FIELDS: Final = tuple(field.name for field in fields(Event))
 _BUSY: Final = 5.0
 """s that a write waits for a reader."""
 
@@ -86,10 +90,13 @@ class HistoryFile:
         """
         try:
             return self._load(life, now, unix_s)
-        except sqlite3.OperationalError:
+        except files.Suspicious:
+            self._put_aside()
+            return self._load(life, now, unix_s)
+        except (OSError, sqlite3.OperationalError):
             self._close()
             raise
-        except (sqlite3.DatabaseError, ValueError, TypeError, files.Suspicious):
+        except Exception:  # noqa: BLE001 - a hostile process may have left anything, and must not end its successors
             self._put_aside()
             return self._load(life, now, unix_s)
 
@@ -101,12 +108,10 @@ class HistoryFile:
         kept.goes_on = found is not None and found[0] == life
         if kept.goes_on:  # otherwise key-service counts from zero again
             rows = db.execute("SELECT public_key, rx_seen, tx_seen FROM peers")
-            kept.seen = {bytes(key): (int(rx), int(tx)) for key, rx, tx in rows}
+            kept.seen = {key_of(key): (_count(rx), _count(tx)) for key, rx, tx in rows}
         if found is not None:
             kept.connections = list(_connections(db, now, unix_s))
-        for (said,) in db.execute("SELECT said FROM events ORDER BY id"):
-            values = json.loads(said)
-            kept.events.append(Event(**values | {"changes": tuple(values["changes"])}))
+        kept.events = [_event(json.loads(said)) for (said,) in db.execute("SELECT said FROM events ORDER BY id")]
         return kept
 
     def start(self) -> None:
@@ -145,11 +150,7 @@ class HistoryFile:
         except (OSError, sqlite3.OperationalError) as error:
             self._close()
             return Outcome(batch, getattr(error, "strerror", None) or str(error))
-        except (
-            sqlite3.Error,
-            OverflowError,
-            ValueError,
-        ) as error:  # nonsense in the batch: it would hold up the next ones
+        except Exception as error:  # noqa: BLE001 - nonsense in the batch: it would hold up the next ones
             return Outcome(Batch(), f"nonsense was reported: {error}")
         return Outcome(Batch())
 
@@ -244,6 +245,7 @@ class HistoryFile:
         if version != VERSION:  # a full disk takes no write, and what it has can be read
             with db:
                 db.executescript(f"{TABLES} PRAGMA user_version = {VERSION};")
+        expect_ours(db)
         return db
 
     def _close(self) -> None:
@@ -280,9 +282,37 @@ def _connections(db: sqlite3.Connection, now: float, unix_s: float) -> Iterator[
         "SELECT public_key, name, endpoint, at, heard, seconds, shaken, open.rx, open.tx FROM open JOIN peers"
         " ON peers.id = open.peer"
     )
-    for key, name, endpoint, at, heard_unix, seconds, shaken, rx, tx in rows:
+    for key, name, endpoint, *times, rx, tx in rows:
+        at, heard_unix, seconds, shaken = map(_time, times)
         heard = now - max(0.0, unix_s - heard_unix)
-        yield Connection(bytes(key), name, endpoint, heard - seconds, at, heard, heard_unix, shaken, rx, tx)
+        yield checked(
+            Connection,
+            (key_of(key), name, endpoint, heard - seconds, at, heard, heard_unix, shaken, _count(rx), _count(tx)),
+        )
+
+
+def _time(value: object) -> float:
+    """Returns a number of s in a row. Raises ValueError for anything else."""
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError("a time is none")
+    return float(value)
+
+
+def _count(value: object) -> int:
+    """Returns a count in a row. Raises ValueError for anything else."""
+    if type(value) is not int or not 0 <= value <= MAX_COUNT:
+        raise ValueError("a count is none")
+    return value
+
+
+def _event(values: dict[str, Any]) -> Event:
+    """Returns a kept event. Raises ValueError, TypeError, KeyError or BadControl for what is none."""
+    event = checked(Event, tuple(tuple(values[name]) if name == "changes" else values[name] for name in _FIELDS))
+    _time(event.unix_s)
+    _time(event.seconds)
+    if not 0 <= event.id < _LAST_ID:
+        raise ValueError("an id is none")
+    return event
 
 
 def _is_at_bound(db: sqlite3.Connection) -> bool:

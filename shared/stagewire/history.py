@@ -3,7 +3,12 @@
 Times are UNIX times (s): of rows by the minute, hour or month, the beginning of it, in UTC. `rx` and `tx` are bytes.
 """
 
+import sqlite3
+from contextlib import closing
+from functools import cache
 from typing import Final
+
+from stagewire.proto.constants import KEY_LENGTH
 
 FOLDER: Final = "history"
 """status-service's folder in the state folder of an interface."""
@@ -43,3 +48,28 @@ TABLES: Final = """
     CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, said TEXT NOT NULL);
 """
 """`peers` has sums since `since`, and what key-service counted at the last report; `open` has the present connections."""
+
+
+def expect_ours(db: sqlite3.Connection) -> None:
+    """Raises sqlite3.DatabaseError for a file with other tables: a hostile status-service may plant a view without end."""
+    if _made(db) != _ours():
+        raise sqlite3.DatabaseError("its tables are not those of a history")
+
+
+@cache
+def _ours() -> frozenset[tuple[str, ...]]:
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(TABLES)
+        return _made(db)
+
+
+def _made(db: sqlite3.Connection) -> frozenset[tuple[str, ...]]:
+    rows = db.execute("SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+    return frozenset((*map(str, place), " ".join(str(sql).split())) for *place, sql in rows)
+
+
+def key_of(value: object) -> bytes:
+    """Returns the public key in a row. Raises ValueError for anything else, which a column of SQLite may hold too."""
+    if type(value) is not bytes or len(value) != KEY_LENGTH:
+        raise ValueError("a public key is none")
+    return value

@@ -38,7 +38,22 @@ def test_the_first_life_decides_for_all_of_this_up(tmp_path: Path) -> None:
     assert Clock(tmp_path, log).anchor is None
 
 
-@pytest.mark.parametrize("text", ["", "another-boot 1 1.0", "rubbish", "\xff\xfe", "{boot} x y"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "another-boot 1 1.0",
+        "rubbish",
+        "\xff\xfe",
+        "{boot} x y",
+        "{boot} 1 nan",
+        "{boot} 1 inf",
+        "{boot} 1 -1",
+        "{boot} 1 1e300",
+        "{boot} -1 1",
+        "{boot} 9223372036854775807000000000 1",
+    ],
+)
 def test_a_file_of_another_boot_or_of_nobody_is_no_anchor(tmp_path: Path, text: str) -> None:
     path = tmp_path / clock.NAME
     path.write_text(text.format(boot=clock._boot()), "latin-1")

@@ -1,11 +1,12 @@
 """History: what is counted where, and what a kill, a full disk, a damaged file and a clock that jumps do to it."""
 
+import json
 import resource
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,60 @@ def test_a_damaged_file_is_kept_aside_and_begun_anew(tmp_path: Path, damage: byt
     aside = tmp_path / f"{NAME}.damaged"
     assert aside.read_bytes() == damage
     assert log.said == [f"the history was damaged: begins anew, and keeps the damaged file: {aside}"]
+
+
+EVENT = "INSERT INTO events VALUES (1, 'connected', '{}')"
+PEER = "INSERT INTO peers VALUES (9, zeroblob(32), 'Anna', 0, 0, 0, 0, 0)"
+ENDLESS = """CREATE VIEW events AS WITH RECURSIVE n (id, said) AS
+    (VALUES (1, '') UNION ALL SELECT id + 1, said FROM n) SELECT * FROM n"""
+
+
+def event(**values: object) -> str:
+    return EVENT.format(json.dumps(asdict(Event("connected", id=7)) | values))
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        [EVENT],
+        [EVENT.format("[" * 200_000)],
+        [event(id="a")],
+        [event(id=10**30)],
+        [event(id=-1)],
+        [event(unix_s=float("inf"))],
+        [event(unix_s="now")],
+        [event(changes=[5])],
+        [event(changes=5)],
+        [event(number=None)],
+        ["DROP TABLE events"],
+        ["DROP TABLE events", ENDLESS],
+        ["CREATE TRIGGER t AFTER INSERT ON meta BEGIN DELETE FROM peers; END"],
+        ["INSERT INTO peers VALUES (9, 1152921504606846976, 'Anna', 0, 0, 0, 0, 0)"],
+        ["INSERT INTO peers VALUES (9, x'ff', 'Anna', 0, 0, 0, 0, 0)"],
+        [PEER, "UPDATE peers SET rx_seen = 'many'"],
+        [PEER, "UPDATE peers SET rx_seen = -1"],
+        [PEER, "INSERT INTO open VALUES (9, 0, 'abc', 0, 0, 'x', 1, 1)"],
+        [PEER, "INSERT INTO open VALUES (9, 0, 0, 0, 0, x'ffff', 1, 1)"],
+        [PEER, "INSERT INTO open VALUES (9, 0, 0, 9e999, 0, 'x', 1, 1)"],
+        [PEER, "INSERT INTO open VALUES (9, 0, 0, 0, 0, 'x', 'abc', 1)"],
+    ],
+)
+def test_whatever_a_hostile_process_has_left_its_successor_begins_anew(tmp_path: Path, planted: list[str]) -> None:
+    with recording(tmp_path, Lines()) as made:
+        made.history.on_peer(report(5), (5, 0), UNIX)
+        written(made, tmp_path).close()
+    with closing(sqlite3.connect(tmp_path / NAME)) as db:
+        db.executescript("; ".join(planted))
+    log = Lines()
+    made = Records(tmp_path, log)
+    kept = made.begin("a", T, UNIX)
+    try:
+        assert (kept.seen, kept.events, kept.connections) == ({}, [], None)
+        made.history.on_peer(report(8), (3, 0), UNIX)
+        assert rows(written(made, tmp_path), "SELECT rx FROM peers") == [(3,)]
+    finally:
+        made.close()
+    assert [line.partition(":")[0] for line in log.said] == ["the history was damaged"]
 
 
 def test_a_file_that_is_damaged_meanwhile_is_kept_aside_too(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,28 @@ def test_a_damaged_file_and_a_link_are_refused_in_a_line(environment: Environmen
     (tmp_path / "victim").write_bytes(b"")
     with pytest.raises(Failed, match="is no regular file"):
         shown.usage(environment, None, NOW)
+
+
+@pytest.mark.parametrize(
+    ("planted", "said"),
+    [
+        (
+            """DROP TABLE months; CREATE VIEW months AS
+                WITH RECURSIVE t (id) AS (VALUES (1) UNION ALL SELECT id + 1 FROM t)
+                SELECT id AS at, 1 AS peer, 1 AS rx, 1 AS tx FROM t""",
+            "its tables are not those of a history",
+        ),
+        ("INSERT INTO peers VALUES (9, 1152921504606846976, 'x', 0, 0, 0, 0, 0)", "a public key is none"),
+    ],
+    ids=["a view without end", "a number for a key"],
+)
+def test_what_a_hostile_service_has_left_is_refused_in_a_line(
+    environment: Environment, planted: str, said: str
+) -> None:
+    with closing(sqlite3.connect(environment.state / FOLDER / NAME)) as db:
+        db.executescript(planted)
+    with pytest.raises(Failed, match=said):
+        shown.of_peer(environment, "anna", NOW)
 
 
 def test_bars() -> None:

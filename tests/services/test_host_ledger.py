@@ -89,6 +89,17 @@ def test_without_a_file_nothing_was_done(path: Path) -> None:
      '{"what": "do", "kind": "GuardAdded", "prefix": "x", "table": 1, "metric": 2}',
      '{"what": "do", "kind": "SysctlSet", "path": "/proc/sys/kernel/core_pattern", "before": "|/tmp/x", "value": "core"}',
      '{"what": "do", "kind": "SysctlSet", "path": "/proc/sys/net/ipv4/ip_forward", "before": "0", "value": "1"}',
+     '{"what": "do", "kind": "GuardAdded", "prefix": "10.1.0.0/24", "table": 1180591620717411303424, "metric": 1}',
+     '{"what": "do", "kind": "GuardAdded", "prefix": "10.1.0.0/24", "table": 1, "metric": -1}',
+     '{"what": "do", "kind": "Numbered", "number": 4294967296, "first": [1, 2]}',
+     '{"what": "do", "kind": "Numbered", "number": 1, "first": [1180591620717411303424, 2]}',
+     '{"what": "do", "kind": "Numbered", "number": 1, "first": [1, -5]}',
+     '{"what": "do", "kind": "LinkMade", "name": "wg0", "owner": -1}',
+     '{"what": "do", "kind": "NftTableMade", "name": "x", "handle": 18446744073709551616}',
+     '{"what": "do", "kind": "RuleAdded", "rule": {"version": 5, "priority": 1, "action": 1}}',
+     '{"what": "do", "kind": "RuleAdded", "rule": {"version": 4, "priority": 1, "action": 256}}',
+     '{"what": "do", "kind": "RuleAdded", "rule": {"version": 4, "priority": 1, "action": 1, "mark": -1}}',
+     '{"what": "do", "kind": "RuleAdded", "rule": {"version": 4, "priority": 1, "action": 1, "suppress": -2}}',
      '{"what": "do", "kind": "RuleAdded", "rule": {"version": 4}}', '{"what": "do", "kind": "Numbered", "first": 3}'],
 )  # fmt: skip
 def test_lines_that_are_none_are_left_out(path: Path, opened: Open, line: str) -> None:

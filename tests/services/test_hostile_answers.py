@@ -6,6 +6,7 @@ import math
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -235,6 +236,23 @@ def test_metrics_that_drip_end_the_command(environment: Environment, monkeypatch
             line.sendall(b"x")
 
     with serving(drip) as url, pytest.raises(Failed, match="the answer does not end"):
+        read_metrics(environment, url)
+
+
+@pytest.mark.attack("hostile-status")
+@pytest.mark.parametrize("head", [b"HTTP/1.1 100 Continue\r\n\r\n", b"x"])
+def test_metrics_whose_head_does_not_end_end_the_command(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    monkeypatch.setattr(metrics, "WHOLE_WITHIN", 0.1)
+
+    def drip(line: socket.socket) -> None:
+        line.sendall(b"" if head.startswith(b"HTTP") else b"HTTP/1.1 200 OK\r\nX: ")
+        while True:
+            line.sendall(head)
+            time.sleep(0.001)
+
+    with serving(drip) as url, pytest.raises(Failed):
         read_metrics(environment, url)
 
 

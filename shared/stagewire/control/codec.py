@@ -60,6 +60,17 @@ class Codec(Generic[M]):
         return message
 
 
+def checked(kind: type[M], values: tuple[Any, ...]) -> M:
+    """Makes a dataclass of the values of its fields, in order. Raises BadControl for values of other types."""
+    made: M = _kept_builder(kind)(values)  # type: ignore[arg-type]  # mypy takes no class for hashable
+    return made
+
+
+@cache
+def _kept_builder(kind: type) -> "Check":
+    return _builder(kind)
+
+
 Check = Callable[[Any], Any]
 """Turns the received value of a field, or the values of all fields, into the result; raises BadControl."""
 

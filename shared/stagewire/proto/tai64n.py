@@ -20,6 +20,8 @@ _EPOCH: Final = 0x400000000000000A
 _SECOND: Final = 10**9
 _MAX_SECONDS: Final = 2**62
 
+END_NS: Final = 2**61 * _SECOND
+"""Of stored times: a peer's time beyond half of what a stamp can say is no clock's."""
 MAX_JUMP_NS: Final = 86_400 * _SECOND
 """ns by which the wall clock may leave the boot-time clock before our stamps stop to follow it."""
 UNSET_BEFORE_NS: Final = 1_704_067_200 * _SECOND
