@@ -26,6 +26,7 @@ from stagewire_cli import (
     host_warnings,
     kernels,
     moved_link,
+    peers_file,
     predecessors,
     processes,
     saving,
@@ -77,6 +78,7 @@ def _up(
     start: Start | None,
     meanwhile: Callable[[], None],
 ) -> None:
+    peers_file.clear_former(environment.config)
     _undo_what_is_left(environment, warn)
     predecessors.refuse_anothers_device(environment)
     prepare(environment, foreground=start is not None)
@@ -202,6 +204,7 @@ def _down(environment: Environment, say: Callable[[str], None]) -> bool:
             raise NotUp(environment.interface)
         predecessors.refuse_anothers_folder(environment)
     _refuse_anothers(environment)
+    peers_file.clear_former(environment.config)
     done = DoneList(environment.run).read()
     saves = done is not None and done.plan.save_config
     return _take_down(

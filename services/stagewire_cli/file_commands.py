@@ -129,7 +129,7 @@ def backup(file_or_name: str, output: Path, history: bool, passphrase_file: Path
         sealing.write(found, operands.passphrase(passphrase_file, twice=True), output)
         operands.tell(f"wrote {output}; it opens with the passphrase alone")
         if silent := noting.backed_up(environment, str(output.absolute())):
-            _note(silent)
+            operands.note(silent)
 
     operands.upon_a_file(file_or_name, action)
 
@@ -173,7 +173,7 @@ def plan(file_or_name: str | None) -> None:
     from stagewire_cli import reload
 
     operands.upon_its_file(
-        file_or_name, lambda environment: reload.reload(environment, operands.tell, _note, dry_run=True)
+        file_or_name, lambda environment: reload.reload(environment, operands.tell, operands.note, dry_run=True)
     )
 
 
@@ -195,7 +195,7 @@ def apply(file_or_name: str | None, confirm: int | None) -> None:
         def confirmed(trial: str) -> None:
             confirming.wait(environment, trial, confirm or 0, operands.done)
 
-        reload.reload(environment, operands.done, _note, confirm=confirm or 0, confirmed=confirmed)
+        reload.reload(environment, operands.done, operands.note, confirm=confirm or 0, confirmed=confirmed)
 
     operands.upon_its_file(file_or_name, action)
 
@@ -207,14 +207,10 @@ def confirm(file_or_name: str | None) -> None:
     from stagewire_cli import reload
 
     def action(environment: Environment) -> None:
-        reload.confirm(environment, _note)
+        reload.confirm(environment, operands.note)
         operands.tell("confirmed: what was applied stays in force")
 
     operands.upon_its_file(file_or_name, action)
-
-
-def _note(text: str) -> None:
-    operands.complain(text if text.startswith("warning: ") else f"note: {text}")
 
 
 @click.command(epilog=operands.OPERAND)
@@ -255,7 +251,7 @@ def reload(file_or_name: str | None, dry_run: bool) -> None:
 
     def apply(environment: Environment) -> None:
         tell = operands.tell if dry_run else operands.done
-        reload.reload(environment, tell, lambda text: operands.complain(f"note: {text}"), dry_run=dry_run)
+        reload.reload(environment, tell, operands.note, dry_run=dry_run)
 
     operands.upon_its_file(file_or_name, apply)
 

@@ -36,7 +36,7 @@ def up(file_or_name: str) -> None:
     interface = operands.load(environment)
     try:
         with interruption.undone():
-            bring_up.up(environment, interface, lambda text: operands.complain(f"note: {text}"))
+            bring_up.up(environment, interface, operands.note)
     except Failed as failed:
         operands.fail_with(failed, environment.interface)
     operands.done(f"{environment.interface} is up, with {operands.counted(len(interface.peers), 'peer')}")
@@ -86,7 +86,7 @@ def bare(name: str, foreground: bool) -> None:
     operands.need_root()
     environment = operands.environment_of(name)
     try:
-        daemon.run(environment, lambda text: operands.complain(f"note: {text}"), foreground=foreground)
+        daemon.run(environment, operands.note, foreground=foreground)
     except Failed as failed:
         operands.fail_with(failed, environment.interface)
     if not foreground:

@@ -61,6 +61,11 @@ def complain(text: str) -> None:
     click.echo(logs.cleaned_lines(f"stagewire: {text}"), err=True)
 
 
+def note(text: str) -> None:
+    """Writes a line of less weight to stderr. A warning says so itself."""
+    complain(text if text.startswith("warning: ") else f"note: {text}")
+
+
 def tell(text: str, *, beside: bool = False) -> None:
     """Writes a line to stdout, or with `beside` to stderr."""
     click.echo(logs.cleaned_lines(text), err=beside)

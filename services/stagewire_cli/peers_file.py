@@ -60,8 +60,7 @@ class PeersFile:
             os.fchmod(new.descriptor, stat.S_IMODE(self._found.st_mode))
             self.lock_also(new.descriptor)
             new.write(data)
-            old = self._target.with_name(f".{self._target.name}.before")
-            old.unlink(missing_ok=True)  # of a command that was killed
+            old = _former(self._target)
             os.fsync(new.descriptor)  # the old file has no second name for longer than it needs
             os.link(self._target, old)
             if not os.path.samestat(old.stat(), self._found):
@@ -103,6 +102,8 @@ def locked(path: Path, patience: float | None = None) -> Iterator[PeersFile]:
     config.load_text(path)
     descriptor = _lock(path, PATIENCE if patience is None else patience)
     try:
+        with suppress(OSError):
+            _former(path.resolve()).unlink()
         file = PeersFile(path, descriptor)
         try:
             yield file
@@ -110,6 +111,24 @@ def locked(path: Path, patience: float | None = None) -> Iterator[PeersFile]:
             file.close()
     finally:
         os.close(descriptor)
+
+
+def clear_former(path: Path) -> None:
+    """Removes the former file that a killed command has left: it has keys that were removed since.
+
+    Leaves it to a command that is at work.
+    """
+    with suppress(OSError, Failed):
+        if os.path.lexists(former := _former(path.resolve())):
+            descriptor = _lock(path, 2 * _POLL)
+            try:
+                former.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)
+
+
+def _former(target: Path) -> Path:
+    return target.with_name(f".{target.name}.before")
 
 
 def _lock(path: Path, patience: float) -> int:

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -240,6 +241,39 @@ def test_two_commands_take_turns(file: Path, monkeypatch: pytest.MonkeyPatch) ->
             pass
     with peers_file.locked(file) as after:
         assert after.text == RENAMED
+
+
+def test_what_a_killed_command_has_left_goes_but_not_beside_one_at_work(file: Path) -> None:
+    former = file.with_name(f".{file.name}.before")
+    former.write_text("with a removed key")
+    peers_file.clear_former(file)
+    assert not former.exists()
+    former.write_text("with a removed key")
+    with peers_file.locked(file) as locked:
+        assert not former.exists()
+        locked.write(RENAMED)
+        peers_file.clear_former(file)
+        locked.put_back()
+    assert left(file) == [file.name]
+    assert file.read_text() != RENAMED
+
+
+def test_an_answer_that_drips_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_door, "TIMEOUT", 0.05)
+    ours, theirs = socket.socketpair()
+
+    def drip() -> None:
+        with suppress(OSError):
+            while theirs.send(b"x"):
+                time.sleep(0.001)
+
+    dripping = threading.Thread(target=drip, daemon=True)
+    with theirs:
+        with ours:
+            dripping.start()
+            with pytest.raises(ValueError):  # noqa: PT011 - it says nothing
+                key_door._exactly(ours, 10**6)
+        dripping.join()
 
 
 def test_the_answer_is_read_and_nothing_behind_it() -> None:
