@@ -103,6 +103,7 @@ def down(file_or_name: str) -> None:
     environment = operands.environment_of(file_or_name)
     try:
         if not bring_up.down(environment, operands.complain):
+            operands.done(f"{environment.interface} is down, but a step failed")
             sys.exit(operands.FAILED)
     except Failed as failed:
         operands.fail_with(failed, environment.interface)

@@ -316,4 +316,4 @@ def expect_access(environment: Environment, instead: str = "") -> None:
     """Ends the command if its user may not look into an interface's run folder."""
     run = environment.run
     if run.exists() and not os.access(run, os.X_OK):
-        fail(f"{run}: only root and the services' group may look inside{instead}")
+        fail(f"{run}: only root and the services' group may look inside{instead or ': try it with sudo'}")

@@ -159,6 +159,15 @@ def test_a_text_that_means_no_peer_or_several(text: str, said: str) -> None:
     assert len(str(caught.value)) < 300
 
 
+def test_a_name_that_is_the_short_key_of_another_peer_means_neither() -> None:
+    short = KEYS[0][:10]
+    names = {KEYS[0]: "phone", KEYS[1]: short}
+    with pytest.raises(NotFoundError, match="fits several peers"):
+        find(short, names)
+    assert find(KEYS[0], names) == find("phone", names) == KEYS[0]
+    assert find(short, {KEYS[1]: short}) == KEYS[1]
+
+
 def test_a_label_shows_the_name_beside_the_beginning_of_the_key() -> None:
     assert label(KEYS[0], "Anna") == f"Anna ({KEYS[0][:10]})"
     assert label(KEYS[0], "") == KEYS[0][:10]

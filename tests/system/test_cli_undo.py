@@ -136,7 +136,7 @@ def test_down_goes_by_what_up_did_whatever_the_file_says_now(host: Namespace, la
         down = gateway.command("down", NAME, check=False)
         assert record(lab_directory) == [DOWN[0], *(["on"] if fails else []), *DOWN[1:]]
         said = "stagewire: PreDown ended with status 9: exit 9\n" if fails else ""
-        done = "" if fails else f"{NAME} is down\n"
+        done = f"{NAME} is down, but a step failed\n" if fails else f"{NAME} is down\n"
         assert (down.returncode, down.stdout, down.stderr) == (int(fails), done, said)
         expect_nothing_left(host, gateway)
     finally:

@@ -71,13 +71,14 @@ def find(text: str, names: Mapping[str, str], lister: str = "stagewire status") 
     """Finds a peer's public key. `names` has each peer's name, or an empty text, by public key (base64).
 
     `text` is a public key, a name, or the beginning of either that fits one peer alone. Letters' case counts only if
-    several names differ in nothing else. Raises NotFoundError, which names `lister`, a command.
+    several names differ in nothing else. A name that is another peer's short key, as `label` shows it, fits both. Raises
+    NotFoundError, which names `lister`, a command.
     """
     if text in names:
         return text
     wanted = cleaned(text)
     steps = (
-        [key for key, name in names.items() if name == wanted],
+        [key for key, name in names.items() if name == wanted or key[:_SHORT_KEY] == text],
         [key for key, name in names.items() if folded(name) == folded(wanted)],
         [key for key, name in names.items() if name.casefold().startswith(wanted.casefold()) or key.startswith(text)],
     )
