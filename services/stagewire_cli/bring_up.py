@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from stagewire.linux import privileges, sandbox, uids
 from stagewire.linux.uids import UidsRefused
 from stagewire.process import holders
 from stagewire_cli import (
+    apart,
     claim,
     complaints,
     dns,
@@ -95,7 +97,7 @@ def _up(
         _run_hooks("PostUp", interface.post_up, environment)
         unresolved.say(environment, warn)
         host_warnings.say(environment, interface, warn)
-        _say_unconfirmed(environment, warn)
+        apart.call(partial(_say_unconfirmed, environment, warn))
     except BaseException:
         _take_down(environment, done.read(), warn)
         raise

@@ -41,7 +41,9 @@ def init(
     ask = _ask if sys.stdin.isatty() else None
     said = exits is not None
     if exits is None:
-        exits = ask is not None and click.confirm("Shall clients reach the internet through this gateway", default=True)
+        exits = ask is not None and click.confirm(
+            "Shall clients reach the internet through this gateway?", default=True
+        )
     try:
         port, place = making.make(environment.config, endpoint, network, dns, port, ask, exits=exits)
     except Failed as failed:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +11,7 @@ import click
 from stagewire import config
 from stagewire.environment import Environment
 from stagewire.limits import MAX_WORKERS
+from stagewire.proto.constants import KEY_LENGTH
 from stagewire.stages import RESTART_ORDER, STAGES
 from stagewire_cli import completion, operands
 from stagewire_cli.failures import Failed
@@ -50,7 +52,7 @@ def run(file_or_name: str) -> None:
     Does what `up` does, hooks included, and stays until SIGTERM takes the interface down. SIGHUP reloads the file. The
     services log to standard output. The systemd unit and the container use this command.
     """
-    from stagewire_cli import foreground, output, reload
+    from stagewire_cli import apart, foreground, output, reload
 
     output.open_standard()
     operands.need_root()
@@ -59,14 +61,21 @@ def run(file_or_name: str) -> None:
     def say(text: str) -> None:
         operands.complain(f"{environment.interface}: {text}")
 
+    # This process runs for as long as the gateway, so it reads the file in others: no key may outlive its use.
     def apply() -> None:
         try:
             reload.reload(environment, say, say)
         except config.ConfigError as error:
             raise Failed(f"nothing is changed: {error}") from None
 
+    def load() -> config.InterfaceConfig:
+        read = operands.load(environment)
+        peers = tuple(replace(peer, preshared_key=bytes(KEY_LENGTH)) for peer in read.peers)
+        return replace(read, private_key=None, peers=peers)
+
     try:
-        if not foreground.Foreground(environment, say, apply).run(lambda: operands.load(environment)):
+        running = foreground.Foreground(environment, say, lambda: apart.call(apply))
+        if not running.run(lambda: apart.call(load)):
             sys.exit(operands.FAILED)
     except Failed as failed:
         operands.fail_with(failed, environment.interface)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from tests.memory import in_memory
 
 from lab.namespaces import Namespace, stop
 from lab.stagewire import executable, expect_no_sigsys
 from lab.wait import NeverHappened, until
 from lab.wireguard_go import new_key_pair
+from stagewire.config import decode_key
 from stagewire.control import query
 from stagewire.environment import Environment
 from stagewire.process import slots
@@ -238,6 +241,42 @@ def test_a_second_one_is_refused_and_down_ends_the_first(wg0: InForeground) -> N
         wg0.namespace.run(executable("stagewire"), "down", "wg0", env=wg0.variables, timeout=30)
         assert process.poll() == 0 or process.wait(1) == 0
     wg0.expect_nothing_left()
+
+
+def test_it_keeps_no_key_of_the_file(wg0: InForeground) -> None:
+    """It runs for as long as the gateway: what it read would stay in its memory beyond a key's removal."""
+    first, second, peer, preshared = (new_key_pair() for _ in range(4))
+    text = wg0.config.read_text()
+    before = re.sub("PrivateKey = .*", f"PrivateKey = {first.private}", text)
+    before += f"[Peer]\nPublicKey = {peer.public}\nPresharedKey = {preshared.private}\nAllowedIPs = 10.9.0.2/32\n"
+    wg0.config.write_text(before)
+    keys = {"first": first.private, "second": second.private, "psk": preshared.private}
+    searched = {name: decode_key(key) for name, key in keys.items()}
+    with a_file(wg0.directory) as (output, read):
+        process = wg0.run(output)
+        until(lambda: "is up" in read(), 30, f"it to be up: {read()}")
+        runner = next(pid for pid in _and_children(process.pid) if b"stagewire\0run" in _command(pid))
+        assert in_memory(wg0.held("key"), searched) == {"first", "psk"}
+        assert in_memory(runner, searched) == set()
+        wg0.config.write_text(before.replace(first.private, second.private).partition("[Peer]")[0])
+        os.kill(runner, signal.SIGHUP)
+        until(lambda: "- peer" in read(), 30, f"the change: {read()}")
+        assert in_memory(runner, searched) == set()
+        wg0.config.write_text("rubbish")
+        os.kill(runner, signal.SIGHUP)
+        until(lambda: "not reloaded: nothing is changed" in read(), 30, f"the refusal: {read()}")
+        process.terminate()
+        assert process.wait(15) == 0
+    wg0.expect_nothing_left()
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def _and_children(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in _and_children(int(child)))]
 
 
 def test_a_predown_that_fails_is_said_and_the_rest_goes_on(wg0: InForeground) -> None:
