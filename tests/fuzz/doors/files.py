@@ -2,6 +2,8 @@
 
 import json
 import socket
+import struct
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,10 +16,10 @@ from typing import Any, cast
 
 from tests.fuzz.doors.door import Given, door
 
-from host_service import ledger
+from host_service import ledger, rules
 from host_service.ledger import Ledger
 from host_service.rules import Rule
-from key_service import journal
+from key_service import clock, journal
 from key_service.journal import Journal
 from key_service.reload_door import ReloadDoor
 from key_service.timestamps import TimestampStore, _pack
@@ -26,6 +28,8 @@ from stagewire.config import ConfigError, InterfaceConfig, accepted, merge, pars
 from stagewire.config.accepted import Accepted
 from stagewire.config.uapi import BadOperation, OperationReader
 from stagewire.control import requests, usage
+from stagewire.logs import Log
+from stagewire.loop import boot_time
 from stagewire.process.slots import Slot
 from stagewire_cli.done import DoneList, Plan
 
@@ -160,10 +164,28 @@ def ledgers(data: bytes) -> None:
     """Reads a ledger; a line that makes no sense is skipped, and the others are found again."""
     path = _file("ledger", data)
     found = ledger.read(path)
+    for operation in found:
+        if isinstance(operation, ledger.RuleAdded):
+            rules._message(operation.rule)
+        elif isinstance(operation, ledger.GuardAdded):
+            struct.pack("=II", operation.table, operation.metric)
     kept = Ledger(path)
     kept.do(ledger.MtuSet(77))
     kept.close()
     assert ledger.read(path) == list(dict.fromkeys([*found, ledger.MtuSet(77)]))
+
+
+def _clocks() -> Iterator[bytes]:
+    for text in ("1800000000000000000 50.0", "1 nan", "1 inf", "-1 1", "x y", "1"):
+        yield text.encode()
+
+
+@door(seeds=_clocks)
+def clocks(data: bytes) -> None:
+    """Reads how the wall clock stood; an anchor is one that a jump can be told by."""
+    path = _file(clock.NAME, f"{clock._boot()} ".encode() + data)
+    anchor = clock.Clock(path.parent, Log()).anchor
+    assert anchor is None or isinstance(anchor.jump(time.time_ns(), boot_time()), int)
 
 
 def _usages() -> Iterator[bytes]:
