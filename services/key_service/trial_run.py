@@ -18,7 +18,8 @@ from key_service.registry import Registry
 from stagewire import config, files
 from stagewire.config import InterfaceConfig, accepted, unconfirmed
 from stagewire.config.accepted import Accepted
-from stagewire.limits import MAX_ACCEPTED
+from stagewire.limits import MAX_ACCEPTED, MAX_TRIAL
+from stagewire.loop import boot_time
 
 _ENDED: Final = "trial-ended"
 _HEAD: Final = 64
@@ -97,11 +98,12 @@ def recalled(run: Path) -> Before | None:
     head, newline, rest = data.partition(b"\n")
     try:
         until, length, number = head[:_HEAD].decode().split(" ")
-        size = int(length)
-        kept = accepted.unpack(rest[size:])
-        return Before(float(until), kept, rest[:size], number) if newline and kept is not None and size >= 0 else None
+        before, size, kept = float(until), int(length), accepted.unpack(rest[int(length) :])
     except ValueError:
         return None
+    if not newline or kept is None or size < 0 or not 0 <= before <= boot_time() + MAX_TRIAL:
+        return None
+    return Before(before, kept, rest[:size], number)
 
 
 def _path(run: Path) -> Path:

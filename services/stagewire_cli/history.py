@@ -22,6 +22,7 @@ from stagewire.config import decode_key, encode_key
 from stagewire.config.peer_names import NotFoundError, find, label
 from stagewire.environment import Environment
 from stagewire.history import FOLDER, LIFE, MAX_LIFE, NAME, VERSION, expect_ours, key_of
+from stagewire.limits import LATEST, MAX_COUNT
 from stagewire.stages import STAGES
 from stagewire_cli import flow, layout
 from stagewire_cli.failures import Failed
@@ -42,6 +43,8 @@ _SHOWN: Final = 10
 """Connections that are shown to people."""
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings that a spreadsheet takes for a formula."""
+_TEXTS: Final = frozenset({"interface", "of", "stage", "public_key", "name", "endpoint", "month"})
+"""What is text in the JSON object; all else are numbers."""
 Found = dict[str, Any]
 
 
@@ -97,7 +100,7 @@ def of_peer(environment: Environment, text: str, now: float) -> Found:
             raise Failed(str(error)) from None
         row = "SELECT id, since, rx, tx FROM peers WHERE public_key = ?"
         peer, since, rx, tx = db.execute(row, (decode_key(key),)).fetchone()
-        return {
+        found = {
             "version": FORMAT,
             "interface": environment.interface,
             "of": "peer",
@@ -110,6 +113,24 @@ def of_peer(environment: Environment, text: str, now: float) -> Found:
             "hours": _rows(db, "hours", 3600, peer, now - QUARTER, now),
             "connections": list(_connections(db, peer, is_over=_is_over(environment, db))),
         }
+        return _sensible(found)
+
+
+def _sensible(found: Found) -> Found:
+    """Returns what was found. Raises ValueError for what no history of ours has, such as text for a number."""
+    for name, value in found.items():
+        if isinstance(value, list):
+            for each in value:
+                _sensible(each)
+        elif value is not None and not _fits(name, value):
+            raise ValueError(f"{name} is {value!r:.40}")
+    return found
+
+
+def _fits(name: str, value: Any) -> bool:
+    if name in _TEXTS:
+        return isinstance(value, str)
+    return isinstance(value, (int, float)) and 0 <= value <= (LATEST if name.endswith("unix_s") else MAX_COUNT)
 
 
 def _rows(db: sqlite3.Connection, table: str, step: int, peer: int, since: float, until: float) -> list[Found]:
@@ -156,7 +177,7 @@ def of_stage(environment: Environment, text: str, now: float) -> Found:
     if stage not in STAGES:
         raise Failed(f"{text!r} is no stage; there are {', '.join(STAGES)}")
     with opened(environment) as db:
-        return {
+        found = {
             "version": FORMAT,
             "interface": environment.interface,
             "of": "stage",
@@ -164,6 +185,7 @@ def of_stage(environment: Environment, text: str, now: float) -> Found:
             "minutes": _work(db, "stage_minutes", stage, now - DAY, now),
             "hours": _work(db, "stage_hours", stage, now - QUARTER, now),
         }
+        return _sensible(found)
 
 
 def _work(db: sqlite3.Connection, table: str, stage: str, since: float, until: float) -> list[Found]:
@@ -262,7 +284,7 @@ def usage(environment: Environment, month: str | None, now: float) -> Found:
             {"public_key": encode_key(key_of(key)), "name": str(name), "rx_bytes": rx, "tx_bytes": tx}
             for key, name, rx, tx in found
         ]
-    return {"version": FORMAT, "interface": environment.interface, "month": text, "peers": peers}
+        return _sensible({"version": FORMAT, "interface": environment.interface, "month": text, "peers": peers})
 
 
 def usage_lines(found: Found, width: int | None = None) -> Iterator[str]:

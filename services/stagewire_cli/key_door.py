@@ -11,7 +11,7 @@ from stagewire import logs
 from stagewire.config.operations import Operation
 from stagewire.control import requests
 from stagewire.environment import Environment
-from stagewire.limits import MAX_ACCEPTED
+from stagewire.limits import MAX_ACCEPTED, MAX_TRIAL
 from stagewire.linux import descriptors
 from stagewire.pipe.names import RELOAD
 from stagewire_cli.failures import Failed
@@ -64,7 +64,8 @@ def trial(environment: Environment, number: str = "") -> Trial:
     """Tells how the trial of that number stands; `left` is of any. Raises Failed."""
     answer = _ask(environment, requests.Unconfirmed(number), "")
     left = answer.get("left")
-    return Trial(float(left) if isinstance(left, (int, float)) else 0.0, str(answer.get("ended", "")))
+    seconds = float(left) if isinstance(left, (int, float)) and 0 <= left <= MAX_TRIAL else 0.0
+    return Trial(seconds, str(answer.get("ended", "")))
 
 
 def backed_up(environment: Environment, output: str) -> None:

@@ -32,3 +32,5 @@ MAX_SEGMENTS: Final = 64
 """Datagrams of one UDP GSO send (Linux, UDP_MAX_SEGMENTS) and packets of one super-packet."""
 MAX_COUNT: Final = (1 << 63) - 1
 """A counter that reaches it stays there."""
+LATEST: Final = 253_402_300_799.0
+"""s of UNIX time in the year 9999, after which no date can be written."""

@@ -152,8 +152,12 @@ def test_a_damaged_file_and_a_link_are_refused_in_a_line(environment: Environmen
             "its tables are not those of a history",
         ),
         ("INSERT INTO peers VALUES (9, 1152921504606846976, 'x', 0, 0, 0, 0, 0)", "a public key is none"),
+        ("UPDATE peers SET rx = 'many'", "rx_bytes is 'many'"),
+        ("UPDATE peers SET since = 1e300", "since_unix_s is 1e"),
+        ("UPDATE minutes SET rx = -1", "rx_bytes is -1"),
+        ("UPDATE connections SET until = 9e999", "until_unix_s is inf"),
+        ("UPDATE connections SET at = x'ff'", "holds nonsense"),
     ],
-    ids=["a view without end", "a number for a key"],
 )
 def test_what_a_hostile_service_has_left_is_refused_in_a_line(
     environment: Environment, planted: str, said: str

@@ -65,6 +65,11 @@ def test_a_record_that_is_cut_or_odd_counts_as_none(run: Path, cut: int) -> None
     assert trial_run.recalled(run) is None
     path.write_bytes(b"x y\nabc")
     assert trial_run.recalled(run) is None
+    trial_run.store(run, BEFORE)
+    whole = path.read_bytes()
+    for until in (b"nan", b"inf", b"-1", b"1e300"):  # it would never go back
+        path.write_bytes(until + whole[whole.index(b" ") :])
+        assert trial_run.recalled(run) is None
 
 
 def test_how_a_trial_ended_is_known_of_that_trial_alone(run: Path) -> None:

@@ -20,6 +20,7 @@ from stagewire.control.questions import (
 )
 from stagewire.control.status import CountersStatus, EventsStatus, GatewayStatus
 from stagewire.environment import Environment
+from stagewire.limits import LATEST
 from stagewire.pipe import zmq_ends
 from stagewire.pipe.names import CONTROL, STATUS_QUERY, Pipe
 
@@ -28,8 +29,6 @@ _QUESTIONS: Final[Codec[object]] = Codec(VERSION, [StatusQuery, EventsQuery, Sca
 _ANSWERS: Final[Codec[object]] = Codec(VERSION, [GatewayStatus, CountersStatus, EventsStatus, Scaled, HandshakeBegun])
 T = TypeVar("T")
 _CLEAN: Final = frozenset([int, bool, bytes, NoneType])
-_LATEST: Final = 253_402_300_799.0
-"""s of UNIX time in the year 9999, after which no date can be written."""
 
 
 class OtherVersion(Exception):  # noqa: N818 - a state of the host, told to the operator
@@ -127,7 +126,7 @@ def _cleaned(value: Any) -> Any:
     if kind is str:
         return logs.cleaned(value)
     if kind is float:
-        return value if abs(value) < _LATEST else 0.0  # no number is less either
+        return value if abs(value) < LATEST else 0.0  # no number is less either
     if kind is tuple:
         cleaned = tuple(map(_cleaned, value))
         return value if all(map(is_, cleaned, value)) else cleaned
