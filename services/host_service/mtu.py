@@ -1,4 +1,4 @@
-"""Derives the MTU from the ways to the peers, as wg-quick(8) does: the greatest, less the tunnel's overhead."""
+"""Derives the MTU from the routes to the peers, nearly as wg-quick(8) does: the greatest, less the tunnel's overhead."""
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress

@@ -82,12 +82,8 @@ class _Undoing:
                         undo_one(operation)
                     except OSError as error:
                         self._warn(f"cannot undo {operation}: {error.strerror or error}")
-                    except (
-                        ValueError,
-                        KeyError,
-                        OverflowError,
-                        struct.error,
-                    ) as error:  # the rest must go all the same
+                    except (ValueError, KeyError, OverflowError, struct.error) as error:
+                        # The ledger is a stage's own, and the rest must go all the same.
                         self._warn(f"cannot undo {operation}: it makes no sense ({error})")
 
     def _evidence(self) -> list[Operation]:

@@ -27,7 +27,7 @@ def call(function: Callable[[], _T]) -> _T:
     os.waitpid(pid, 0)
     try:
         failure, result = pickle.loads(data)  # noqa: S301 - our own process wrote it
-    except EOFError:
+    except (EOFError, pickle.UnpicklingError):
         raise Failed("a process of this command ended without an answer") from None
     if failure is not None:
         raise failure

@@ -43,7 +43,7 @@ _PAGE: Final = 4096
 _PART: Final = 8
 """A file at its bound loses an eighth of its rows, the oldest of each table."""
 _LAST_ID: Final = 2**62
-_FIELDS: Final = tuple(field.name for field in fields(Event))
+_DEFAULTS: Final[dict[str, Any]] = {field.name: field.default for field in fields(Event)}
 _BUSY: Final = 5.0
 """s that a write waits for a reader."""
 
@@ -307,7 +307,8 @@ def _count(value: object) -> int:
 
 def _event(values: dict[str, Any]) -> Event:
     """Returns a kept event. Raises ValueError, TypeError, KeyError or BadControl for what is none."""
-    event = checked(Event, tuple(tuple(values[name]) if name == "changes" else values[name] for name in _FIELDS))
+    whole = _DEFAULTS | values  # an earlier version may have known fewer fields
+    event = checked(Event, tuple(tuple(whole[name]) if name == "changes" else whole[name] for name in _DEFAULTS))
     _time(event.unix_s)
     _time(event.seconds)
     if not 0 <= event.id < _LAST_ID:

@@ -279,6 +279,20 @@ def test_whatever_a_hostile_process_has_left_its_successor_begins_anew(tmp_path:
     assert [line.partition(":")[0] for line in log.said] == ["the history was damaged"]
 
 
+def test_an_event_of_a_version_with_fewer_fields_is_kept(tmp_path: Path) -> None:
+    with recording(tmp_path, Lines()) as made:
+        made.history.on_peer(report(5), (5, 0), UNIX)
+        written(made, tmp_path).close()
+    with closing(sqlite3.connect(tmp_path / NAME)) as db:
+        db.executescript(EVENT.format('{"kind": "connected", "id": 7, "unix_s": 5.0}'))
+    made = Records(tmp_path, log := Lines())
+    try:
+        assert made.begin("a", T, UNIX).events == [Event("connected", 7, 5.0)]
+    finally:
+        made.close()
+    assert log.said == []
+
+
 def test_a_file_that_is_damaged_meanwhile_is_kept_aside_too(tmp_path: Path) -> None:
     log = Lines()
     with recording(tmp_path, log) as made:
