@@ -23,6 +23,7 @@ from stagewire.config.peer_names import NotFoundError, find, label
 from stagewire.environment import Environment
 from stagewire.history import FOLDER, LIFE, MAX_LIFE, NAME, VERSION, expect_ours, key_of
 from stagewire.limits import LATEST, MAX_COUNT
+from stagewire.linux import privileges
 from stagewire.stages import STAGES
 from stagewire_cli import flow, layout
 from stagewire_cli.failures import Failed
@@ -80,11 +81,13 @@ def _as_owner_of(folder: Path) -> Iterator[None]:
     before = os.geteuid(), os.getegid()
     os.setegid(found.st_gid)
     os.seteuid(found.st_uid)
+    privileges.hide_memory()  # where fs.suid_dumpable isn't 0, a change of uid may show it again
     try:
         yield
     finally:
         os.seteuid(before[0])
         os.setegid(before[1])
+        privileges.hide_memory()
 
 
 # --- one peer, one stage ------------------------------------------------------------------------------------

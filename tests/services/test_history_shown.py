@@ -1,6 +1,7 @@
 """What `stagewire history` and `usage` say of the file that status-service writes."""
 
 import csv
+import ctypes
 import io
 import json
 import os
@@ -205,3 +206,17 @@ def test_root_reads_as_the_owner_and_follows_no_link_that_the_owner_could_not(mo
         with pytest.raises(Failed, match="Permission denied"):
             shown.usage(environment, None, NOW)
     assert (readers, os.geteuid()) == ([uid], was)
+
+
+def test_no_core_file_gets_keys_that_the_command_has_read(environment: Environment) -> None:
+    """As where fs.suid_dumpable isn't 0: the kernel shows memory again at a change of uid."""
+    prctl, get_dumpable, set_dumpable = ctypes.CDLL(None).prctl, 3, 4
+    before = prctl(get_dumpable)
+    try:
+        prctl(set_dumpable, 1)
+        with shown.opened(environment):
+            assert prctl(get_dumpable) == 0
+            prctl(set_dumpable, 1)
+        assert prctl(get_dumpable) == 0
+    finally:
+        prctl(set_dumpable, before)
