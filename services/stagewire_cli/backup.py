@@ -23,7 +23,7 @@ from stagewire.config.roster import Roster
 from stagewire.environment import Environment, valid_interface_name
 from stagewire.history import FOLDER, NAME
 from stagewire.linux import privileges
-from stagewire_cli import bring_up, history, noting, operands, output_files, peers, saving, sealed
+from stagewire_cli import bring_up, history, neighbours, noting, operands, output_files, peers, saving, sealed
 from stagewire_cli.failures import Failed
 from stagewire_cli.output_files import New
 
@@ -149,7 +149,7 @@ def restore(backup: Backup, environment: Environment, tell: Callable[[str], None
         tell(f"restored {told}")
     else:
         tell(f"{told}, stays as it is: only its comments and blank lines differ from the backup; --force replaces it")
-    for line in (*lines, *(f"note: {line}" for line in _of_this_host(restored))):
+    for line in (*lines, *(f"note: {line}" for line in _of_this_host(restored, path))):
         tell(line)
 
 
@@ -221,13 +221,16 @@ def _has(path: Path, data: bytes) -> bool:
         return False
 
 
-def _of_this_host(restored: InterfaceConfig) -> Iterator[str]:
+def _of_this_host(restored: InterfaceConfig, path: Path) -> Iterator[str]:
     """Says what may not fit this host."""
+    key = restored.private_key
+    if key is not None and (twin := neighbours.with_key(path, config.encode_key(key))) is not None:
+        yield f"{twin} has the same private key: never let both be up at the same time"
     place = restored.client_endpoint
     if place is not None and values.is_literal(place.host) and not _is_ours(place.host):
         yield f"clients look for the gateway at {place}, which is no address of this host"
     if restored.listen_port and not _is_free(restored.listen_port):
-        yield f"another program here has UDP port {restored.listen_port}"
+        yield f"UDP port {restored.listen_port} is taken here, by another interface or program"
     hooks = (*restored.pre_up, *restored.post_up, *restored.pre_down, *restored.post_down)
     if hooks:
         yield f"`up` runs commands of the file as root, {len(hooks)} in all: look whether they fit this host"

@@ -1,4 +1,4 @@
-"""Installs the systemd unit and the examples, for `stagewire install-service`."""
+"""Installs systemd units, examples, manuals and completions, for `stagewire install-service`."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Finds the ports and networks that a new gateway must leave to others: to other files, and to this host's routes."""
+"""Finds the ports, networks and keys that a gateway must leave to others: to other files, and to this host's routes."""
 
 import re
 import socket
@@ -14,7 +14,7 @@ from stagewire.config import Network
 FOLDERS: Final = (Path("/etc/stagewire"), Path("/etc/wireguard"))
 _MAX_SIZE: Final = 1 << 20
 _MAX_FILES: Final = 256
-_LINE: Final = re.compile(r"\s*(ListenPort|Address)\s*=([^#]*)", re.IGNORECASE)
+_LINE: Final = re.compile(r"\s*(ListenPort|Address|PrivateKey)\s*=([^#]*)", re.IGNORECASE)
 _NOT_ROUTED: Final = (IPv6Network("fe80::/10"), IPv6Network("ff00::/8"))
 
 
@@ -50,6 +50,11 @@ def ports(path: Path) -> dict[int, Path]:
             if value.isdecimal() and 0 < int(value) < 1 << 16:
                 found.setdefault(int(value), file)
     return found
+
+
+def with_key(path: Path, private_key: str) -> Path | None:
+    """Returns another file with this private key."""
+    return next((file for file in files(path) if private_key in _values(file, "privatekey")), None)
 
 
 def networks(path: Path) -> Iterator[Taken]:

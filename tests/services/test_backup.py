@@ -71,10 +71,16 @@ def test_all_comes_back_on_another_host_with_what_differs_there(host: Host, back
     assert "with 1 peer\n" in said
     assert "203.0.113.201" in said
     assert "no address of this host" in said
+    assert "the same private key" not in said
 
 
 def audited(host: Host) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (host.folder / "state" / "wg0" / "audit").read_text().splitlines()]
+
+
+def test_a_second_file_with_the_same_key_is_said(host: Host, backup: Path) -> None:
+    said = host.run("restore", backup, "--as", str(host.folder / "wg1.conf"))
+    assert f"note: {host.conf} has the same private key: never let both be up at the same time" in said
 
 
 def test_the_audit_has_what_is_done_while_the_interface_is_down(host: Host, backup: Path, tmp_path: Path) -> None:
