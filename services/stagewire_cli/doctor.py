@@ -220,16 +220,17 @@ def _host(facts: Facts) -> Iterator[Trouble]:
         text = f"this host has IPv6 switched off on {name}, and peers have IPv6 addresses"
         yield Trouble("ipv6_off", text, "switch it on, or take IPv6 out of the file", (("sysctl", "-w", *names),))
     off = [version for version, on in facts.forwards.items() if not on]
-    if off:
+    refused = any(facts.refused_forwards.get(version) for version in off) and _sends_in_vain(facts)
+    if off and (refused or not _is_client(facts)):
         yield Trouble(
             "forwarding_off",
             f"this host forwards no {' and no '.join(f'IPv{version}' for version in off)}, so peers reach nothing behind it",
             "if peers are to reach other hosts, write `# stagewire: Exit = on` into [Interface] and `stagewire reload`; "
             "or switch it on, and put it into /etc/sysctl.d to last",
             tuple(("sysctl", "-w", _FORWARDING[version]) for version in off),
-            wrong=any(facts.refused_forwards.get(version) for version in off) and _sends_in_vain(facts),
+            wrong=refused,
         )
-    elif facts.masquerades is False:
+    elif facts.masquerades is False and not _is_client(facts):
         yield Trouble(
             "no_masquerade",
             "no rule changes source addresses, so hosts behind this one must know the way back to the peers",
@@ -298,6 +299,12 @@ def _rules(facts: Facts) -> Iterator[Trouble]:
 
 def _part(block: Block) -> str:
     return f"a part, namely {block.part}, of " if block.part else ""
+
+
+def _is_client(facts: Facts) -> bool:
+    """Tells whether this host has a single peer, through which it reaches all others: then nothing goes on from here."""
+    peers = facts.status["peers"]
+    return len(peers) == 1 and not {"0.0.0.0/0", "::/0"}.isdisjoint(peers[0]["allowed_ips"])
 
 
 def _sends_in_vain(facts: Facts) -> bool:

@@ -34,6 +34,9 @@ STATUS: dict[str, Any] = {
 }
 WELL = Facts(STATUS, NOW, forwards={4: True, 6: True}, masquerades=True)
 
+CLIENT = replace(WELL, status=STATUS | {"peers": [PEER]})
+"""Of a single peer, through which all goes."""
+
 
 def with_peer(**changes: Any) -> Facts:
     return replace(WELL, status=STATUS | {"peers": [PEER | changes, OTHER]})
@@ -58,6 +61,8 @@ def with_peer(**changes: Any) -> Facts:
             True,
         ),
         (replace(WELL, masquerades=False), ["no_masquerade"], False),
+        (replace(CLIENT, forwards={4: False, 6: False}), [], False),
+        (replace(CLIENT, masquerades=False), [], False),
         (replace(WELL, legacy=["chain FORWARD of iptables-legacy drops"]), ["legacy_rules"], False),
         (replace(WELL, denied=[Denied("10.0.0.2", "10.9.0.1", 7)]), ["not_allowed"], False),
         (replace(WELL, unprotected=["key-service has no locked memory"]), ["unprotected"], False),
