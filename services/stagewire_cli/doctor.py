@@ -302,7 +302,7 @@ def _part(block: Block) -> str:
 
 
 def _is_client(facts: Facts) -> bool:
-    """Tells whether this host has a single peer, through which it reaches all others: then nothing goes on from here."""
+    """Tells whether a single peer is this host's way to all others, so that no peer looks for hosts behind this one."""
     peers = facts.status["peers"]
     return len(peers) == 1 and not {"0.0.0.0/0", "::/0"}.isdisjoint(peers[0]["allowed_ips"])
 

@@ -174,7 +174,7 @@ def demo(keep: bool, stop: bool) -> None:
 )
 @click.option("--remove", is_flag=True, help="Remove the installed files; configurations stay.")
 def install_service(root: Path, remove: bool) -> None:
-    """Installs systemd units, examples, manuals and completions.
+    """Installs units, examples, manual pages and completions.
 
     Prints each file that it writes or removes.
     """

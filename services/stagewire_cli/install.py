@@ -1,4 +1,4 @@
-"""Installs systemd units, examples, manuals and completions, for `stagewire install-service`."""
+"""Installs systemd units, examples, manual pages and completions, for `stagewire install-service`."""
 
 import shutil
 import subprocess

@@ -2,10 +2,11 @@
 
 import json
 import os
+import socket
 import sqlite3
 import stat
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,16 @@ def audited(host: Host) -> list[dict[str, Any]]:
 def test_a_second_file_with_the_same_key_is_said(host: Host, backup: Path) -> None:
     said = host.run("restore", backup, "--as", str(host.folder / "wg1.conf"))
     assert f"note: {host.conf} has the same private key: never let both be up at the same time" in said
+
+
+def test_a_taken_port_is_said(host: Host, backup: Path, tmp_path: Path) -> None:
+    text = host.conf.read_text()
+    port = int(next(line for line in text.splitlines() if line.startswith("ListenPort")).split("=")[1])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        with suppress(OSError):  # then another program of this host has it
+            taken.bind(("", port))
+        said = Host(tmp_path / "other").restore(backup)
+    assert f"note: UDP port {port} is taken here, by another interface or program" in said
 
 
 def test_the_audit_has_what_is_done_while_the_interface_is_down(host: Host, backup: Path, tmp_path: Path) -> None:

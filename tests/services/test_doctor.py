@@ -63,6 +63,17 @@ def with_peer(**changes: Any) -> Facts:
         (replace(WELL, masquerades=False), ["no_masquerade"], False),
         (replace(CLIENT, forwards={4: False, 6: False}), [], False),
         (replace(CLIENT, masquerades=False), [], False),
+        (
+            replace(
+                WELL,
+                status=STATUS | {"peers": [PEER | {"rx_bytes_alone": 900}]},
+                forwards={4: False, 6: True},
+                refused_forwards={4: 2},
+            ),
+            ["forwarding_off"],
+            True,
+        ),
+        (replace(WELL, status=STATUS | {"peers": [OTHER]}, masquerades=False), ["no_masquerade"], False),
         (replace(WELL, legacy=["chain FORWARD of iptables-legacy drops"]), ["legacy_rules"], False),
         (replace(WELL, denied=[Denied("10.0.0.2", "10.9.0.1", 7)]), ["not_allowed"], False),
         (replace(WELL, unprotected=["key-service has no locked memory"]), ["unprotected"], False),
