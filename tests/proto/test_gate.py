@@ -315,6 +315,14 @@ def test_beside_a_flood_from_everywhere_a_peer_gets_in_at_once_with_a_new_addres
     assert gate.judge_untrusted(initiation(), NEW, T + 1) == PASSED
 
 
+def test_strangers_that_wait_for_key_service_keep_no_peer_of_a_known_network_out() -> None:
+    gate, _ = new_gate()
+    gate.note_sent(response(), place("198.51.100.200"), T)
+    load(gate)
+    assert gate.judge_untrusted(initiation(), place("203.0.113.1"), T)[0] == DROP
+    assert gate.judge_untrusted(initiation(), NEW, T) == PASSED
+
+
 def test_unproven_sources_leave_no_trace() -> None:
     gate, _ = new_gate()
     load(gate)

@@ -6,7 +6,8 @@ To open an initiation costs a DH, so a flood must not buy many. What is spent on
 - A source, which is an address and a port, has SOURCE_ALLOWANCE. A flood from one source leaves the rest to others.
 - Behind an address that has asked ADDRESS_ALLOWANCE times in a second, all sources together have half of the allowance.
 - Places that we send to have an allowance of their own, so known peers shake hands whatever strangers do.
-- So have networks that a peer has come from: a peer with a new address or port gets in at once beside spoofed sources.
+- So have networks that a peer has come from: a peer with a new address or port gets in at once beside spoofed sources,
+  also while those have filled the queue to key-service.
 - While processors are idle, addresses that have asked seldom have up to SPARE more: of sources that a flood spoofs, so many
   more are tried, and most new peers among them get in at their first try. Other work for the processors ends that at once.
 - A message that came before, byte for byte, is dropped: no honest source sends one twice.
@@ -94,8 +95,11 @@ class Admission:
         self._seen_before: set[bytes] = set()
         self._seen_until = 0.0
 
-    def admit(self, message: bytes, source: bytes, now: float, *, known: bool) -> int:
-        """Returns ADMITTED, REFUSED or, for a message that was admitted before, SEEN. hot"""
+    def admit(self, message: bytes, source: bytes, now: float, *, known: bool, loaded: bool = False) -> int:
+        """Returns ADMITTED, REFUSED or, for a message that was admitted before, SEEN. hot
+
+        `loaded`: the queue to key-service is long, so no stranger is admitted.
+        """
         mac = message[_MAC]
         if mac in self._seen or mac in self._seen_before:
             return SEEN
@@ -113,10 +117,8 @@ class Admission:
             admitted = self._known.spend(now)
         else:
             near = _network(source) in self._networks
-            admitted = (
-                (near and self._neighbours.spend(now, keep))
-                or self._strangers.spend(now, keep)
-                or (not keep and self._spare.spend(now))
+            admitted = (near and self._neighbours.spend(now, keep)) or (
+                not loaded and (self._strangers.spend(now, keep) or (not keep and self._spare.spend(now)))
             )
         if not admitted:
             return REFUSED

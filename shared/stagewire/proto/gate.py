@@ -101,13 +101,12 @@ class Gate:
         proven = datagram[-16:] != _NO_MAC and self._checker.mac2_valid(datagram, source, now)
         if proven and self._limiter.allow(source[:-2], now):
             return PASS_FIRST, b""
-        if known or self._queue < LOADED_AT:
-            verdict = self._admission.admit(datagram, source, now, known=known)
-            if verdict == admission.ADMITTED:
-                return PASS_FIRST if known else PASS, b""
-            if verdict == admission.SEEN:
-                self._drop("handshake_repeated", datagram, source)
-                return _DROPPED
+        verdict = self._admission.admit(datagram, source, now, known=known, loaded=self._queue >= LOADED_AT)
+        if verdict == admission.ADMITTED:
+            return PASS_FIRST if known else PASS, b""
+        if verdict == admission.SEEN:
+            self._drop("handshake_repeated", datagram, source)
+            return _DROPPED
         if proven:
             self._drop("source_rate_exceeded", datagram, source)
             return _DROPPED

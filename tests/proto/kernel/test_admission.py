@@ -22,7 +22,7 @@ SOURCES = st.one_of(
 )
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("ask"), SOURCES, st.integers(1, 300), st.booleans(), st.booleans()),
+        st.tuples(st.just("ask"), SOURCES, st.integers(1, 300), st.booleans(), st.booleans(), st.booleans()),
         st.tuples(st.just("answered"), SOURCES, st.integers(1, 30)),
         st.tuples(st.just("wait"), st.floats(0, 1), st.integers(1, 12)),
         st.tuples(st.just("pass"), st.one_of(st.floats(0, 2), st.sampled_from([-0.5, 0.001, 1.0, 10.0, 25.0]))),
@@ -39,12 +39,12 @@ class Both:
         self.said: list[list[int]] = [[], []]
         self.now, self.number = T, 0
 
-    def ask(self, source: bytes, times: int, known: bool, again: bool) -> None:
+    def ask(self, source: bytes, times: int, known: bool, again: bool, loaded: bool = False) -> None:
         for _ in range(times):
             self.number += not again
             message = bytes(116) + self.number.to_bytes(16, "little") + bytes(16)
             for side, said in zip(self.sides, self.said, strict=True):
-                said.append(side.admit(message, source, self.now, known=known))
+                said.append(side.admit(message, source, self.now, known=known, loaded=loaded))
 
     def answered(self, source: bytes, times: int) -> None:
         for _ in range(times):

@@ -57,8 +57,11 @@ cdef class Admission:
     def __dealloc__(self):
         PyMem_Free(self._sources)
 
-    def admit(self, bytes message not None, bytes source not None, double now, *, bint known) -> int:
-        """Returns ADMITTED, REFUSED or, for a message that was admitted before, SEEN."""
+    def admit(self, bytes message not None, bytes source not None, double now, *, bint known, bint loaded=False) -> int:
+        """Returns ADMITTED, REFUSED or, for a message that was admitted before, SEEN.
+
+        `loaded`: the queue to key-service is long, so no stranger is admitted.
+        """
         cdef bytes mac = message[-32:-16]
         cdef uint32_t *asked
         cdef double keep
@@ -79,8 +82,7 @@ cdef class Admission:
                 return REFUSED
         elif not (
             (_network(source) in self._networks and _spend(&self._neighbours, now, keep))
-            or _spend(&self._strangers, now, keep)
-            or (not keep and _spend(&self._spare, now, 0))
+            or (not loaded and (_spend(&self._strangers, now, keep) or (not keep and _spend(&self._spare, now, 0))))
         ):
             return REFUSED
         self._remember(mac, now)
