@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_encrypt as nacl_seal
 
+from stagewire.proto import constants as c
 from stagewire.proto import cookie, messages
 from stagewire.proto.cookie import CookieChecker, MacSealer
 from stagewire.proto.messages import BadMessage, CookieReply
@@ -226,9 +227,28 @@ def test_mac2_of_the_previous_secret() -> None:
     sealed = pair.sealer.seal(initiation(), T)
     pair.checker.cookie_reply(MacSealer(OUR_KEY).seal(response(), T), b"elsewhere", T + 119.0)
     assert pair.checker.mac2_valid(sealed, SOURCE, T + 119.0)  # still the same secret
-    pair.checker.cookie_reply(MacSealer(OUR_KEY).seal(response(), T), b"elsewhere", T + 120.0)
+    assert pair.checker.mac2_valid(sealed, SOURCE, T + 119.99)
     assert not pair.checker.mac2_valid(sealed, SOURCE, T + 120.0)
     assert not pair.checker.mac2_valid(sealed, SOURCE, T + 121.0)
+
+
+@pytest.mark.parametrize("pause", [c.REKEY_TIMEOUT, c.REKEY_TIMEOUT + c.REKEY_TIMEOUT_JITTER_MAX])
+@pytest.mark.parametrize("given_at", [*range(0, 251, 25), *range(107, 122), 119.99, 239.99])
+def test_any_cookie_serves_the_next_try_and_the_one_after(given_at: float, pause: float) -> None:
+    """A peer once had to come a third time, if its cookie's secret ended between its first two tries."""
+    checker, sealer, others = (
+        CookieChecker(OUR_KEY, seeded(1)),
+        MacSealer(OUR_KEY),
+        MacSealer(OUR_KEY).seal(response(), T),
+    )
+    for ago in range(0, int(given_at) + 1, 10):
+        checker.cookie_reply(others, b"elsewhere", T + ago)
+    now = T + given_at
+    sealer.accept_cookie_reply(parse(checker.cookie_reply(sealer.seal(initiation(), now), SOURCE, now)), now)
+    for tries in (1, 2):
+        now += pause
+        checker.cookie_reply(others, b"elsewhere", now)
+        assert checker.mac2_valid(sealer.seal(initiation(tries), now), SOURCE, now)
 
 
 # --- the cookie reply --------------------------------------------------------------------------------------

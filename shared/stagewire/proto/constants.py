@@ -51,6 +51,8 @@ MAX_HANDSHAKE_ATTEMPTS: Final = int(REKEY_ATTEMPT_TIME / REKEY_TIMEOUT)
 """18: retransmissions go on while the count of attempts is at most this, so there are 20 initiations in all."""
 INITIATIONS_PER_SECOND: Final = 50
 """Greatest rate at which one peer's initiations are answered."""
+COOKIE_SECRET_GIVEN_AGE: Final = COOKIE_SECRET_MAX_AGE - 2 * (REKEY_TIMEOUT + REKEY_TIMEOUT_JITTER_MAX)
+"""Age of a secret up to which we give cookies of it: its last cookie still serves the receiver's next two tries."""
 COOKIE_USE_AGE: Final = COOKIE_SECRET_MAX_AGE - 5.0
 """Age up to which we use a received cookie: its maker may be a round trip ahead of us."""
 WINDOW_SIZE: Final = 8192

@@ -155,38 +155,39 @@ class CookieChecker:
         self._mac1 = macs.Mac(mac1_key(public_key))
         self._cookie_key = cookie_key(public_key)
         self._random_bytes = random_bytes
-        self._cookies: Cookies | None = None
-        self._secret_made = 0.0
+        self._secrets: list[tuple[float, Cookies]] = []
+        """What makes cookies, and when each secret was made, the newest first: two while one takes over from the other."""
 
     def mac1_valid(self, message: bytes) -> bool:
         """Tells whether the sender knows our public key. False also for a message too short for macs. hot"""
         return len(message) >= 2 * c.MAC_LENGTH and self._mac1.fits(message, len(message) - 2 * c.MAC_LENGTH)
 
     def mac2_valid(self, message: bytes, source: bytes, now: float) -> bool:
-        """Tells whether the sender has the cookie that we would now give to `source`.
+        """Tells whether the sender has a cookie that we gave to `source`.
 
         False before the first cookie reply, and when the secret is COOKIE_SECRET_MAX_AGE old: cookies end with their
         secret.
         """
-        cookies = self._fresh(now)
-        if cookies is None or len(message) < 2 * c.MAC_LENGTH:
+        if len(message) < 2 * c.MAC_LENGTH:
             return False
-        return compare_digest(_mac(cookies.of(source), message[:-16]), message[-16:])
+        head, mac2 = message[:-16], message[-16:]
+        return any(
+            compare_digest(_mac(cookies.of(source), head), mac2)
+            for made, cookies in self._secrets
+            if now - made < c.COOKIE_SECRET_MAX_AGE
+        )
 
     def cookie_reply(self, message: bytes, source: bytes, now: float) -> bytes:
         """Makes the cookie reply (64 bytes) to a message whose mac1 is valid. hot"""
-        return (self._fresh(now) or self._renew(now)).reply(message, source)
+        if not self._secrets or now - self._secrets[0][0] >= c.COOKIE_SECRET_GIVEN_AGE:
+            self._renew(now)
+        return self._secrets[0][1].reply(message, source)
 
-    def _renew(self, now: float) -> Cookies:
+    def _renew(self, now: float) -> None:
         """Draws a secret. Also computes once what the first 16 bytes of a nonce decide, the costliest part of a reply."""
         secret, start = self._random_bytes(_SECRET_LENGTH), self._random_bytes(16)
-        self._cookies = self._macs.Cookies(secret, _hchacha20(self._cookie_key, start), start)
-        self._secret_made = now
-        return self._cookies
-
-    def _fresh(self, now: float) -> Cookies | None:
-        """Returns what makes cookies, unless its secret is too old."""
-        return self._cookies if now - self._secret_made < c.COOKIE_SECRET_MAX_AGE else None
+        cookies = self._macs.Cookies(secret, _hchacha20(self._cookie_key, start), start)
+        self._secrets = [(now, cookies), *self._secrets[:1]]
 
 
 class MacSealer:
