@@ -35,7 +35,7 @@ from stagewire.proto.index import worker_of
 from stagewire.proto.peer import Peer
 
 CLAIMED_WITHIN = 60.0
-"""s after a start in which workers' hellos may tell where peers were at home."""
+"""s after a start in which workers' hellos may tell where peers were at home, if an earlier key-service was moving peers."""
 HOMES_WITHIN: Final = 1.0
 """s after a start in which the workers that live say hello."""
 CarryOut = Callable[[Iterable[Effect], float], None]
@@ -74,8 +74,8 @@ class Workers:
         self._answers = answers
         quotas.carried, quotas.tell = self.carried, self.tell_again
         live.withheld.tell = self.tell_again
-        self._began = boot_time()
         self.moves.earlier = worker_count.earlier(self._run, self._configured)
+        self._claimed_until = boot_time() + CLAIMED_WITHIN if self.moves.earlier else 0.0
         self._traffic: dict[tuple[bytes, int], tuple[Peer, int, int, int, int]] = {}
         self.touched: Callable[[bytes], None] = lambda _key: None
         """Hears of each peer with new traffic."""
@@ -203,7 +203,7 @@ class Workers:
 
     def look_after(self, now: float) -> None:
         """Re-checks every worker: a departed impostor may have hidden the real one. Forgets numbers without a use."""
-        if self.moves.earlier and not self.moves.moving and now > self._began + CLAIMED_WITHIN:
+        if self.moves.earlier and not self.moves.moving and (now > self._claimed_until or self.know_homes()):
             self.moves.earlier = ()
             self._tell_routes(self._handshaker.peers)
             with suppress(OSError):

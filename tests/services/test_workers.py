@@ -19,6 +19,7 @@ from stagewire.control.status import GatewayStatus, WorkersStatus
 from stagewire.loop import boot_time
 from stagewire.pipe import trains
 from stagewire.pipe.names import CIPHER_IN, CONTROL, PLAIN_OUT
+from stagewire.process import worker_count
 from stagewire.proto import constants as c
 from stagewire.proto.events import InstallSession, SendHandshake
 from stagewire.proto.index import worker_of_datagram
@@ -176,6 +177,20 @@ def test_a_peer_moves_with_its_session_and_back_and_who_is_left_goes(rooms: TwoR
     after = rooms.status().peers[0]
     assert after.tx_bytes > before.tx_bytes
     assert after.rx_bytes > before.rx_bytes
+
+
+def test_a_key_service_waits_for_no_worker_that_went_long_ago(rooms: TwoRooms) -> None:
+    """Each kill within a minute of `scale` once cost handshakes a second."""
+    moved(rooms)
+    rooms.scale(1)
+    rooms.respond(rooms.theirs())
+    rooms.wait_until(1, [0])
+    where = rooms.environment.run, rooms.environment.workers
+    until(lambda: worker_count.earlier(*where) == (), PATIENCE, "the former number to be forgotten")
+    rooms.key.kill()
+    rooms.key = rooms.around.start("key-service")
+    rooms.wait_for_worker()
+    rooms.to_us()
 
 
 def test_the_count_of_bytes_is_that_of_both_workers(rooms: TwoRooms) -> None:
