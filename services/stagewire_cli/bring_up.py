@@ -92,7 +92,7 @@ def _up(
         _note(done.note, PRE_UP)
         _run_hooks("PreUp", interface.pre_up, environment)
         start_and_wait(environment, meanwhile, start)
-        dns.set_servers(environment.interface, interface.dns, warn, lambda called: _note(done.note, DNS, called))
+        _set_servers(environment, interface, done, warn)
         _note(done.note, POST_UP)
         _run_hooks("PostUp", interface.post_up, environment)
         unresolved.say(environment, warn)
@@ -101,6 +101,16 @@ def _up(
     except BaseException:
         _take_down(environment, done.read(), warn)
         raise
+
+
+def _set_servers(
+    environment: Environment, interface: InterfaceConfig, done: DoneList, warn: Callable[[str], None]
+) -> None:
+    def failed(text: str) -> None:
+        warn(text)
+        _note(done.note_dns_failure, text)
+
+    dns.set_servers(environment.interface, interface.dns, failed, lambda called: _note(done.note, DNS, called))
 
 
 def _say_unconfirmed(environment: Environment, warn: Callable[[str], None]) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 from typing import Any, Final
 
 from stagewire import config
@@ -37,6 +37,7 @@ from stagewire_cli import (
 from stagewire_cli.causes.handshakes import CLOCK
 from stagewire_cli.causes.here import lets_answers_in, overloaded
 from stagewire_cli.causes.place import KINDS, REASONS
+from stagewire_cli.done import DoneList
 from stagewire_cli.evidence import RECENT, Away
 from stagewire_cli.host_facts import Denied
 from stagewire_cli.ruleset import Block
@@ -80,6 +81,8 @@ class Facts:
     """What drops the tunnel's packets through this host."""
     endpoints: list[tuple[str, str, str]] = field(default_factory=list)
     """Endpoints to which nothing can go: the peer's label, what is wrong, what to do."""
+    shared_networks: list[tuple[str, str]] = field(default_factory=list)
+    """Networks of ours that another link has addresses of: the network, and the link."""
     own_addresses: frozenset[str] = frozenset()
     """All addresses of this host."""
     file: list[str] = field(default_factory=list)
@@ -97,6 +100,8 @@ class Facts:
     busy: dict[str, host_facts.Load] = field(default_factory=dict)
     unready: list[str] = field(default_factory=list)
     """Why no traffic can flow, as /readyz says."""
+    dns_failure: str = ""
+    """Why the servers of `DNS` aren't set; empty if they are."""
     ipv6_off: bool = False
     """IPv6 is switched off on the interface."""
     unprotected: list[str] = field(default_factory=list)
@@ -116,6 +121,7 @@ def gather(environment: Environment) -> Facts:
         tunnel_blocked=firewall.blocks_tunnel(interface),
         through_blocked=firewall.blocks_through(interface),
         endpoints=list(_endpoints(status["peers"], port, (status.get("host") or {}).get("mark", 0), links)),
+        shared_networks=links.shared_networks(interface),
         own_addresses=links.addresses(),
         file=_of_file(environment),
         forwards=host_facts.forwards(),
@@ -128,9 +134,17 @@ def gather(environment: Environment) -> Facts:
         tracks_no_more=host_facts.tracks_no_more(),
         busy=busy.loads(),
         unready=[] if away else readiness.why_not(environment),
+        dns_failure=_dns_failure(environment),
         ipv6_off=host_facts.ipv6_off(interface),
         unprotected=unprotected.found(environment, status),
     )
+
+
+def _dns_failure(environment: Environment) -> str:
+    with suppress(OSError):
+        done = DoneList(environment.run).read()  # root alone reads it
+        return done.dns_failure if done is not None else ""
+    return ""
 
 
 def _that_forwards(environment: Environment) -> InterfaceConfig | None:
@@ -219,6 +233,12 @@ def _host(facts: Facts) -> Iterator[Trouble]:
         names = (f"net.ipv6.conf.{each}.disable_ipv6=0" for each in ("all", name))
         text = f"this host has IPv6 switched off on {name}, and peers have IPv6 addresses"
         yield Trouble("ipv6_off", text, "switch it on, or take IPv6 out of the file", (("sysctl", "-w", *names),))
+    if facts.dns_failure:
+        mend = f"mend that, then `stagewire down {name}` and `stagewire up {name}`"
+        yield Trouble("dns_not_set", facts.dns_failure, mend)
+    for network, link in facts.shared_networks[:_LISTED]:
+        text = f"{link} has an address of {network} as well, so packets for a part of it don't go to {name}"
+        yield Trouble("shared_network", text, f"give {name} an Address of another network", wrong=False)
     off = [version for version, on in facts.forwards.items() if not on]
     refused = any(facts.refused_forwards.get(version) for version in off) and _sends_in_vain(facts)
     if off and (refused or not _is_client(facts)):
@@ -304,7 +324,13 @@ def _part(block: Block) -> str:
 def _is_client(facts: Facts) -> bool:
     """Tells whether a single peer is this host's way to all others, so that no peer looks for hosts behind this one."""
     peers = facts.status["peers"]
-    return len(peers) == 1 and not {"0.0.0.0/0", "::/0"}.isdisjoint(peers[0]["allowed_ips"])
+    if len(peers) != 1:
+        return False
+    prefixes = peers[0]["allowed_ips"]  # 0.0.0.0/1 and 128.0.0.0/1 are all others as well
+    four = collapse_addresses(IPv4Network(prefix) for prefix in prefixes if ":" not in prefix)
+    six = collapse_addresses(IPv6Network(prefix) for prefix in prefixes if ":" in prefix)
+    merged: list[IPv4Network | IPv6Network] = [*four, *six]
+    return any(network.prefixlen == 0 for network in merged)
 
 
 def _sends_in_vain(facts: Facts) -> bool:

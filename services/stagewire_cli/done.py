@@ -46,12 +46,14 @@ class Done:
     """Carries the list's present state.
 
     `dns` is resolvconf(8)'s name for the interface, or empty. `network` is the namespace in which the services run.
+    `dns_failure` says why the servers of `DNS` aren't set; it is empty if they are, or if there are none.
     """
 
     plan: Plan
     steps: set[str] = field(default_factory=set)
     dns: str = ""
     network: Identity | None = None
+    dns_failure: str = ""
 
 
 class DoneList:
@@ -77,6 +79,10 @@ class DoneList:
     def note(self, step: str, name: str = "") -> None:
         """Notes a step before it is taken; `name` is resolvconf(8)'s name for the interface."""
         self._append({"did": step, "name": name})
+
+    def note_dns_failure(self, failure: str) -> None:
+        """Notes why the DNS servers aren't set, or an empty text before they are set anew."""
+        self._append({"dns_failure": failure})
 
     def undone(self, step: str) -> None:
         """Notes that a step is undone, or that nothing more can undo it."""
@@ -133,6 +139,8 @@ def _with_line(found: Done | None, entry: dict[str, Any]) -> Done | None:
         case {"did": str(step), "name": str(name)} if found is not None:
             found.steps.add(step)
             found.dns = name if step == DNS else found.dns
+        case {"dns_failure": str(failure)} if found is not None:
+            found.dns_failure = failure
         case {"undone": str(step)} if found is not None:
             found.steps.discard(step)
             found.dns = "" if step == DNS else found.dns

@@ -17,7 +17,7 @@ from stagewire.control.event import Event
 from stagewire.control.status import EventsStatus
 from stagewire.environment import Environment
 from stagewire.stats import mend_of
-from stagewire_cli import layout
+from stagewire_cli import flow, layout
 from stagewire_cli.failures import Failed, NotUp
 
 POLL: Final = 0.5
@@ -125,8 +125,13 @@ def pause_while_read(seconds: float) -> None:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
+def lines(event: Event, width: int | None) -> str:
+    """Writes an event for people, wrapped at `width`; None wraps nothing."""
+    return "\n".join(flow.wrapped([line(event)], width))
+
+
 def line(event: Event) -> str:
-    """Writes an event for people."""
+    """Writes an event as one line for people."""
     at = datetime.fromtimestamp(event.unix_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     return f"{at}  {event.kind:12}  {_told(event)}"
 

@@ -161,6 +161,10 @@ class Firewall:
         return [*dict.fromkeys(there + back)]
 
 
+def _network(address: str) -> IPv4Network | IPv6Network:
+    return ip_interface(address).network
+
+
 class Links:
     """Holds this host's links and their addresses, as they were at its making."""
 
@@ -187,6 +191,20 @@ class Links:
         return next(
             (each for name, each in self._held() if name == device and ip_interface(each).network == wanted), ""
         )
+
+    def shared_networks(self, interface: str) -> list[tuple[str, str]]:
+        """Lists networks of an interface that another link has an address of: (the network, the link)."""
+        ours = {
+            network
+            for name, each in self._held()
+            if name == interface and not (network := _network(each)).is_link_local
+        }
+        return [
+            (str(network), name)
+            for name, each in self._held()
+            for network in ours
+            if name != interface and _network(each).prefixlen >= network.prefixlen and ip_interface(each).ip in network
+        ]
 
     def _held(self) -> Iterator[tuple[str, str]]:
         for link in self._links:

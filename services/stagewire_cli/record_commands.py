@@ -80,8 +80,8 @@ def events(
         if sends:
             delivery.to_each(sends, texts, place.advance, warn)
         for event in reader.after(after, follow=following):
-            text = json.dumps(as_json(event, environment.interface)) if as_json_lines else reading.line(event)
-            operands.tell(text)
+            text = json.dumps(as_json(event, environment.interface)) if as_json_lines else ""
+            operands.tell(text or reading.lines(event, operands.width()))
             place.advance(event.id)
 
     try:

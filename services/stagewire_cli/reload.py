@@ -133,4 +133,12 @@ def _note_for_down(
             done_list.undone(DNS)
     elif not interface.dns:
         dns.revert(environment.interface)
-    dns.set_servers(environment.interface, interface.dns, warn, lambda name: done_list.note(DNS, name))
+
+    def failed(text: str) -> None:
+        warn(text)
+        with suppress(OSError):
+            done_list.note_dns_failure(text)
+
+    with suppress(OSError):
+        done_list.note_dns_failure("")
+    dns.set_servers(environment.interface, interface.dns, failed, lambda name: done_list.note(DNS, name))

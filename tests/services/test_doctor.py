@@ -34,6 +34,7 @@ STATUS: dict[str, Any] = {
 }
 WELL = Facts(STATUS, NOW, forwards={4: True, 6: True}, masquerades=True)
 
+HALVES = ["0.0.0.0/1", "10.0.0.0/8", "128.0.0.0/1"]
 CLIENT = replace(WELL, status=STATUS | {"peers": [PEER]})
 """Of a single peer, through which all goes."""
 
@@ -63,6 +64,14 @@ def with_peer(**changes: Any) -> Facts:
         (replace(WELL, masquerades=False), ["no_masquerade"], False),
         (replace(CLIENT, forwards={4: False, 6: False}), [], False),
         (replace(CLIENT, masquerades=False), [], False),
+        (replace(CLIENT, status=STATUS | {"peers": [PEER | {"allowed_ips": HALVES}]}, masquerades=False), [], False),
+        (
+            replace(CLIENT, status=STATUS | {"peers": [PEER | {"allowed_ips": HALVES[1:]}]}, masquerades=False),
+            ["no_masquerade"],
+            False,
+        ),
+        (replace(WELL, dns_failure="DNS is not set: resolvconf says: no"), ["dns_not_set"], True),
+        (replace(WELL, shared_networks=[("10.9.0.0/24", "eth0")]), ["shared_network"], False),
         (
             replace(
                 WELL,

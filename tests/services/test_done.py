@@ -32,6 +32,13 @@ def test_what_was_noted_is_read_and_what_is_undone_is_not(done: DoneList, tmp_pa
     assert DoneList(tmp_path).read() == Done(PLAN, {PRE_UP})
 
 
+def test_why_dns_is_not_set_counts_until_it_is_set_anew(done: DoneList) -> None:
+    done.note_dns_failure("resolvconf says: no")
+    assert done.read() == Done(PLAN, dns_failure="resolvconf says: no")
+    done.note_dns_failure("")
+    assert done.read() == Done(PLAN)
+
+
 def test_a_later_plan_counts_and_the_deeds_stay(done: DoneList) -> None:
     done.note(PRE_UP)
     done.remember(Plan())

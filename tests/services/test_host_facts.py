@@ -45,6 +45,23 @@ def test_what_drops_our_port(monkeypatch: pytest.MonkeyPatch, found: Any, blocks
     assert host_facts.Firewall().blocks(51820) == ([] if blocks is None else [blocks])
 
 
+def test_a_network_that_another_link_has_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {
+        "wg0": ["10.9.0.1/24", "fe80::1/64", "fd00::1/64"], "eth0": ["10.9.0.7/24", "fe80::2/64"],
+        "eth1": ["10.9.0.129/25"], "eth2": ["10.0.0.1/8", "fd00:0:0:1::1/64"],
+    }  # fmt: skip
+    links = [
+        {
+            "ifname": name,
+            "addr_info": [{"local": a, "prefixlen": int(n)} for a, n in (each.split("/") for each in all_)],
+        }
+        for name, all_ in held.items()
+    ]
+    monkeypatch.setattr(host_facts, "asked", lambda *_: links)
+    shared = host_facts.Links().shared_networks("wg0")
+    assert shared == [("10.9.0.0/24", "eth0"), ("10.9.0.0/24", "eth1")], "a wider network leaves ours to us"
+
+
 def meta(key: str, right: str) -> dict[str, Any]:
     return {"match": {"op": "==", "left": {"meta": {"key": key}}, "right": right}}
 

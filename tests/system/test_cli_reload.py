@@ -314,6 +314,23 @@ def test_down_does_as_the_file_said_at_the_last_reload(hub: WgHub) -> None:
     hub.gateway.up()
 
 
+def test_doctor_says_that_dns_is_not_set_until_it_is(hub: WgHub) -> None:
+    stand_in = hub.gateway.config_path.parent.parent / "bin" / "resolvconf"
+    works = stand_in.read_text()
+    stand_in.write_text("#!/bin/sh\ncat >/dev/null; echo no room >&2; exit 1\n")
+    try:
+        edit(hub, ("DNS = 192.0.2.53", "DNS = 192.0.2.54"))
+        hub.gateway.command("reload", hub.name)
+    finally:
+        stand_in.write_text(works)
+    examined = hub.gateway.command("doctor", hub.name, check=False)
+    assert "wrong: DNS is not set: resolvconf says: no room" in examined.stdout
+    assert examined.returncode == 4
+    edit(hub, ("DNS = 192.0.2.53", "DNS = 192.0.2.55"))
+    hub.gateway.command("reload", hub.name)
+    assert "DNS" not in hub.gateway.command("doctor", hub.name, check=False).stdout
+
+
 def test_sighup_has_a_stagewire_run_apply_the_file(network: Topology, lab_directory: Path) -> None:
     hub = Hub(network.b, lab_directory, {"one": Spoke(9)}, "MTU = 1400", name="wg9", port=51990)
     gateway, output = hub.gateway, lab_directory / "output"
