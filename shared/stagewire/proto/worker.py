@@ -218,6 +218,7 @@ class Worker:
 
     def _inbound(self, runs: Iterable[Run], now: float, out: Output) -> None:
         opened: list[bytes] = []
+        limited: dict[Tunnel, None] = {}
         for endpoint, datagrams in runs:
             lone = len(datagrams) == 1
             for receiver, group in ((_receiver(datagrams[0]), datagrams),) if lone else groupby(datagrams, _receiver):
@@ -229,13 +230,17 @@ class Worker:
                     continue
                 tunnel, session = found
                 received = tunnel.receive(session, train, endpoint, now, out)
-                if tunnel.limits is None:
+                if tunnel.limits is not None:
+                    limited[tunnel] = None
+                if tunnel.limits is None or tunnel not in self._diverted:
                     self._deliver(tunnel, received, opened)
                 else:
                     passing: list[bytes] = []
                     self._deliver(tunnel, received, passing)
                     opened += tunnel.limits.from_peer(passing, tunnel.traffic, now)
                 self._agenda.enter(tunnel, tunnel.next_deadline())
+        for tunnel in limited:  # a quota that is used up now ends with the next visit, as in the compiled kernel
+            self._divert(tunnel)
         out.packets += merge.merge(opened, self.takes)
 
     def _deliver(self, tunnel: Tunnel, packets: Iterable[bytes], opened: list[bytes]) -> None:

@@ -71,6 +71,19 @@ def test_a_quota_ends_in_both_at_the_visit_that_uses_it_up() -> None:
     assert 30_000 <= both.compiled.worker.owners.tunnel(NAMES[LIMITED]).tx_bytes + 20_000 < 62_000  # type: ignore[union-attr]
 
 
+def test_a_quota_that_ends_within_a_train_of_many_runs_ends_with_the_visit_in_both() -> None:
+    """The compiled kernel once let the rest of the visit pass alone."""
+    both = limited(cap=30_000)
+    inner = byhand.v4(f"10.0.0.{LIMITED}", size=1000)
+    inner += bytes(-len(inner) % 16)
+    for turn in range(2):
+        runs = [
+            (PLACES[LIMITED], [theirs(LIMITED, 40 * turn + 10 * run + n, inner) for n in range(10)]) for run in range(4)
+        ]
+        both.cipher_in(frame_of(runs))
+    assert both.compiled.counters["quota_reached"] == 40
+
+
 def test_a_quota_that_is_not_used_up_keeps_the_compiled_way() -> None:
     both = limited(cap=10**9)
     both.cipher_in(cipher_train(LIMITED, 0, 20))

@@ -33,6 +33,23 @@ def test_both_kernels_seal_the_same(visits: list[list[list[bytes]]], mtu: int) -
         both.plain_in(*map(frame_of, visit))
 
 
+@pytest.mark.parametrize(
+    ("first", "taken"), [*((each, True) for each in (0, 60)), *((each, False) for each in (6, 43, 44, 51, 58, 59))]
+)
+def test_a_super_packet_behind_another_header_is_judged_the_same(first: int, taken: bool) -> None:
+    """One that said ICMPv6 there once overtook an ICMPv6 packet in the compiled kernel alone."""
+    header, packet = Shape(version=6, payload=bytes(1200), size=400).as_read()
+    packet = addressed(packet, 1)
+    packet = (
+        packet[:4] + (len(packet) - 32).to_bytes(2) + bytes([first]) + packet[7:40] + b"\6\0" + bytes(6) + packet[40:]
+    )
+    said = virtio.unpack_untrusted(header, len(packet))._replace(csum_start=48)
+    lone = addressed(byhand.v6("fd00::1", after=58), 1)
+    both = Both()
+    both.plain_in(frame_of([item(virtio.NONE, lone), item(said.pack(), packet)]))
+    assert bool(both.compiled.counters["outbound_malformed"]) != taken
+
+
 @settings(max_examples=40)
 @given(st.lists(st.tuples(supers(most=60) | LONE, st.integers(0, PEERS - 1)), min_size=1, max_size=14))
 def test_ordinary_trains_are_the_same_frames(shapes: list[tuple[Shape, int]]) -> None:

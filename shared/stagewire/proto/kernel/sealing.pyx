@@ -499,7 +499,12 @@ cdef bint _judged(Item *item, h.VirtioHeader *said) noexcept nogil:
             or h.get16(head + h.V4_FRAGMENT) & (h.MORE_FRAGMENTS | h.FRAGMENT_OFFSET)
         ):
             return False
-    elif item.transport < h.V6_HEADER or (item.transport == h.V6_HEADER and head[h.V6_NEXT] != item.protocol):
+    elif item.transport < h.V6_HEADER:
+        return False
+    elif item.transport == h.V6_HEADER:
+        if head[h.V6_NEXT] != item.protocol:
+            return False
+    elif head[h.V6_NEXT] != h.HOP_BY_HOP and head[h.V6_NEXT] != h.DESTINATION_OPTIONS:
         return False
     item.segment = said.segment_size
     item.headers = item.transport + least

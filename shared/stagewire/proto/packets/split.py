@@ -20,6 +20,8 @@ from stagewire.proto.packets import fields as f
 from stagewire.proto.packets.virtio import BadSuperPacket, VirtioHeader
 
 _PART: Final = f.MORE_FRAGMENTS | f.FRAGMENT_OFFSET
+_OPTIONS: Final = frozenset({f.HOP_BY_HOP, f.DESTINATION_OPTIONS})
+"""Extension headers that a super-packet may begin with; after ROUTING, checksums are those of another destination."""
 _VERSIONS: Final = {f.GSO_TCPV4: (4,), f.GSO_TCPV6: (6,), f.GSO_UDP_L4: (4, 6)}
 
 
@@ -91,7 +93,7 @@ def _judge(said: VirtioHeader, packet: bytes | memoryview) -> SuperPacket:
             or fragment
         ):
             raise BadSuperPacket("not the IPv4 packet that was said")
-    elif transport < f.V6_HEADER or (transport == f.V6_HEADER and packet[f.V6_NEXT] != protocol):
+    elif transport < f.V6_HEADER or packet[f.V6_NEXT] not in ({protocol} if transport == f.V6_HEADER else _OPTIONS):
         raise BadSuperPacket("not the IPv6 packet that was said")
     headers = transport + (least if udp else (packet[transport + f.TCP_DATA_OFFSET] >> 4) * 4)
     if headers < transport + least or headers >= length:
