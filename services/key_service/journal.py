@@ -118,9 +118,14 @@ class Journal:
 
         Raises OSError, and cuts the record off.
         """
-        if self._torn:
-            return  # the rewrite will contain this change
         written = bytearray()
+        if self._torn:  # the next rewrite will contain this change, and one under way may have passed its place
+            if self._since is not None:
+                for frame in _frames(text):
+                    written += frame
+                    yield
+                self._since.append(bytes(written))
+            return
         try:
             self._open()
             for frame in _frames(text):

@@ -109,7 +109,7 @@ class Registry:
 
     def restore(self, text: bytes) -> None:
         """Replays a record of the journal."""
-        for operation in uapi.OperationReader().feed_untrusted(text):
+        for operation in uapi.OperationReader(bounded=False).feed_untrusted(text):
             if isinstance(operation, uapi.Change):
                 self.commit(self.prepare(operation))
 

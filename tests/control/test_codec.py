@@ -13,8 +13,10 @@ from tests.control.spoken import simplest
 
 from stagewire.control import questions, session_keys, telemetry
 from stagewire.control.codec import BadControl, Codec
+from stagewire.control.event import Event
 from stagewire.control.messages import FROM_KEY, FROM_STAGE, TO_STATUS, FromKey, FromStage, ToStatus
 from stagewire.control.questions import VERSION
+from stagewire.control.status import EventsStatus
 
 REASONS = {"control_malformed", "control_of_unknown_version", "control_of_unknown_kind"}
 SETS: list[tuple[Codec[Any], tuple[type, ...]]] = [
@@ -216,3 +218,12 @@ def test_a_number_beyond_64_bits_becomes_the_nearest(number: int, arrives: int) 
     assert FROM_STAGE.unpack_untrusted(FROM_STAGE.pack(message)) == telemetry.PeerTraffic(
         (telemetry.Traffic(bytes(32), arrives, 5),)
     )
+
+
+def test_text_of_a_file_that_is_no_utf_8_arrives_as_its_escape() -> None:
+    """A reload of a file with a hook in Latin-1 once killed key-service, once for each try."""
+
+    def status(changed: str) -> EventsStatus:
+        return EventsStatus((Event("reloaded", 1, changes=(changed, "+ MTU 1400")),), 1, lost=False)
+
+    assert TO_STATUS.unpack_untrusted(TO_STATUS.pack(status("+ PostUp echo \udcfc"))) == status("+ PostUp echo \\udcfc")

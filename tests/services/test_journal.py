@@ -188,6 +188,29 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert records(path) == [b"all of it", b"more"]
 
 
+def test_a_change_that_comes_while_a_rewrite_mends_a_torn_journal_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was once in neither: the rewrite had passed its place."""
+
+    def on_a_full_disk(_descriptor: int, _frame: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    book = Journal(tmp_path / "live")
+    write(book, b"one")
+    with monkeypatch.context() as full:
+        full.setattr(journal, "_write", on_a_full_disk)
+        with pytest.raises(OSError, match="No space"):
+            write(book, b"two")
+    steps = book.rewrite(iter((b"one ", b"and two")))
+    next(steps)
+    write(book, b"three", b" and four")
+    for _ in steps:
+        pass
+    assert records(tmp_path / "live") == [b"one and two", b"three and four"]
+    assert not book.overgrown
+
+
 def test_a_big_change_is_written_in_pieces(tmp_path: Path) -> None:
     def prefixes() -> Iterator[PrefixChange]:
         for number in range(20_000):

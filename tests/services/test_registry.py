@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +12,7 @@ from key_service.delta import Delta
 from key_service.registry import Registry, unconfigured
 from stagewire.config import HostPort, encode_key, public_key
 from stagewire.config.parser import parse
-from stagewire.config.uapi import Change, PeerChange, PrefixChange
+from stagewire.config.uapi import Change, PeerChange, PrefixChange, reader
 from stagewire.proto.endpoint import Endpoint
 
 NONE = bytes(32)
@@ -148,6 +149,17 @@ def test_what_was_remembered_is_taken_up_whole_or_not_at_all() -> None:
     assert registry.peers == {}
     registry.restore(text)
     assert (registry.interface.listen_port, allowed(registry, A)) == (7, ["10.0.0.0/8"])
+
+
+def test_what_many_changes_came_to_is_taken_up_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One change has a bound, their sum has none: a rewritten journal beyond it once left nothing in force."""
+    for bound in ("MAX_ITEMS", "MAX_LINES", "MAX_OPERATION"):
+        monkeypatch.setattr(reader, bound, 3)
+    registry = made()
+    prefixes = [f"10.0.0.{number}/32" for number in range(9)]
+    lines = "".join(f"allowed_ip={prefix}\n" for prefix in prefixes)
+    registry.restore(f"set=1\npublic_key={A.hex()}\n{lines}\n".encode())
+    assert allowed(registry, A) == prefixes
 
 
 # --- against a model ------------------------------------------------------------------------------------------

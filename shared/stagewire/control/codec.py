@@ -39,8 +39,15 @@ class Codec(Generic[M]):
         self._kinds: dict[str, Check] = {kind.__name__: _builder(kind) for kind in kinds}
 
     def pack(self, message: M) -> bytes:
-        """Packs a message. A number beyond 64 bits, which sums of others' counts may reach, becomes the nearest. Hot."""
-        packed: bytes = msgpack.packb([self._version, type(message).__name__, *values(message)], default=_carried)
+        r"""Packs a message. A number beyond 64 bits, which sums of others' counts may reach, becomes the nearest.
+
+        A byte of a file that is no UTF-8, such as in a hook, becomes its escape (`\udcff`). Hot.
+        """
+        parts = [self._version, type(message).__name__, *values(message)]
+        try:
+            packed: bytes = msgpack.packb(parts, default=_carried)
+        except UnicodeEncodeError:
+            packed = msgpack.packb(parts, default=_carried, unicode_errors="backslashreplace")
         return packed
 
     def unpack_untrusted(self, data: bytes) -> M:

@@ -112,14 +112,16 @@ class OperationReader:
     of 64 KiB. hot
     """
 
-    __slots__ = ("_bad", "_closed", "_index_of", "_lines", "_of", "_partial", "_set", "_size")
+    __slots__ = ("_bad", "_bounded", "_closed", "_index_of", "_lines", "_of", "_partial", "_set", "_size")
 
-    def __init__(self, index_of: values.IndexOf = lambda _name: 0) -> None:
+    def __init__(self, index_of: values.IndexOf = lambda _name: 0, *, bounded: bool = True) -> None:
         """Begins a connection.
 
-        `index_of` finds interfaces by name, for zones of link-local endpoints; without it only by number.
+        `index_of` finds interfaces by name, for zones of link-local endpoints; without it only by number. What is not
+        `bounded` is our own: an operation that sums up many may be greater than each of them.
         """
         self._index_of = index_of
+        self._bounded = bounded
         self._partial = b""
         self._closed = False
         self._begin()
@@ -165,7 +167,7 @@ class OperationReader:
         self._size += len(line) + 1
         if len(line) > MAX_LINE:
             return self._too_much(_LONG_LINE)
-        if self._size > MAX_OPERATION or self._lines > MAX_LINES:
+        if self._bounded and (self._size > MAX_OPERATION or self._lines > MAX_LINES):
             return self._too_much(f"more than {MAX_OPERATION} bytes or {MAX_LINES} lines")
         if self._lines == 1:
             return self._take_first(line)
@@ -173,7 +175,7 @@ class OperationReader:
             return self._finish()
         if self._bad is None:
             self._bad = self._take_further(line)
-            if self._set.items > MAX_ITEMS:
+            if self._bounded and self._set.items > MAX_ITEMS:
                 return self._too_much(f"more than {MAX_ITEMS} peers and prefixes")
         return None
 
