@@ -97,8 +97,8 @@ def test_a_faulty_and_replaying_network_lets_no_packet_through_twice(network: To
         with NumberedStream(network.a, network.b, B_INNER[0], rate=2000) as stream:
             until(lambda: stream.received >= 500, 10, "500 packets to arrive")
             overflowed = network.b.udp_overflows()
-            proxy.replay(proxy.recorded("forward")[-400:])
-            proxy.replay(proxy.recorded("forward")[-400:], port=0)
+            proxy.replay(proxy.recorded("forward")[-400:], rate=1000)
+            proxy.replay(proxy.recorded("forward")[-400:], port=0, rate=1000)
             at = stream.received
             until(lambda: stream.received > at + 200, 10, "the stream to go on")
             replayed = stream.finish()

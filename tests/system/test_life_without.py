@@ -135,7 +135,8 @@ def test_a_user_namespace_with_one_uid(lab_directory: Path) -> None:
     gateway.write_config(gateway._config_text)
     inside = f"""
         ip link set lo up
-        {executable("stagewire")} up {gateway.config_path} && {executable("stagewire")} status --json wg0 && ip address
+        {executable("stagewire")} up {gateway.config_path} && {executable("stagewire")} status --json wg0
+        ip address  # in any case: on a busy machine, a service that carries nothing may still be starting
         {executable("stagewire")} down wg0
         echo left: $(ip -o link | grep wg0) $(ps -e -o comm= | grep -c -e service -e supervisord)
     """
