@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from lab.wait import until
-from stagewire.process import holders, slots, spare
+from stagewire import logs
+from stagewire.linux import privileges
+from stagewire.process import giving_back, holders, slots, spare
 
 FREEZERS = (
     ("/sys/fs/cgroup/freezer", "freezer.state", "FROZEN", "THAWED"),
@@ -370,3 +372,22 @@ def test_a_locks_owner_is_searched_for_only_where_the_process_at_the_line_is_sto
         child.wait()
         for each in (reader, writer, watched.process):
             os.close(each)
+
+
+def test_a_spare_is_present_only_once_it_is_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rolling restart ends a holder then: it once waited for a spare that was at its slow part, with low priority."""
+    run = tmp_path / "run"
+    waits = spare.Spare(run, "test", lambda: (), lambda _uid: os.geteuid(), logs.set_up("test", "info"))
+    while_slow: list[object] = []
+
+    def end(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(giving_back, "give_back", lambda: while_slow.append(waits.presence))
+    monkeypatch.setattr(privileges, "be_as_nice_as_parent", lambda: while_slow.append(waits.presence))
+    monkeypatch.setattr(spare.Spare, "_rest", end)
+    (run / "test").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"^$"):
+        waits.wait()
+    assert while_slow == [None, None]
+    assert waits.presence is not None

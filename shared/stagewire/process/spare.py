@@ -119,7 +119,7 @@ class Spare:
         """Returns the slot once this process holds it, with the last holder's descriptors. Raises OSError."""
         try:
             taken = self._wait()
-            self._set_folders_right()
+            self._be_present()
         except OSError:
             # The last copy of a socket would keep its port from other programs, so nothing may stay open.
             for watched in self._watched.values():
@@ -144,6 +144,7 @@ class Spare:
                 privileges.be_as_nice_as_parent()
                 if self._urgent:
                     privileges.go_first()
+                self._be_present()  # only now: a rolling restart ends the holder once a spare is present
                 self._log.info("waits: another process is at work in each slot", pid=os.getpid())
             if taken is None:
                 resting = self._may_rest()
@@ -215,7 +216,6 @@ class Spare:
         for number in numbers:
             watched = self._watched.get(number)
             if watched is None:
-                # The line comes first: a rolling restart ends a holder once a spare is present, and counts on its line.
                 line = self._ask(number)
                 try:
                     watched = self._watched[number] = _Watched(self._slot(number))
@@ -264,10 +264,13 @@ class Spare:
     def _set_folders_right(self) -> None:
         if not (self._run / self._stage).is_dir():
             prepare_folders(self._run, self._stage)
+        if self.presence is not None and not self.presence.in_place():
+            self.presence.renew()
+
+    def _be_present(self) -> None:
+        self._set_folders_right()
         if self.presence is None:
             self.presence = Presence(self._run, self._stage)
-        elif not self.presence.in_place():
-            self.presence.renew()
 
     def _look_at(self, watched: _Watched) -> None:
         if watched.line is None:
