@@ -21,6 +21,7 @@ from stagewire.pipe import trains
 from stagewire.pipe.names import CIPHER_IN, CIPHER_OUT, HANDSHAKE_IN, HANDSHAKE_OUT, SOCKETS
 from stagewire.proto import messages
 from stagewire.proto.cookie import MacSealer
+from stagewire.proto.endpoint import Endpoint
 
 OURS = public_key(bytes(range(32)))
 PORT = 51820
@@ -178,3 +179,13 @@ def far_client(links: Links, conn: Conn, address: str, contacts: str) -> tuple[s
     peer.sendto(transport(), (contacts, PORT))
     ((place, _),) = conn.runs()
     return peer, place
+
+
+class NoWays:
+    """Finds no interface to any endpoint, and so bounds no datagram."""
+
+    def interface(self, _endpoint: Endpoint, _mark: int, _port: int) -> int | None:
+        return None
+
+    def room(self, interface: int, limit: int, *, cut: bool) -> int | None:  # noqa: ARG002
+        return None

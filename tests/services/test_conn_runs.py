@@ -8,8 +8,7 @@ from collections import deque
 from contextlib import closing
 
 import pytest
-from tests.services.conn import PORT, V4, V6, Conn, Links, client, initiation, transport
-from tests.services.test_conn_service import NoWays
+from tests.services.conn import PORT, V4, V6, Conn, Links, NoWays, client, initiation, transport
 
 from conn_service import udp
 from conn_service.outbound import Outbound
