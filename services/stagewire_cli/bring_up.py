@@ -36,7 +36,7 @@ from stagewire_cli import (
     turn,
     unresolved,
 )
-from stagewire_cli.done import DNS, FOLDER, POST_UP, PRE_UP, Done, DoneList, Plan
+from stagewire_cli.done import FOLDER, POST_UP, PRE_UP, Done, DoneList, Plan
 from stagewire_cli.failures import Failed, NotUp
 from stagewire_cli.host_undo import network_of, undo_host
 from stagewire_cli.networks import Identity
@@ -92,7 +92,7 @@ def _up(
         _note(done.note, PRE_UP)
         _run_hooks("PreUp", interface.pre_up, environment)
         start_and_wait(environment, meanwhile, start)
-        _set_servers(environment, interface, done, warn)
+        _note(dns.set_noted, environment.interface, interface.dns, done, warn)
         _note(done.note, POST_UP)
         _run_hooks("PostUp", interface.post_up, environment)
         unresolved.say(environment, warn)
@@ -101,16 +101,6 @@ def _up(
     except BaseException:
         _take_down(environment, done.read(), warn)
         raise
-
-
-def _set_servers(
-    environment: Environment, interface: InterfaceConfig, done: DoneList, warn: Callable[[str], None]
-) -> None:
-    def failed(text: str) -> None:
-        warn(text)
-        _note(done.note_dns_failure, text)
-
-    dns.set_servers(environment.interface, interface.dns, failed, lambda called: _note(done.note, DNS, called))
 
 
 def _say_unconfirmed(environment: Environment, warn: Callable[[str], None]) -> None:

@@ -5,10 +5,12 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from stagewire.config.values import is_server
+from stagewire_cli.done import DNS, DoneList
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 INTERFACE_ORDER: Final = Path("/etc/resolvconf/interface-order")
@@ -50,6 +52,18 @@ def set_servers(
         failed = "neither resolvconf nor resolvectl is installed"
     if failed:
         warn(f"DNS is not set: {failed}")
+
+
+def set_noted(interface: str, entries: Sequence[str], done: DoneList, warn: Callable[[str], None]) -> None:
+    """Sets servers as `set_servers`, and notes what `down` undoes and what `doctor` tells. Raises OSError."""
+
+    def failed(text: str) -> None:
+        warn(text)
+        with suppress(OSError):  # then `doctor` doesn't know
+            done.note_dns_failure(text)
+
+    done.note_dns_failure("")
+    set_servers(interface, entries, failed, lambda name: done.note(DNS, name))
 
 
 def unset_servers(name: str) -> str:

@@ -1,6 +1,7 @@
 """Reads a gateway's events from status-service, in order, and writes each as a line."""
 
 import errno
+import json
 import os
 import select
 import time
@@ -13,7 +14,7 @@ from stagewire import files
 from stagewire.config import values
 from stagewire.config.peer_names import label
 from stagewire.control import query
-from stagewire.control.event import Event
+from stagewire.control.event import Event, as_json
 from stagewire.control.status import EventsStatus
 from stagewire.environment import Environment
 from stagewire.stats import mend_of
@@ -123,6 +124,11 @@ def pause_while_read(seconds: float) -> None:
     output.register(1, 0)  # an error or a hang-up is told in any case
     if output.poll(seconds * 1000):
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def in_json(event: Event, interface: str) -> str:
+    """Writes an event as one line of JSON, in ASCII."""
+    return json.dumps(as_json(event, interface))
 
 
 def lines(event: Event, width: int | None) -> str:

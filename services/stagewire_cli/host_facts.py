@@ -193,12 +193,12 @@ class Links:
         )
 
     def shared_networks(self, interface: str) -> list[tuple[str, str]]:
-        """Lists networks of an interface that another link has an address of: (the network, the link)."""
-        ours = {
-            network
-            for name, each in self._held()
-            if name == interface and not (network := _network(each)).is_link_local
-        }
+        """Lists networks of an interface that another link has an address of: (the network, the link).
+
+        Several tunnels may have one address: a network of a single address counts as none.
+        """
+        ours = {_network(each) for name, each in self._held() if name == interface}
+        ours = {network for network in ours if network.num_addresses > 1 and not network.is_link_local}
         return [
             (str(network), name)
             for name, each in self._held()

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from stagewire.control.event import KINDS, as_json
+from stagewire.control.event import KINDS
 from stagewire.environment import Environment
 from stagewire_cli import completion, operands
 from stagewire_cli.failures import Failed
@@ -75,13 +75,13 @@ def events(
 
         def texts() -> Iterator[tuple[int, bytes]]:
             for event in reader.after(after, follow=True):
-                yield event.id, json.dumps(as_json(event, environment.interface)).encode()
+                yield event.id, reading.in_json(event, environment.interface).encode()
 
         if sends:
             delivery.to_each(sends, texts, place.advance, warn)
         for event in reader.after(after, follow=following):
-            text = json.dumps(as_json(event, environment.interface)) if as_json_lines else ""
-            operands.tell(text or reading.lines(event, operands.width()))
+            named = environment.interface
+            operands.tell(reading.in_json(event, named) if as_json_lines else reading.lines(event, operands.width()))
             place.advance(event.id)
 
     try:

@@ -133,12 +133,7 @@ def _note_for_down(
             done_list.undone(DNS)
     elif not interface.dns:
         dns.revert(environment.interface)
-
-    def failed(text: str) -> None:
-        warn(text)
-        with suppress(OSError):
-            done_list.note_dns_failure(text)
-
-    with suppress(OSError):
-        done_list.note_dns_failure("")
-    dns.set_servers(environment.interface, interface.dns, failed, lambda name: done_list.note(DNS, name))
+    try:
+        dns.set_noted(environment.interface, interface.dns, done_list, warn)
+    except OSError as error:
+        warn(f"DNS is not set: `down` could not undo it, as it can't be noted ({error.strerror})")

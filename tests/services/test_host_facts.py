@@ -47,8 +47,8 @@ def test_what_drops_our_port(monkeypatch: pytest.MonkeyPatch, found: Any, blocks
 
 def test_a_network_that_another_link_has_too(monkeypatch: pytest.MonkeyPatch) -> None:
     held = {
-        "wg0": ["10.9.0.1/24", "fe80::1/64", "fd00::1/64"], "eth0": ["10.9.0.7/24", "fe80::2/64"],
-        "eth1": ["10.9.0.129/25"], "eth2": ["10.0.0.1/8", "fd00:0:0:1::1/64"],
+        "wg0": ["10.9.0.1/24", "fe80::1/64", "fd00::1/64", "10.8.0.1/32"], "eth0": ["10.9.0.7/24", "fe80::2/64"],
+        "eth1": ["10.9.0.129/25"], "wg1": ["10.8.0.1/32"], "eth2": ["10.0.0.1/8", "fd00:0:0:1::1/64"],
     }  # fmt: skip
     links = [
         {

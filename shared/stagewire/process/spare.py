@@ -144,7 +144,8 @@ class Spare:
                 privileges.be_as_nice_as_parent()
                 if self._urgent:
                     privileges.go_first()
-                self._be_present()  # only now: a rolling restart ends the holder once a spare is present
+                # Last: a rolling restart ends a holder once a spare is present, and counts on its line and its priority.
+                self._be_present()
                 self._log.info("waits: another process is at work in each slot", pid=os.getpid())
             if taken is None:
                 resting = self._may_rest()
@@ -216,15 +217,8 @@ class Spare:
         for number in numbers:
             watched = self._watched.get(number)
             if watched is None:
-                line = self._ask(number)
-                try:
-                    watched = self._watched[number] = _Watched(self._slot(number))
-                except OSError:
-                    if line is not None:
-                        self._poll.unregister(line)
-                        line.close()
-                    raise
-                self._connect(watched, line)
+                watched = self._watched[number] = _Watched(self._slot(number))
+                self._connect(watched, self._ask(number))
             elif not watched.slot.in_place():
                 # The descriptors stay good, and so does the line: its end still tells that the holder is gone.
                 lost.append(watched.slot)

@@ -93,7 +93,9 @@ def _judge(said: VirtioHeader, packet: bytes | memoryview) -> SuperPacket:
             or fragment
         ):
             raise BadSuperPacket("not the IPv4 packet that was said")
-    elif transport < f.V6_HEADER or packet[f.V6_NEXT] not in ({protocol} if transport == f.V6_HEADER else _OPTIONS):
+    elif transport < f.V6_HEADER or not (
+        packet[f.V6_NEXT] == protocol if transport == f.V6_HEADER else packet[f.V6_NEXT] in _OPTIONS
+    ):
         raise BadSuperPacket("not the IPv6 packet that was said")
     headers = transport + (least if udp else (packet[transport + f.TCP_DATA_OFFSET] >> 4) * 4)
     if headers < transport + least or headers >= length:
