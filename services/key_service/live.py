@@ -41,6 +41,7 @@ from stagewire.control.messages import (
     Listening,
     SendingExpired,
     SendStaged,
+    SocketSettings,
 )
 from stagewire.logs import Log
 from stagewire.loop import boot_time
@@ -67,6 +68,17 @@ class Task:
     whole: bool = False
     said: Callable[[str], None] = lambda _line: None
     made: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """Holds what conn-service, host-service (its sockets, its network) and workers are told besides peers."""
+
+    conn: ConnSettings
+    sockets: SocketSettings
+    network: HostSettings
+    rekey: float
+    """s"""
 
 
 class LiveConfiguration:
@@ -281,7 +293,7 @@ class LiveConfiguration:
         # A stage that says hello in between gets a whole snapshot; repeated messages change nothing.
         for _ in self._tell(delta, host=not (tried and task.whole)):
             yield
-        self._tell_settings(before, host=not tried, sockets=not tried and verdict is not None)
+        self._tell_settings(before, host=not tried, again=verdict is not None)
         self._log.info(
             "configuration changed", peers=len(self.registry.peers), changed=len(delta.peers), gone=len(delta.gone)
         )
@@ -308,21 +320,25 @@ class LiveConfiguration:
         if key_dropped:  # the change itself may have held it until now
             self._on_key_dropped(boot_time())
 
-    def _settings(self) -> tuple[ConnSettings, HostSettings, float]:
-        """Returns the settings of conn- and host-service, and the rekey interval (s)."""
+    def _settings(self) -> _Settings:
         announcer, interface = self._announcer, self.registry.interface
-        host = announcer.host_settings(interface, self.registry.peers)
-        return announcer.conn_settings(), host, interface.rekey_after_time
+        return _Settings(
+            announcer.conn_settings(),
+            announcer.socket_settings(interface),
+            announcer.host_settings(interface, self.registry.peers),
+            interface.rekey_after_time,
+        )
 
-    def _tell_settings(self, before: tuple[ConnSettings, HostSettings, float], *, host: bool, sockets: bool) -> None:
-        conn, settings, rekey = self._settings()
-        if sockets:
-            self._hub.tell("host", 0, self._announcer.socket_settings(self.registry.interface))
-        if host and (sockets or settings != before[1]):
-            self._hub.tell("host", 0, settings)
-        if conn != before[0]:
-            self._hub.tell("conn", 0, conn)
-        if rekey != before[2]:
+    def _tell_settings(self, before: _Settings, *, host: bool, again: bool) -> None:
+        """Tells each stage its settings that have changed, but host-service only if `host`. `again`: all of its own."""
+        now = self._settings()
+        if host and (again or now.sockets != before.sockets):
+            self._hub.tell("host", 0, now.sockets)
+        if host and (again or now.network != before.network):
+            self._hub.tell("host", 0, now.network)
+        if now.conn != before.conn:
+            self._hub.tell("conn", 0, now.conn)
+        if now.rekey != before.rekey:
             self.tell_workers()
 
     def _rewrite(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.services.test_live import FILE, PRIVATE, A, B, House, apply, peer, remember
+from tests.services.live import FILE, PRIVATE, A, B, House, apply, peer, remember
 
 from key_service import journal, live
 from key_service.registry import Registry

@@ -7,9 +7,8 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
-from tests.services import test_live
 from tests.services.host_kept import Kept
-from tests.services.test_live import A, B, House, apply
+from tests.services.live import A, B, House, apply, peer
 
 from host_service import firewall
 from host_service.ground import Wanted
@@ -145,7 +144,7 @@ class Refused(House):
         if whole:
             apply(self, "\n[Peer]".join(each for each in FILE.split("\n[Peer]") if encode_key(key) not in each))
         else:
-            self.change(test_live.peer(key, remove=True))
+            self.change(peer(key, remove=True))
 
 
 @pytest.fixture

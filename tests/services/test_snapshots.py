@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from tests.services.live import A, B, House, HubStandIn
 from tests.services.test_announce import announcer, made
-from tests.services.test_live import A, B, House, HubStandIn
 
 from key_service import live, snapshots
 from key_service.hub import Member
