@@ -33,7 +33,7 @@ from stagewire.proto.kernel.choice import SessionMaker
 from stagewire.proto.session import Session
 
 VERSION: Final = 2
-BATCH: Final = 8
+BATCH: Final = 24
 """Sessions in a packet at most. A full packet leaves before the turn's end, so that its peers need not wait."""
 _PACKET: Final = 4096
 _KEYS: Final = 2 * c.KEY_LENGTH

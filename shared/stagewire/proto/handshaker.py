@@ -13,8 +13,7 @@ Rules:
 Every method returns effects; the caller carries them out in their order.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from stagewire.proto import constants as c
@@ -45,14 +44,19 @@ class _HeldResponse:
     until: float
 
 
-@contextmanager
-def _about(peer: Peer) -> Iterator[None]:
+class _About:
     """Adds the peer to a refusal that doesn't know it."""
-    try:
-        yield
-    except BadMessage as bad:
-        bad.public_key = peer.public_key
-        raise
+
+    __slots__ = ("_peer",)
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, BadMessage):
+            error.public_key = self._peer.public_key
 
 
 class Handshaker:
@@ -274,7 +278,7 @@ class Handshaker:
         if peer is None:
             raise BadMessage("unknown_peer", opened.public_key)
         remote = peer.remote(self._identity)
-        with _about(peer):
+        with _About(peer):
             initiation = handshake.authenticate_untrusted(opened, remote)
         # Any twelve bytes that grow will do: some implementations have no clock and count.
         peer.require_newer(initiation.timestamp, peer.latest_initiation, "initiation_replayed")
@@ -308,7 +312,7 @@ class Handshaker:
         peer = self._owner_of_index.get(message.receiver)
         if peer is None or peer.sent is None or peer.sent.sender != message.receiver:
             raise BadMessage("unknown_response")
-        with _about(peer):
+        with _About(peer):
             keys, timestamp = handshake.read_response_untrusted(
                 self.identity, peer.remote(self._identity), peer.sent, message, stamped=peer.stamped
             )
@@ -342,7 +346,7 @@ class Handshaker:
         peer = self._owner_of_index.get(message.receiver)
         if peer is None:
             raise BadMessage("unknown_cookie_reply")
-        with _about(peer):
+        with _About(peer):
             peer.macs.accept_cookie_reply(message, now)
         self._count_for("cookie_asked", peer, size)
 
